@@ -1,0 +1,22 @@
+//! Devices our packet programs sit on. The key is the interface index (`u32`).
+
+/// What a program must know about the device a packet came in on.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Device {
+    /// [`POD`] or [`UPLINK`].
+    pub role: u32,
+    /// Interface index of the bridge this device is a port of, or 0.
+    pub bridge: u32,
+    /// Length of the link-layer header: 14, or 0 on devices without one (tun, WireGuard).
+    pub header_length: u32,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// Host side of a pod's veth.
+pub const POD: u32 = 1;
+/// The way to other hosts.
+pub const UPLINK: u32 = 2;
+
+crate::assert_layout!(Device = 16);

@@ -1,0 +1,81 @@
+//! Flows of the packet path.
+
+use super::family::Family;
+
+/// One direction of a flow, as its packets look when the program meets them.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct FlowKey<F: Family> {
+    /// Source address.
+    pub source: F::Addr,
+    /// Destination address.
+    pub destination: F::Addr,
+    /// Source port, host order.
+    pub source_port: u16,
+    /// Destination port, host order.
+    pub destination_port: u16,
+    /// [`super::TCP`], [`super::UDP`] or [`super::SCTP`].
+    pub protocol: u8,
+    /// [`POD`] or [`OUTSIDE`]: an entry is used only on the side where it was made.
+    pub scope: u8,
+    /// Zero.
+    pub zero: u16,
+}
+
+/// Scope: met on a pod-facing device.
+pub const POD: u8 = 1;
+/// Scope: met on an uplink.
+pub const OUTSIDE: u8 = 2;
+
+/// What to make of a packet under the forward key; replies get the inverse.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Flow<F: Family> {
+    /// Source address after translation.
+    pub new_source: F::Addr,
+    /// Destination address after translation.
+    pub new_destination: F::Addr,
+    /// Source port after translation, host order.
+    pub new_source_port: u16,
+    /// Destination port after translation, host order.
+    pub new_destination_port: u16,
+    /// Lifetime state: constants of [`crate::abi::flow`], `TCP_*` and `UDP_*`.
+    pub state: u8,
+    /// Bits of this module.
+    pub flags: u8,
+    /// Zero.
+    pub zero: u16,
+    /// Service port id.
+    pub service: u32,
+    /// Endpoint id.
+    pub endpoint: u32,
+    /// Endpoint generation at selection; a UDP flow whose endpoint moved on picks anew.
+    pub endpoint_generation: u32,
+    /// Last packet in either direction, seconds; written at most once a second.
+    pub last_seen: u32,
+    /// First packet, seconds.
+    pub created: u32,
+}
+
+/// The endpoint is the client itself: translated packets go back out of the device they came from.
+pub const HAIRPIN: u8 = 1;
+/// The entry of a hairpin flow's replies, which also arrive on ingress.
+pub const HAIRPIN_REPLY: u8 = 2;
+
+/// State: only the client has spoken.
+pub const NEW: u8 = 0;
+/// State: both sides have spoken.
+pub const ESTABLISHED: u8 = 1;
+/// State (TCP): the client sent FIN.
+pub const CLIENT_CLOSED: u8 = 2;
+/// State (TCP): the endpoint sent FIN.
+pub const ENDPOINT_CLOSED: u8 = 3;
+/// State (TCP): both sent FIN, or one sent RST.
+pub const CLOSED: u8 = 4;
+
+crate::assert_layout!(
+    FlowKey<super::family::V4> = 16,
+    FlowKey<super::family::V6> = 40,
+    Flow<super::family::V4> = 36,
+    Flow<super::family::V6> = 60,
+);

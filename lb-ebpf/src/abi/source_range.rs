@@ -1,0 +1,23 @@
+//! `loadBalancerSourceRanges` (spec H1-H5), one trie for all service ports.
+
+/// Trie key. `prefix_length` counts from the first bit of `service`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct SourceRangeKey {
+    /// 32 + the prefix length of the range (an IPv4 range counts as its mapped IPv6 one: +96).
+    pub prefix_length: u32,
+    /// Service port id, big endian as a trie compares bytes.
+    pub service: [u8; 4],
+    /// Address as 16 bytes.
+    pub address: [u8; 16],
+}
+
+/// Present means allowed.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SourceRange {
+    /// One.
+    pub allowed: u32,
+}
+
+crate::assert_layout!(SourceRangeKey = 24, SourceRange = 4);
