@@ -146,6 +146,7 @@ fn remembered<F: Tables>(
             endpoint_generation: choice.generation,
             service: frontend.service,
             last_used: now,
+            timeout: frontend.affinity_seconds,
         };
         if AFFINITY.insert(key, record, 0).is_err() {
             count(counter::AFFINITY_FULL);
