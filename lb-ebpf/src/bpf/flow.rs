@@ -129,7 +129,7 @@ pub(crate) fn lives<F: Tables>(
     flags: u8,
     now: u32,
 ) -> bool {
-    if now.wrapping_sub(flow.last_seen) > timeout(settings, protocol, flow.state) {
+    if now.saturating_sub(flow.last_seen) > timeout(settings, protocol, flow.state) {
         return false;
     }
     match protocol {
@@ -248,7 +248,7 @@ impl<F: Tables> Work<F> {
             return Opening::Done;
         }
         if find(&self.forward, &mut self.other).is_some() && answers(&self.reply, &self.other) {
-            let resting = now.wrapping_sub(self.other.last_seen);
+            let resting = now.saturating_sub(self.other.last_seen);
             if resting <= timeout(settings, self.key.protocol, self.other.state)
                 && self.other.state < CLOSED
             {

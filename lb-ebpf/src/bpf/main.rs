@@ -18,6 +18,7 @@ mod select;
 mod skb;
 mod socket;
 mod source_range;
+mod sweep;
 mod work;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
@@ -83,7 +84,7 @@ fn pod_egress(ctx: TcContext) -> i32 {
 
 #[classifier]
 fn sweep_arm(_ctx: TcContext) -> i32 {
-    NEXT
+    sweep::arm()
 }
 
 #[panic_handler]
