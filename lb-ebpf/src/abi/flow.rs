@@ -26,6 +26,9 @@ pub struct FlowKey<F: Family> {
 pub const POD: u8 = 1;
 /// Scope: met on an uplink.
 pub const OUTSIDE: u8 = 2;
+/// Scope of the two further entries of a masqueraded flow: what leaves towards the endpoint and still carries
+/// the client's address, and what comes back from it to this node's.
+pub const MASQUERADED: u8 = 3;
 
 /// What to make of a packet under the forward key; replies get the inverse.
 #[repr(C, align(4))]
@@ -76,6 +79,9 @@ pub fn key_check<F: Family>(key: &FlowKey<F>) -> u32 {
 pub const HAIRPIN: u8 = 1;
 /// The endpoint is on this node.
 pub const LOCAL_ENDPOINT: u8 = 2;
+/// `new_source` is an address of this node. Where the flow is met only its port is put in; the address follows
+/// on egress of the device the packet leaves by, so that the host's stack sees client and endpoint.
+pub const MASQUERADE: u8 = 4;
 
 /// State: only the client has spoken.
 pub const NEW: u8 = 0;

@@ -7,7 +7,8 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use core::ptr::{copy_nonoverlapping, read_volatile, write_volatile};
 use lb_ebpf::abi::endpoint;
 use lb_ebpf::abi::flow::{
-    CLIENT_CLOSED, CLOSED, Flow, FlowKey, HAIRPIN, LOCAL_ENDPOINT, NEW, key_check,
+    CLIENT_CLOSED, CLOSED, Flow, FlowKey, HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, MASQUERADED, NEW,
+    POD, key_check,
 };
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{FLOW_SHARDS, TCP, UDP, counter};
@@ -23,7 +24,7 @@ use crate::work::Work;
 const IF_ABSENT: u64 = 1;
 
 /// Other source ports tried when the client's own is taken.
-const PORT_TRIES: u32 = 8;
+const PORT_TRIES: u32 = 4;
 
 /// Where a record lies in its table.
 #[derive(Clone, Copy)]
@@ -31,6 +32,7 @@ pub(crate) struct Place<F: Tables>(*mut Flow<F>);
 
 /// Why a flow could not be opened.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub(crate) enum Opening {
     Done,
     /// The reply key belongs to a live flow.
@@ -47,7 +49,11 @@ pub(crate) fn slot(check: u32) -> u32 {
 #[inline(always)]
 pub(crate) fn write_reply_key<F: Tables>(out: &mut FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) {
     out.source = flow.new_destination;
-    out.destination = flow.new_source;
+    out.destination = if flow.flags & MASQUERADE != 0 {
+        key.source
+    } else {
+        flow.new_source
+    };
     out.source_port = flow.new_destination_port;
     out.destination_port = flow.new_source_port;
     out.protocol = key.protocol;
@@ -55,13 +61,77 @@ pub(crate) fn write_reply_key<F: Tables>(out: &mut FlowKey<F>, flow: &Flow<F>, k
     out.zero = 0;
 }
 
-/// Whether `reply` is the reply key of a flow.
+/// Writes the key of a masqueraded flow's packets as they leave, the client's address still in them.
 #[inline(always)]
-fn answers<F: Tables>(reply: &FlowKey<F>, flow: &Flow<F>) -> bool {
+fn write_leaving_key<F: Tables>(out: &mut FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) {
+    out.source = key.source;
+    out.destination = flow.new_destination;
+    out.source_port = flow.new_source_port;
+    out.destination_port = flow.new_destination_port;
+    out.protocol = key.protocol;
+    out.scope = MASQUERADED;
+    out.zero = 0;
+}
+
+/// Writes the key of a masqueraded flow's replies as they come in, addressed to this node.
+#[inline(always)]
+fn write_returning_key<F: Tables>(out: &mut FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) {
+    out.source = flow.new_destination;
+    out.destination = flow.new_source;
+    out.source_port = flow.new_destination_port;
+    out.destination_port = flow.new_source_port;
+    out.protocol = key.protocol;
+    out.scope = MASQUERADED;
+    out.zero = 0;
+}
+
+/// Whether `reply` is one of the flow's further keys. The entry that led here may have been reused.
+#[inline(always)]
+fn answers<F: Tables>(reply: &FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) -> bool {
+    if reply.scope == MASQUERADED
+        && reply.source == key.source
+        && reply.destination == flow.new_destination
+    {
+        // The packets as they leave.
+        return reply.source_port == flow.new_source_port
+            && reply.destination_port == flow.new_destination_port;
+    }
+    let masqueraded = flow.flags & MASQUERADE != 0;
+    let destination = if masqueraded && reply.scope != MASQUERADED {
+        key.source
+    } else {
+        flow.new_source
+    };
     reply.source == flow.new_destination
-        && reply.destination == flow.new_source
+        && reply.destination == destination
         && reply.source_port == flow.new_destination_port
         && reply.destination_port == flow.new_source_port
+}
+
+/// Removes an entry of the reply table if it names `key`.
+#[inline(always)]
+fn release<F: Tables>(reply: &FlowKey<F>, key: &FlowKey<F>) {
+    if let Some(table) = F::replies().get(slot(key_check(reply))) {
+        if let Some(entry) = table.get_ptr(reply) {
+            // SAFETY: an element of the table; if it changed hands just now the comparison fails.
+            if unsafe { *entry == *key } {
+                let _ = table.remove(reply);
+            }
+        }
+    }
+}
+
+/// Removes the reply entries of a flow. `reply` is overwritten.
+#[inline(never)]
+pub(crate) fn release_replies<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut FlowKey<F>) {
+    write_reply_key(reply, flow, key);
+    release(reply, key);
+    if flow.flags & MASQUERADE != 0 {
+        write_leaving_key(reply, flow, key);
+        release(reply, key);
+        write_returning_key(reply, flow, key);
+        release(reply, key);
+    }
 }
 
 /// Copies the record under `key`, live or not, to `out`.
@@ -77,22 +147,14 @@ pub(crate) fn find<F: Tables>(key: &FlowKey<F>, out: &mut Flow<F>) -> Option<Pla
     (read == check).then_some(Place(at))
 }
 
-/// Removes a flow: first the record, so that nobody finds half a flow, then the reply entry if it still names
-/// it. `reply` is overwritten.
+/// Removes a flow: first the record, so that nobody finds half a flow, then the entries that name it. `reply`
+/// is overwritten.
 #[inline(always)]
 pub(crate) fn remove<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut FlowKey<F>) {
     if let Some(table) = F::flows().get(slot(key_check(key))) {
         let _ = table.remove(key);
     }
-    write_reply_key(reply, flow, key);
-    if let Some(table) = F::replies().get(slot(key_check(reply))) {
-        if let Some(entry) = table.get_ptr(&*reply) {
-            // SAFETY: an element of the table; if it changed hands just now the comparison fails.
-            if unsafe { *entry == *key } {
-                let _ = table.remove(&*reply);
-            }
-        }
-    }
+    release_replies(key, flow, reply);
 }
 
 impl<F: Tables> Place<F> {
@@ -170,18 +232,27 @@ impl<F: Tables> Work<F> {
         // SAFETY: an element of the table; whether the copy is whole shows in the record it leads to.
         unsafe { copy_nonoverlapping(entry, &raw mut self.forward, 1) };
         let place = find(&self.forward, &mut self.flow)?;
-        answers(&self.reply, &self.flow).then_some(place)
+        answers(&self.reply, &self.flow, &self.forward).then_some(place)
     }
 
-    /// Opens a flow for the packet's key towards a chosen endpoint. On [`Opening::Done`], `flow` is the record
-    /// in force: ours, or that of another CPU that opened the same flow first.
+    /// Opens a flow for the packet's key towards a chosen endpoint, masqueraded as `masquerade_address` if
+    /// that is wanted. On [`Opening::Done`], `flow` is the record in force: ours, or that of another CPU that
+    /// opened the same flow first.
     #[inline(always)]
-    pub(crate) fn open(&mut self, choice: &Choice<F>, settings: &Settings, now: u32) -> Opening {
+    pub(crate) fn open(
+        &mut self,
+        choice: &Choice<F>,
+        settings: &Settings,
+        now: u32,
+        masquerade: bool,
+    ) -> Opening {
         let chosen = &choice.endpoint;
-        let hairpin = chosen.address == self.key.source;
+        let hairpin = chosen.address == self.key.source && self.key.scope == POD;
         let flow = &mut self.flow;
         flow.new_source = if hairpin {
             self.key.destination
+        } else if masquerade {
+            self.masquerade_address
         } else {
             self.key.source
         };
@@ -189,7 +260,13 @@ impl<F: Tables> Work<F> {
         flow.new_source_port = self.key.source_port;
         flow.new_destination_port = chosen.port;
         flow.state = NEW;
-        flow.flags = if hairpin { HAIRPIN } else { 0 };
+        flow.flags = if hairpin {
+            HAIRPIN
+        } else if masquerade {
+            MASQUERADE
+        } else {
+            0
+        };
         if chosen.flags & endpoint::LOCAL != 0 {
             flow.flags |= LOCAL_ENDPOINT;
         }
@@ -200,17 +277,20 @@ impl<F: Tables> Work<F> {
         flow.last_seen = now;
         flow.created = now;
         flow.check = key_check(&self.key);
-        let claimed = self.claim_reply(settings, now);
-        if claimed != Opening::Done {
-            return claimed;
+        if flow.flags & MASQUERADE == 0 {
+            write_reply_key(&mut self.reply, &self.flow, &self.key);
+            match self.claim(settings, now) {
+                Opening::Done => return self.enter(),
+                Opening::Full => return Opening::Full,
+                Opening::Taken => count(counter::REPLY_CONFLICT),
+            }
         }
-        self.enter()
+        self.open_with_other_port(settings, now)
     }
 
-    /// As [`Self::open`] once more, with another source port, after the client's own turned out to be taken.
+    /// Looks for a source port from the pool, and opens the flow with it.
     #[inline(always)]
-    pub(crate) fn open_with_other_port(&mut self, settings: &Settings, now: u32) -> Opening {
-        count(counter::REPLY_CONFLICT);
+    fn open_with_other_port(&mut self, settings: &Settings, now: u32) -> Opening {
         let first = settings.nat_port_first;
         let size = u32::from(settings.nat_port_last.wrapping_sub(first)) + 1;
         if first == 0 {
@@ -221,7 +301,7 @@ impl<F: Tables> Work<F> {
         let mut offset = ((random * u64::from(size)) >> 32) as u32;
         for _ in 0..PORT_TRIES {
             self.flow.new_source_port = first.wrapping_add(offset as u16);
-            if self.claim_reply(settings, now) == Opening::Done {
+            if self.claim_all(settings, now) {
                 return self.enter();
             }
             offset = if offset + 1 < size { offset + 1 } else { 0 };
@@ -229,10 +309,32 @@ impl<F: Tables> Work<F> {
         Opening::Full
     }
 
-    /// Enters the flow's reply key. One held by a flow that is gone or closing is taken over.
+    /// Claims every reply key of the flow, or none.
     #[inline(always)]
-    fn claim_reply(&mut self, settings: &Settings, now: u32) -> Opening {
+    fn claim_all(&mut self, settings: &Settings, now: u32) -> bool {
         write_reply_key(&mut self.reply, &self.flow, &self.key);
+        if self.claim(settings, now) != Opening::Done {
+            return false;
+        }
+        if self.flow.flags & MASQUERADE == 0 {
+            return true;
+        }
+        write_returning_key(&mut self.reply, &self.flow, &self.key);
+        if self.claim(settings, now) == Opening::Done {
+            write_leaving_key(&mut self.reply, &self.flow, &self.key);
+            if self.claim(settings, now) == Opening::Done {
+                return true;
+            }
+        }
+        release_replies(&self.key, &self.flow, &mut self.reply);
+        false
+    }
+
+    /// Enters `reply`. An entry held by a flow that is gone or closing is taken over.
+    ///
+    /// Out of line, as it is called from several places and is large.
+    #[inline(never)]
+    fn claim(&mut self, settings: &Settings, now: u32) -> Opening {
         let Some(table) = F::replies().get(slot(key_check(&self.reply))) else {
             return Opening::Full;
         };
@@ -247,7 +349,9 @@ impl<F: Tables> Work<F> {
         if self.forward == self.key {
             return Opening::Done;
         }
-        if find(&self.forward, &mut self.other).is_some() && answers(&self.reply, &self.other) {
+        if find(&self.forward, &mut self.other).is_some()
+            && answers(&self.reply, &self.other, &self.forward)
+        {
             let resting = now.saturating_sub(self.other.last_seen);
             if resting <= timeout(settings, self.key.protocol, self.other.state)
                 && self.other.state < CLOSED
@@ -265,7 +369,7 @@ impl<F: Tables> Work<F> {
         }
     }
 
-    /// Enters the record under the packet's key, after its reply key.
+    /// Enters the record under the packet's key, after its reply keys.
     #[inline(always)]
     fn enter(&mut self) -> Opening {
         let Some(table) = F::flows().get(slot(self.flow.check)) else {
@@ -275,14 +379,15 @@ impl<F: Tables> Work<F> {
             count(counter::FLOW_CREATED);
             return Opening::Done;
         }
-        // Another CPU was first, or the table is full: our reply entry must go, unless it is also the other's.
-        let winner = find(&self.key, &mut self.flow).is_some();
-        if winner && answers(&self.reply, &self.flow) {
-            return Opening::Done;
+        // Another CPU was first, or the table is full: our entries must go, unless they are also the other's.
+        if find(&self.key, &mut self.other).is_none() {
+            release_replies(&self.key, &self.flow, &mut self.reply);
+            return Opening::Full;
         }
-        if let Some(table) = F::replies().get(slot(key_check(&self.reply))) {
-            let _ = table.remove(&self.reply);
+        if !answers(&self.reply, &self.other, &self.key) {
+            release_replies(&self.key, &self.flow, &mut self.reply);
         }
-        if winner { Opening::Done } else { Opening::Full }
+        self.flow = self.other;
+        Opening::Done
     }
 }

@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use core::mem::zeroed;
 use core::ptr::read_volatile;
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT};
+use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT, MASQUERADE};
 
 use crate::maps::{DEVICES, Tables};
 use crate::rewrite::{End, Rewrite, rewrite};
@@ -21,6 +21,11 @@ const AF_INET6: u8 = 10;
 pub(crate) fn to_endpoint<F: Rewrite + Route>(skb: Skb) -> i32 {
     let Some(work) = F::work() else { return DROP };
     let (network, transport, flow) = (&work.network, &work.transport, &work.flow);
+    let source = if flow.flags & MASQUERADE != 0 {
+        network.source
+    } else {
+        flow.new_source
+    };
     if !rewrite(
         &skb,
         network,
@@ -33,7 +38,7 @@ pub(crate) fn to_endpoint<F: Rewrite + Route>(skb: Skb) -> i32 {
         network,
         transport,
         End::Source,
-        flow.new_source,
+        source,
         flow.new_source_port,
     ) {
         return DROP;

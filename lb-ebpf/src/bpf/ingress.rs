@@ -154,11 +154,7 @@ fn new_flow<F: Answer + ServiceCidrs>(skb: Skb) -> i32 {
         }
         Verdict::Translate => {}
     }
-    let mut opening = work.open(&choice, settings, now);
-    if opening == Opening::Taken {
-        opening = work.open_with_other_port(settings, now);
-    }
-    if opening != Opening::Done {
+    if work.open(&choice, settings, now, false) != Opening::Done {
         count(counter::FLOW_TABLE_FULL);
         return DROP;
     }

@@ -5,20 +5,21 @@
 
 use aya_ebpf::bindings::bpf_timer;
 use aya_ebpf::helpers::generated::{
-    bpf_for_each_map_elem, bpf_timer_init, bpf_timer_set_callback, bpf_timer_start,
+    bpf_for_each_map_elem, bpf_map_delete_elem, bpf_timer_init, bpf_timer_set_callback,
+    bpf_timer_start,
 };
 use core::ffi::c_void;
 use core::ptr::{addr_of_mut, read_volatile};
 use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
 use lb_ebpf::abi::family::{V4, V6};
-use lb_ebpf::abi::flow::{Flow, FlowKey, key_check};
+use lb_ebpf::abi::flow::{Flow, FlowKey};
 use lb_ebpf::abi::fragment::{self, Fragment, FragmentKey};
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::socket::{SocketMore, SocketMoreKey};
 use lb_ebpf::abi::{FLOW_SHARDS, counter};
 use lb_ebpf::tcp_state::timeout;
 
-use crate::flow::{slot, write_reply_key};
+use crate::flow::{release_replies, slot};
 use crate::lookup::{now, settings};
 use crate::maps::{AFFINITY, FRAGMENTS, SOCKET_MORE, SWEEPER, Sweeper, Tables};
 use crate::report::count;
@@ -161,21 +162,13 @@ unsafe extern "C" fn flow<F: Tables>(
         if !spend(walk) {
             return STOP;
         }
-        let mut reply = FlowKey::<F>::default();
-        write_reply_key(&mut reply, &*flow, &*key);
-        let mut forward = FlowKey::<F>::default();
-        core::ptr::copy_nonoverlapping(key, &raw mut forward, 1);
-        aya_ebpf::helpers::generated::bpf_map_delete_elem(
-            table,
-            (&raw const forward).cast_mut().cast(),
-        );
-        if let Some(replies) = F::replies().get(slot(key_check(&reply))) {
-            if let Some(entry) = replies.get_ptr(&reply) {
-                if *entry == forward {
-                    let _ = replies.remove(&reply);
-                }
-            }
-        }
+        // The element is gone once deleted; its reply keys are worked out from a copy. Timers run in softirq,
+        // as packet programs do, so the working memory is free.
+        let Some(work) = F::work() else { return STOP };
+        core::ptr::copy_nonoverlapping(key, &raw mut work.key, 1);
+        core::ptr::copy_nonoverlapping(flow, &raw mut work.flow, 1);
+        bpf_map_delete_elem(table, (&raw const work.key).cast_mut().cast());
+        release_replies(&work.key, &work.flow, &mut work.reply);
     }
     count(counter::FLOW_EXPIRED);
     GO_ON

@@ -15,6 +15,8 @@ pub(crate) struct Work<F: Family> {
     pub(crate) transport: Transport,
     /// Uses of the destination address.
     pub(crate) uses: u32,
+    /// Address of this node that a new flow is to be masqueraded with.
+    pub(crate) masquerade_address: F::Addr,
     /// The packet's own key.
     pub(crate) key: FlowKey<F>,
     /// The reply key in question.
