@@ -11,10 +11,10 @@ use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::{TCP, counter};
 
 use crate::DROP;
-use crate::forward::Route;
 use crate::header::{ACK, FIN, ICMPV6, Ipv4, Ipv6, Network, Part, RST, SYN, Tcp, Wire};
 use crate::icmp_error::Quoted;
 use crate::maps::{SCRATCH, Scratch};
+use crate::masquerade::NodeAddress;
 use crate::report::count;
 use crate::rewrite::Rewrite;
 use crate::skb::{ETHERNET, Skb};
@@ -26,7 +26,7 @@ const TTL: u8 = 64;
 const E: usize = ETHERNET as usize;
 
 /// Families in which we can answer.
-pub(crate) trait Answer: Rewrite + Route + Quoted {
+pub(crate) trait Answer: Rewrite + NodeAddress + Quoted {
     /// Builds an RST with these numbers at the scratch buffer's start; gives the frame's length.
     fn reset(scratch: &mut Scratch, network: &Network<Self>, tcp: &Tcp) -> u32;
     /// Bytes of the packet that a port-unreachable quotes: the network header and 8 more.

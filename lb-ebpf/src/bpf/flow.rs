@@ -17,7 +17,6 @@ use lb_ebpf::tcp_state::{Speaker, is_clean_syn, next, timeout};
 use crate::lookup::endpoint_serves;
 use crate::maps::Tables;
 use crate::report::count;
-use crate::select::Choice;
 use crate::work::Work;
 
 /// `BPF_NOEXIST`.
@@ -235,18 +234,11 @@ impl<F: Tables> Work<F> {
         answers(&self.reply, &self.flow, &self.forward).then_some(place)
     }
 
-    /// Opens a flow for the packet's key towards a chosen endpoint, masqueraded as `masquerade_address` if
-    /// that is wanted. On [`Opening::Done`], `flow` is the record in force: ours, or that of another CPU that
+    /// Opens a flow for the packet's key towards the chosen endpoint. On [`Opening::Done`], `flow` is the record in force: ours, or that of another CPU that
     /// opened the same flow first.
     #[inline(always)]
-    pub(crate) fn open(
-        &mut self,
-        choice: &Choice<F>,
-        settings: &Settings,
-        now: u32,
-        masquerade: bool,
-    ) -> Opening {
-        let chosen = &choice.endpoint;
+    pub(crate) fn open(&mut self, settings: &Settings, now: u32) -> Opening {
+        let (chosen, masquerade) = (&self.endpoint, self.masquerade);
         let hairpin = chosen.address == self.key.source && self.key.scope == POD;
         let flow = &mut self.flow;
         flow.new_source = if hairpin {
@@ -273,7 +265,7 @@ impl<F: Tables> Work<F> {
         flow.zero = 0;
         flow.service = chosen.service;
         flow.endpoint = chosen.id;
-        flow.endpoint_generation = choice.generation;
+        flow.endpoint_generation = self.generation;
         flow.last_seen = now;
         flow.created = now;
         flow.check = key_check(&self.key);

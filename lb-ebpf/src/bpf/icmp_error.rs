@@ -4,7 +4,7 @@
 use lb_ebpf::abi::address::Address4;
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{FlowKey, POD};
+use lb_ebpf::abi::flow::{FlowKey, MASQUERADE, MASQUERADED, OUTSIDE};
 use lb_ebpf::abi::{TCP, UDP};
 
 use crate::flow::find;
@@ -186,11 +186,11 @@ fn redirected_header(skb: &Skb, message: u32) -> Option<u32> {
 
 /// An ICMP message on its way to a pod. The quoted packet is one the pod sent, as the endpoint was to get it.
 #[inline(never)]
-pub(crate) fn to_client<F: Quoted>(skb: Skb, work: &mut Work<F>) -> i32 {
+pub(crate) fn to_client<F: Quoted, const SCOPE: u8>(skb: Skb, work: &mut Work<F>) -> i32 {
     let Some((message, quote)) = quote(&skb, &work.network) else {
         return NEXT;
     };
-    reversed(&mut work.reply, &quote);
+    reversed(&mut work.reply, &quote, SCOPE);
     if work.find_reply().is_none() {
         return NEXT;
     }
@@ -227,37 +227,61 @@ pub(crate) fn to_client<F: Quoted>(skb: Skb, work: &mut Work<F>) -> i32 {
 /// An ICMP error that a pod sends about an answer it got, addressed to the service: its endpoint must see what
 /// it sent. [`NOT_OURS`]: not about a flow of ours.
 #[inline(never)]
-pub(crate) fn from_client<F: Quoted>(skb: Skb, work: &mut Work<F>) -> i32 {
+pub(crate) fn from_client<F: Quoted, const SCOPE: u8>(skb: Skb, work: &mut Work<F>) -> i32 {
     let Some((message, quote)) = quote(&skb, &work.network) else {
         return NOT_OURS;
     };
     if message != Message::Error {
         return NOT_OURS;
     }
-    reversed(&mut work.key, &quote);
+    if SCOPE == OUTSIDE {
+        let action = about_masqueraded(&skb, work, &quote);
+        if action != NOT_OURS {
+            return action;
+        }
+    }
+    reversed(&mut work.key, &quote, SCOPE);
     if find(&work.key, &mut work.flow).is_none() {
         return NOT_OURS;
     }
     let flow = &work.flow;
+    let source = if flow.flags & MASQUERADE != 0 {
+        work.key.source
+    } else {
+        flow.new_source
+    };
     let done = quoted_end(
         &skb,
         &quote,
         End::Source,
         flow.new_destination,
         flow.new_destination_port,
-    ) && quoted_end(
-        &skb,
-        &quote,
-        End::Destination,
-        flow.new_source,
-        flow.new_source_port,
-    ) && F::outer(
-        &skb,
-        &work.network,
-        End::Destination,
-        flow.new_destination,
-        quote.checksum,
-    );
+    ) && quoted_end(&skb, &quote, End::Destination, source, flow.new_source_port)
+        && F::outer(
+            &skb,
+            &work.network,
+            End::Destination,
+            flow.new_destination,
+            quote.checksum,
+        );
+    if !done {
+        return DROP;
+    }
+    count(counter::ICMP_TRANSLATED);
+    NEXT
+}
+
+/// An error about a packet that left masqueraded: it becomes one about the packet as the client's host routed
+/// it, and goes on to the client. Egress there does the rest.
+#[inline(always)]
+fn about_masqueraded<F: Quoted>(skb: &Skb, work: &mut Work<F>, quote: &Quote<F>) -> i32 {
+    reversed(&mut work.reply, quote, MASQUERADED);
+    if work.find_reply().is_none() {
+        return NOT_OURS;
+    }
+    let client = work.forward.source;
+    let done = quoted_end(skb, quote, End::Source, client, quote.source_port)
+        && F::outer(skb, &work.network, End::Destination, client, quote.checksum);
     if !done {
         return DROP;
     }
@@ -267,13 +291,13 @@ pub(crate) fn from_client<F: Quoted>(skb: Skb, work: &mut Work<F>) -> i32 {
 
 /// The key of the quoted packet's opposite direction.
 #[inline(always)]
-fn reversed<F: Quoted>(key: &mut FlowKey<F>, quote: &Quote<F>) {
+fn reversed<F: Quoted>(key: &mut FlowKey<F>, quote: &Quote<F>, scope: u8) {
     key.source = quote.network.destination;
     key.destination = quote.network.source;
     key.source_port = quote.destination_port;
     key.destination_port = quote.source_port;
     key.protocol = quote.network.protocol;
-    key.scope = POD;
+    key.scope = scope;
     key.zero = 0;
 }
 

@@ -1,10 +1,11 @@
-//! What a pod sends: met on ingress of the host side of its veth.
+//! What clients send: pods, met on ingress of the host side of their veths, and others, met on ingress of an
+//! uplink. The scope of a packet says which.
 //!
 //! Packet → is the address ours? → flow → frontend → endpoint → new flow → rewrite → onwards.
 
 use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, NODE, TOMBSTONE};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{HAIRPIN, POD};
+use lb_ebpf::abi::flow::{HAIRPIN, OUTSIDE, POD};
 use lb_ebpf::abi::frontend::{KIND, LOCAL_POLICY, SOURCE_RANGES};
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::socket::TombstoneKey;
@@ -18,6 +19,7 @@ use crate::header::{IPV4, IPV6, NETWORK, Network, transport};
 use crate::icmp_error;
 use crate::lookup::{address_use, dialled_frontend, now, settings};
 use crate::maps::{TOMBSTONES, Tables};
+use crate::masquerade::{self, returns};
 use crate::report::count;
 use crate::select::{Set, Verdict, choose};
 use crate::skb::Skb;
@@ -29,25 +31,33 @@ use crate::{DROP, NEXT};
 /// number.
 mod step {
     pub(super) const NEW_FLOW: i32 = 100;
+    pub(super) const OPEN: i32 = 103;
+    pub(super) const OTHER_PROTOCOL: i32 = 104;
     pub(super) const TO_ENDPOINT: i32 = 101;
     pub(super) const REJECT: i32 = 102;
 }
 
 /// Entry point.
 #[inline(always)]
-pub(crate) fn pod_ingress(skb: &Skb) -> i32 {
+pub(crate) fn ingress<const SCOPE: u8>(skb: &Skb) -> i32 {
     match skb.ethertype() {
-        IPV4 => run::<V4>(*skb),
-        IPV6 => run::<V6>(*skb),
+        IPV4 => run::<V4, SCOPE>(*skb),
+        IPV6 => run::<V6, SCOPE>(*skb),
         _ => NEXT,
     }
 }
 
 #[inline(always)]
-fn run<F: Answer + ServiceCidrs>(skb: Skb) -> i32 {
-    let mut action = known_flow::<F>(skb);
+fn run<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
+    let mut action = known_flow::<F, SCOPE>(skb);
+    if action == step::OTHER_PROTOCOL {
+        action = other_protocol::<F, SCOPE>(skb);
+    }
     if action == step::NEW_FLOW {
-        action = new_flow::<F>(skb);
+        action = new_flow::<F, SCOPE>(skb);
+        if action == step::OPEN {
+            action = open_flow::<F>(skb);
+        }
     }
     match action {
         step::TO_ENDPOINT => to_endpoint::<F>(skb),
@@ -58,7 +68,7 @@ fn run<F: Answer + ServiceCidrs>(skb: Skb) -> i32 {
 
 /// Finds out what the packet is, and its flow if it has one.
 #[inline(never)]
-fn known_flow<F: Answer + ServiceCidrs>(skb: Skb) -> i32 {
+fn known_flow<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };
@@ -72,13 +82,19 @@ fn known_flow<F: Answer + ServiceCidrs>(skb: Skb) -> i32 {
     }
     work.network = network;
     if network.protocol != TCP && network.protocol != UDP {
-        return other_protocol(skb, work, uses);
+        work.uses = uses;
+        return step::OTHER_PROTOCOL;
     }
-    let Some(transport) = transport(&skb, &network, POD) else {
+    let Some(transport) = transport(&skb, &network, SCOPE) else {
         return NEXT;
     };
     work.transport = transport;
-    work.set_key(POD);
+    if SCOPE == OUTSIDE && returns(settings, uses, transport.destination_port) {
+        if let Some(action) = masquerade::unmask_destination(&skb, work) {
+            return action;
+        }
+    }
+    work.set_key(SCOPE);
     let now = now();
     if let Some(place) = find(&work.key, &mut work.flow) {
         if lives(&work.flow, settings, network.protocol, transport.flags, now) {
@@ -102,19 +118,21 @@ fn known_flow<F: Answer + ServiceCidrs>(skb: Skb) -> i32 {
 
 /// The first packet of a flow.
 #[inline(never)]
-fn new_flow<F: Answer + ServiceCidrs>(skb: Skb) -> i32 {
+fn new_flow<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };
     let uses = work.uses;
     let now = now();
     let (protocol, flags) = (work.network.protocol, work.transport.flags);
-    // What a pod answers to itself also comes in here (see `forward`).
-    work.reply = work.key;
-    if let Some(place) = work.find_reply() {
-        if work.flow.flags & HAIRPIN != 0 {
-            place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
-            return back_to_client(skb, work);
+    if SCOPE == POD {
+        // What a pod answers to itself also comes in here (see `forward`).
+        work.reply = work.key;
+        if let Some(place) = work.find_reply() {
+            if work.flow.flags & HAIRPIN != 0 {
+                place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
+                return back_to_client(skb, work);
+            }
         }
     }
     if !work.transport.present {
@@ -139,8 +157,9 @@ fn new_flow<F: Answer + ServiceCidrs>(skb: Skb) -> i32 {
         return NEXT;
     }
     let internal = found.flags & KIND == frontend::CLUSTER_IP;
+    let local_policy = found.flags & LOCAL_POLICY != 0;
     // The external policy does not bind local pods (spec D13).
-    let set = if internal && found.flags & LOCAL_POLICY != 0 {
+    let set = if local_policy && (internal || SCOPE == OUTSIDE) {
         Set::Local
     } else {
         Set::Cluster
@@ -154,7 +173,24 @@ fn new_flow<F: Answer + ServiceCidrs>(skb: Skb) -> i32 {
         }
         Verdict::Translate => {}
     }
-    if work.open(&choice, settings, now, false) != Opening::Done {
+    work.masquerade =
+        masquerade::wanted::<SCOPE>(settings, internal, local_policy, choice.endpoint.flags);
+    work.endpoint = choice.endpoint;
+    work.generation = choice.generation;
+    step::OPEN
+}
+
+/// Enters the new flow.
+#[inline(never)]
+fn open_flow<F: Answer>(skb: Skb) -> i32 {
+    let (Some(settings), Some(work)) = (settings(), F::work()) else {
+        return NEXT;
+    };
+    if work.masquerade && !masquerade::choose_address(skb, work) {
+        count(counter::NO_SOURCE_ADDRESS);
+        return DROP;
+    }
+    if work.open(settings, now()) != Opening::Done {
         count(counter::FLOW_TABLE_FULL);
         return DROP;
     }
@@ -191,14 +227,17 @@ fn no_frontend<F: ServiceCidrs>(work: &Work<F>, uses: u32, settings: &Settings) 
 
 /// Not TCP or UDP.
 #[inline(always)]
-fn other_protocol<F: Answer>(skb: Skb, work: &mut Work<F>, uses: u32) -> i32 {
+fn other_protocol<F: Answer, const SCOPE: u8>(skb: Skb) -> i32 {
+    let Some(work) = F::work() else {
+        return NEXT;
+    };
     if work.network.protocol == F::ICMP {
-        let action = icmp_error::from_client(skb, work);
+        let action = icmp_error::from_client::<F, SCOPE>(skb, work);
         if action != icmp_error::NOT_OURS {
             return action;
         }
     }
-    if uses & CLUSTER_IP == 0 {
+    if work.uses & CLUSTER_IP == 0 {
         return NEXT;
     }
     // Echo and the rest are refused, as nftables does (spec E18, D4).

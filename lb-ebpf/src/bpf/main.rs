@@ -12,6 +12,7 @@ mod icmp_error;
 mod ingress;
 mod lookup;
 mod maps;
+mod masquerade;
 mod report;
 mod rewrite;
 mod select;
@@ -23,6 +24,8 @@ mod work;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
+
+use lb_ebpf::abi::flow::{OUTSIDE, POD};
 
 use crate::skb::Skb;
 
@@ -74,12 +77,22 @@ fn peername6(ctx: SockAddrContext) -> i32 {
 
 #[classifier]
 fn pod_ingress(ctx: TcContext) -> i32 {
-    ingress::pod_ingress(&Skb::new(&ctx))
+    ingress::ingress::<POD>(&Skb::new(&ctx))
 }
 
 #[classifier]
 fn pod_egress(ctx: TcContext) -> i32 {
-    egress::pod_egress(&Skb::new(&ctx))
+    egress::egress::<POD>(&Skb::new(&ctx))
+}
+
+#[classifier]
+fn out_ingress(ctx: TcContext) -> i32 {
+    ingress::ingress::<OUTSIDE>(&Skb::new(&ctx))
+}
+
+#[classifier]
+fn out_egress(ctx: TcContext) -> i32 {
+    egress::egress::<OUTSIDE>(&Skb::new(&ctx))
 }
 
 #[classifier]

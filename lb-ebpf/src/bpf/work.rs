@@ -3,6 +3,7 @@
 //!
 //! Only tc programs use it: they run with bottom halves off and do not nest.
 
+use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::Family;
 use lb_ebpf::abi::flow::{Flow, FlowKey};
 
@@ -15,6 +16,11 @@ pub(crate) struct Work<F: Family> {
     pub(crate) transport: Transport,
     /// Uses of the destination address.
     pub(crate) uses: u32,
+    /// Endpoint chosen for a new flow, and its generation.
+    pub(crate) endpoint: Endpoint<F>,
+    pub(crate) generation: u32,
+    /// Whether the new flow is to be masqueraded.
+    pub(crate) masquerade: bool,
     /// Address of this node that a new flow is to be masqueraded with.
     pub(crate) masquerade_address: F::Addr,
     /// The packet's own key.
