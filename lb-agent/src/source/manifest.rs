@@ -85,9 +85,9 @@ fn documents(text: &str) -> impl Iterator<Item = Document<'_>> {
 
 impl Document<'_> {
     fn read<T: DeserializeOwned>(&self) -> Result<T, Broken> {
-        // The limits on anchors and nesting stay: they are what stops a small file from growing huge.
+        // YAML 1.2: a port named `no` is no boolean. The limits on anchors and nesting stay: they are what stops a small file from growing huge.
         let budget = serde_saphyr::budget! { max_nodes: 10_000_000, max_events: 40_000_000 };
-        let options = serde_saphyr::options! { budget: budget };
+        let options = serde_saphyr::options! { budget: budget, strict_booleans: true };
         serde_saphyr::from_str_with_options(self.text, options).map_err(|error| {
             let line = error
                 .location()
@@ -122,11 +122,13 @@ impl Document<'_> {
                 into.push(Manifest::ServiceCidr(self.object(value, |_| {})?))
             }
             (_, "") => {
-                return Err(self.broken(1, "the object has no kind: add apiVersion and kind".into()));
+                return Err(self.broken_object("the object has no kind: add apiVersion and kind"));
             }
-            ("", _) => return Err(self.broken(1, format!("the {kind} has no apiVersion: add it"))),
+            ("", _) => {
+                return Err(self.broken_object(format!("the {kind} has no apiVersion: add it")));
+            }
             (_, "EndpointSlice") => {
-                return Err(self.broken(1, "set apiVersion to discovery.k8s.io/v1".into()));
+                return Err(self.broken_object("set apiVersion to discovery.k8s.io/v1"));
             }
             (_, list) if list.ends_with("List") => self.list(value, &api_version, &kind, into)?,
             _ => {}
@@ -180,7 +182,7 @@ impl Document<'_> {
                     problem: format!("{kind} {name}: {}", broken.problem),
                     ..broken
                 },
-                Ok(_) => self.broken(1, format!("{kind} {name}: {error}")),
+                Ok(_) => self.broken_object(format!("{kind} {name}: {error}")),
             }
         })?;
         default(&mut object);
