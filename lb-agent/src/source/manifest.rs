@@ -103,6 +103,15 @@ impl Document<'_> {
         }
     }
 
+    /// A problem of the whole object, said of the line it begins at.
+    fn broken_object(&self, problem: impl Into<String>) -> Broken {
+        let is_content = |line: &str| {
+            !line.trim().is_empty() && !line.starts_with('#') && !line.starts_with("---")
+        };
+        let line = self.text.lines().position(is_content).unwrap_or(0);
+        self.broken(line as u64 + 1, problem.into())
+    }
+
     fn objects(&self, value: Value, into: &mut Vec<Manifest>) -> Result<(), Broken> {
         let field = |name: &str| {
             value
