@@ -365,4 +365,4 @@ fn shown_path(path: &Path) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

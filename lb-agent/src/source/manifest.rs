@@ -87,7 +87,8 @@ impl Document<'_> {
     fn read<T: DeserializeOwned>(&self) -> Result<T, Broken> {
         // YAML 1.2: a port named `no` is no boolean. The limits on anchors and nesting stay: they are what stops a small file from growing huge.
         let budget = serde_saphyr::budget! { max_nodes: 10_000_000, max_events: 40_000_000 };
-        let options = serde_saphyr::options! { budget: budget, strict_booleans: true };
+        let aliases = serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 };
+        let options = serde_saphyr::options! { budget: budget, alias_limits: aliases, strict_booleans: true, with_snippet: false };
         serde_saphyr::from_str_with_options(self.text, options).map_err(|error| {
             let line = error
                 .location()
