@@ -194,7 +194,7 @@ impl Change {
 pub struct Snapshot {
     services: HashMap<ObjectName, Box<Service>>,
     /// Slices of each Service, known or not, by slice name. No entry is empty (B13).
-    slices: HashMap<ObjectName, Vec<Box<Slice>>>,
+    slices: HashMap<ObjectName, Vec<Slice>>,
     /// Which Service a slice belongs to: the label may change.
     slice_owners: HashMap<ObjectName, Arc<str>>,
     node: Option<Box<Node>>,
@@ -227,7 +227,7 @@ impl Snapshot {
             Event::Complete(kind) => self.complete(kind),
             Event::Service(service) => self.put_service(service),
             Event::ServiceGone(name) => self.remove_service(&name),
-            Event::Slice(slice) => self.put_slice(slice),
+            Event::Slice(slice) => self.put_slice(*slice),
             Event::SliceGone(name) => self.remove_slice(&name),
             Event::Node(node) => {
                 self.lists.node.name(&());
@@ -272,7 +272,6 @@ impl Snapshot {
             .map(Vec::as_slice)
             .unwrap_or_default()
             .iter()
-            .map(Box::as_ref)
     }
 
     /// Our own Node, once reported.
@@ -354,7 +353,7 @@ impl Snapshot {
         }
     }
 
-    fn put_slice(&mut self, slice: Box<Slice>) -> Change {
+    fn put_slice(&mut self, slice: Slice) -> Change {
         self.lists.slices.name(&slice.name);
         let owner = ObjectName {
             namespace: slice.name.namespace.clone(),
