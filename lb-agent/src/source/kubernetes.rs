@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info};
 
+use super::connection;
 use super::convert::{Converter, Options};
 use super::outage::{Backoff, Outage};
 use super::{Refused, Source};
@@ -36,16 +37,15 @@ const SERVICE_FIELDS: &str = "spec.clusterIP!=None";
 /// §8: for slices the other label alone counts.
 const SLICE_LABELS: &str = "!service.kubernetes.io/headless";
 
-/// A connection attempt, TLS included, takes no longer.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Silence on a connection that means the server is dead. It sends a bookmark into each watch once a minute.
-const READ_TIMEOUT: Duration = Duration::from_secs(90);
 /// Silence within a complete list. Servers older than streaming lists send the objects and then no end mark.
 const LIST_STALL: Duration = Duration::from_secs(20);
 /// A watch that meets no error for this long works. Quiet ones give no other sign.
 const QUIET: Duration = Duration::from_secs(95);
 /// How often to ask again for a kind the server does not know (ServiceCIDR came with 1.33).
 const ABSENT_RETRY: Duration = Duration::from_secs(600);
+
+/// Log filter that keeps kube from telling each failed attempt; [`Outage`] tells of them once a minute.
+pub const LOG_FILTER: &str = "kube_client=error,kube_runtime=error";
 
 /// How to reach the API server, and who asks.
 #[derive(Clone, Debug)]
@@ -67,7 +67,7 @@ pub struct KubernetesSource {
 impl KubernetesSource {
     /// Reads the configuration. Does not connect: the API server may come later than we do (spec §3.3).
     pub async fn new(settings: Settings, refused: Arc<Refused>) -> anyhow::Result<Self> {
-        let mut config = match &settings.kubeconfig {
+        let config = match &settings.kubeconfig {
             Some(file) => {
                 let kubeconfig = Kubeconfig::read_from(file)
                     .with_context(|| format!("cannot read kubeconfig {}: check --kubeconfig", file.display()))?;
@@ -78,12 +78,7 @@ impl KubernetesSource {
             None => Config::incluster()
                 .context("no service account found: run in a pod, or give --kubeconfig FILE or --manifests DIR")?,
         };
-        config.connect_timeout = Some(CONNECT_TIMEOUT);
-        config.read_timeout = Some(READ_TIMEOUT);
-        config.reset_reader_on_write = true;
-        // We retry ourselves, and want to know.
-        config.default_retry = false;
-        let client = Client::try_from(config).context("cannot set up the API client")?;
+        let client = connection::client(config).context("cannot set up the API client")?;
         Ok(Self {
             client,
             node_name: settings.node_name,
@@ -329,3 +324,6 @@ fn status_code(error: &watcher::Error) -> Option<u16> {
         InitialListFailed(_) | WatchStartFailed(_) | WatchFailed(_) | NoResourceVersion => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

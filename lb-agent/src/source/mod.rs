@@ -8,6 +8,7 @@ use crate::snapshot::Event;
 
 pub mod address;
 mod catalog;
+mod connection;
 pub mod convert;
 pub mod directory;
 pub mod intern;
