@@ -17,6 +17,8 @@ use crate::wait::eventually;
 /// Where the agent tells that it has loaded everything.
 const HEALTH: ([u8; 4], u16) = ([127, 0, 0, 1], 10256);
 
+const METRICS_PORT: u16 = 10249;
+
 /// Which sockets the hooks translate (`--socket-lb`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SocketLb {
@@ -111,8 +113,9 @@ impl Agent {
         };
         let pid = libc::pid_t::try_from(process.id())?;
         // SAFETY: kill takes two numbers; the process is our child and not yet waited for, so its id is not reused.
+        let sent = unsafe { libc::kill(pid, libc::SIGTERM) };
         ensure!(
-            unsafe { libc::kill(pid, libc::SIGTERM) } == 0,
+            sent == 0,
             "asking the agent to end: {}",
             io::Error::last_os_error()
         );
@@ -137,6 +140,12 @@ impl Agent {
         self.wait_ready()
     }
 
+    /// Like [`Self::restart`], with another choice of sockets to translate.
+    pub fn restart_as(&mut self, socket_lb: SocketLb) -> Result<()> {
+        self.settings.socket_lb = socket_lb;
+        self.restart()
+    }
+
     /// What the agent has printed so far, over all its starts.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.settings.log).unwrap_or_default()
@@ -147,7 +156,7 @@ impl Agent {
         self.log().contains(text)
     }
 
-    /// Runs another `beeline` command on the agent's node and returns what it printed.
+    /// Runs another `beeline` command, e.g. `cleanup`, on the agent's node and returns what it printed.
     pub fn command(&self, arguments: &[&str]) -> Result<String> {
         let mut command = self.settings.place.command(binary()?)?;
         output(
@@ -158,17 +167,17 @@ impl Agent {
         )
     }
 
-    /// `beeline cleanup`: removes every trace of the agent from its node.
-    pub fn cleanup(&self) -> Result<String> {
-        let mut command = self.settings.place.command(binary()?)?;
-        output(
-            command
-                .arg("cleanup")
-                .arg("--bpffs")
-                .arg(&self.settings.bpffs)
-                .arg("--cgroup")
-                .arg(&self.settings.cgroup),
-        )
+    /// The sum of a counter over all its labels, from the agent's metrics.
+    pub fn counter(&self, name: &str) -> Result<f64> {
+        let page = self.get(METRICS_PORT, "/metrics")?;
+        let samples = page.lines().filter(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']))
+        });
+        let values = samples.map(|line| line.rsplit(' ').next().unwrap_or_default().parse::<f64>());
+        values
+            .sum::<Result<f64, _>>()
+            .with_context(|| format!("reading {name} in:\n{page}"))
     }
 
     /// A page of the agent's HTTP endpoints, e.g. port 10249, `/metrics`.

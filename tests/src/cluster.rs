@@ -17,7 +17,7 @@
 use anyhow::Result;
 
 use crate::address::CLIENT;
-use crate::agent::SocketLb;
+use crate::agent::{Agent, SocketLb};
 use crate::cgroup;
 use crate::link::{self, Layout, Socket, Station, Wire};
 use crate::manifests::Object;
@@ -99,10 +99,7 @@ impl Builder {
             for node in &mut cluster.nodes {
                 node.start_agent(self.socket_lb, &self.agent_arguments)?;
             }
-            cluster
-                .nodes
-                .iter_mut()
-                .try_for_each(|node| node.agent_mut()?.wait_ready())?;
+            cluster.each_agent(Agent::wait_ready)?;
         }
         Ok(cluster)
     }
@@ -139,11 +136,6 @@ impl Cluster {
         &self.nodes[usize::from(number) - 1]
     }
 
-    /// A node, to do something to its agent.
-    pub fn node_mut(&mut self, number: u8) -> &mut Node {
-        &mut self.nodes[usize::from(number) - 1]
-    }
-
     /// All nodes.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -176,6 +168,13 @@ impl Cluster {
         self.nodes
             .iter()
             .try_for_each(|node| node.manifests().withdraw(object))
+    }
+
+    /// Does something to the agents of all nodes.
+    pub fn each_agent(&self, mut act: impl FnMut(&mut Agent) -> Result<()>) -> Result<()> {
+        self.nodes
+            .iter()
+            .try_for_each(|node| act(&mut *node.agent()?))
     }
 
     /// The name everything of this cluster carries.

@@ -10,6 +10,7 @@ pub mod capture;
 pub mod cgroup;
 pub mod cluster;
 
+pub mod demo;
 pub mod link;
 pub mod manifests;
 pub mod netns;

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{fs, io, ptr};
 
 use anyhow::{Context as _, Result, ensure};
@@ -26,7 +27,7 @@ pub struct Node {
     directory: PathBuf,
     cgroup: Option<PathBuf>,
     manifests: Manifests,
-    agent: Option<Agent>,
+    agent: Option<Mutex<Agent>>,
 }
 
 impl Node {
@@ -131,22 +132,17 @@ impl Node {
             socket_lb,
             arguments: arguments.to_vec(),
         };
-        self.agent = Some(Agent::start(settings)?);
+        self.agent = Some(Mutex::new(Agent::start(settings)?));
         Ok(())
     }
 
-    /// The node's agent.
-    pub fn agent(&self) -> Result<&Agent> {
-        self.agent
+    /// The node's agent: a guard, so that it can be killed while traffic is borrowed from the cluster.
+    pub fn agent(&self) -> Result<MutexGuard<'_, Agent>> {
+        let agent = self
+            .agent
             .as_ref()
-            .context("no agent was started on this node")
-    }
-
-    /// The node's agent, to stop or restart it.
-    pub fn agent_mut(&mut self) -> Result<&mut Agent> {
-        self.agent
-            .as_mut()
-            .context("no agent was started on this node")
+            .context("no agent was started on this node")?;
+        Ok(agent.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

@@ -100,8 +100,9 @@ impl<'a> Web<'a> {
         Ok(web)
     }
 
-    /// Starts a server in one more pod, without telling anybody.
+    /// Starts a server in one more pod, or anew in one where it was killed, without telling anybody.
     pub fn serve(&mut self, pod: &'a Pod) -> Result<()> {
+        self.servers.retain(|(other, _)| other.name() != pod.name());
         self.servers.push((pod, pod.serve(&[TARGET], &[TARGET])?));
         Ok(())
     }

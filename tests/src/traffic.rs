@@ -18,6 +18,9 @@ use crate::process::Place;
 /// How long one call may take unless a test says otherwise. No test should need nearly as much.
 pub const PATIENCE: Duration = Duration::from_secs(3);
 
+/// Makes the demo act as a peer; the program `peer` needs no telling.
+pub const PEER_ARGUMENT: &str = "peer";
+
 /// A process that serves or asks. Dropping it kills it.
 pub struct Peer {
     name: String,
@@ -406,9 +409,12 @@ impl From<anyhow::Error> for Failed {
     }
 }
 
-/// The peer program: cargo puts it beside the demo and one directory above the tests.
+/// The peer program: the demo is one itself; cargo puts the tests' one directory above them.
 fn program() -> Result<PathBuf> {
     let this = env::current_exe().context("looking for this program")?;
+    if this.file_name().is_some_and(|name| name == "demo") {
+        return Ok(this);
+    }
     let mut places = this
         .ancestors()
         .skip(1)
