@@ -97,6 +97,15 @@ impl Node {
         self.directory.join("bpf")
     }
 
+    /// What is pinned in the node's BPF file system.
+    pub fn pins(&self) -> Result<Vec<String>> {
+        // The kernel puts these two into every bpffs (bpf_preload).
+        let own = ["maps.debug", "progs.debug"];
+        let entries = fs::read_dir(self.bpffs()).context("reading the bpffs")?;
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        Ok(names.filter(|name| !own.contains(&name.as_str())).collect())
+    }
+
     /// The cgroup that holds the node's pods, host processes and agent.
     pub fn cgroup(&self) -> Result<&Path> {
         self.cgroup.as_deref().context("the node has no cgroup yet")

@@ -50,6 +50,7 @@ impl Peer {
     pub fn start(name: &str, place: &Place, addresses: &[IpAddr]) -> Result<Self> {
         let mut command = place.command(program()?)?;
         let mut child = command
+            .arg(PEER_ARGUMENT)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
