@@ -3,10 +3,12 @@
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::ptr;
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -32,11 +34,15 @@ impl Place {
             .with_context(|| format!("opening {}", procs.display()))?;
         let namespace = self.namespace.open()?;
         let mut command = Command::new(program);
-        // SAFETY: the closure only makes the system calls write and setns on descriptors it owns; it allocates
-        // nothing and takes no lock.
+        // SAFETY: the closure only makes system calls, on descriptors it owns and a signal set of its own; it
+        // allocates nothing and takes no lock.
         unsafe {
             command.pre_exec(move || {
                 procs.write_all(b"0")?;
+                // A child inherits the mask, and the demo blocks the signals it waits for.
+                let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+                libc::sigemptyset(none.as_mut_ptr());
+                libc::pthread_sigmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut());
                 enter(&namespace)
             });
         }

@@ -32,7 +32,7 @@ fn main() -> ExitCode {
 fn clean_up_when_interrupted() {
     let mut signals = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigemptyset initialises the set that the other calls then use. No other thread exists yet, so all
-    // threads inherit the mask; child processes start with an empty one, as the standard library resets it.
+    // threads inherit the mask; `Place::command` clears it for child processes.
     let signals = unsafe {
         libc::sigemptyset(signals.as_mut_ptr());
         libc::sigaddset(signals.as_mut_ptr(), libc::SIGINT);
