@@ -33,7 +33,8 @@ pub fn create(path: &Path, children: &[&str]) -> Result<()> {
 /// Kills every process in and below a cgroup (`cgroup.kill`, Linux 5.14).
 pub fn kill_all(path: &Path) -> Result<()> {
     match fs::write(path.join("cgroup.kill"), "1") {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+        // ENODEV: it was removed between open and write.
+        Err(error) if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => {
             Err(error).with_context(|| format!("killing the processes in {}", path.display()))
         }
         _ => Ok(()),

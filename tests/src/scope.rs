@@ -14,7 +14,6 @@ use std::{fs, io, process, thread};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::cgroup;
-use crate::process::ip_batch;
 
 const NETNS_DIR: &str = "/run/netns";
 const FILES_DIR: &str = "/run";
@@ -76,16 +75,11 @@ impl Scope {
         unmount_below(&self.directory())?;
         remove_tree(&self.directory())?;
         let prefix = self.namespace("");
-        let namespaces: Vec<_> = entries(NETNS_DIR)?
-            .into_iter()
+        for name in entries(NETNS_DIR)?
+            .iter()
             .filter(|name| name.starts_with(&prefix))
-            .collect();
-        if !namespaces.is_empty() {
-            let lines: Vec<_> = namespaces
-                .iter()
-                .map(|name| format!("netns del {name}"))
-                .collect();
-            ip_batch(None, &lines)?;
+        {
+            remove_namespace(&Path::new(NETNS_DIR).join(name))?;
         }
         cgroup::remove_tree(&self.cgroup()?)
     }
@@ -156,19 +150,38 @@ fn entries(directory: impl AsRef<Path>) -> Result<Vec<String>> {
 
 fn unmount_below(directory: &Path) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("reading /proc/self/mounts")?;
-    for point in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
-        if Path::new(point).starts_with(directory) {
-            let path = CString::new(point)?;
-            // SAFETY: `path` is a valid C string that outlives the call.
-            let result = unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
-            let error = io::Error::last_os_error();
-            // EINVAL: somebody else unmounted it meanwhile.
-            ensure!(
-                result == 0 || error.raw_os_error() == Some(libc::EINVAL),
-                "unmounting {point}: {error}"
-            );
+    let points = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .map(Path::new);
+    points
+        .filter(|point| point.starts_with(directory))
+        .try_for_each(unmount)
+}
+
+/// What `ip netns del` does, without its complaint when another test run was faster.
+fn remove_namespace(path: &Path) -> Result<()> {
+    unmount(path)?;
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("removing {}", path.display()))
         }
+        _ => Ok(()),
     }
+}
+
+fn unmount(point: &Path) -> Result<()> {
+    let path = CString::new(point.as_os_str().as_encoded_bytes())?;
+    // SAFETY: `path` is a valid C string that outlives the call.
+    let result = unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    let error = io::Error::last_os_error();
+    // Another test run may have unmounted it meanwhile.
+    let gone = matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT));
+    ensure!(
+        result == 0 || gone,
+        "unmounting {}: {error}",
+        point.display()
+    );
     Ok(())
 }
 

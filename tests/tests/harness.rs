@@ -1,7 +1,9 @@
 //! The harness itself: the network carries traffic without any agent, and nothing is left of it afterwards.
 
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -9,7 +11,10 @@ use lb_tests::address::{self, CLIENT, FAMILIES, mapped};
 use lb_tests::capture::Capture;
 use lb_tests::cluster::{Builder, Cluster};
 use lb_tests::link::Layout;
+use lb_tests::netns::Namespace;
 use lb_tests::peer::protocol::{Direction, FailureKind, Pattern, Step};
+use lb_tests::process::Place;
+use lb_tests::{cgroup, scope};
 
 const PORT: u16 = 8080;
 
@@ -257,5 +262,29 @@ fn nothing_is_left_of_a_cluster_after_a_panic() -> Result<()> {
         scope.expect("the cluster came up").remains()?,
         Vec::<String>::new()
     );
+    Ok(())
+}
+
+#[test]
+fn leftovers_of_a_killed_process_are_removed_by_the_next_run() -> Result<()> {
+    // No process has this number: pid_max is 4194304 at most.
+    let (namespace, label) = ("beeline-4194305-1-node1", "beeline-tests-4194305-1");
+    let (files, group) = (Path::new("/run").join(label), cgroup::root()?.join(label));
+    scope::require_root()?;
+    Namespace::create(&[namespace.into()])?;
+    fs::create_dir_all(files.join("node1"))?;
+    cgroup::create(&group, &["node1"])?;
+    let _sleeper = Place {
+        namespace: Namespace::named(namespace),
+        cgroup: group.join("node1"),
+    }
+    .command("sleep")?
+    .arg("1000")
+    .spawn()?;
+
+    scope::sweep()?;
+
+    let gone = |path: &Path| !path.exists();
+    assert!(gone(&Path::new("/run/netns").join(namespace)) && gone(&files) && gone(&group));
     Ok(())
 }
