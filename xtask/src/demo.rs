@@ -21,7 +21,11 @@ pub(crate) fn run() -> Result<()> {
     let beeline = build::agent(&["--package=lb-tests", "--bin=demo"])?;
     say("demo");
     let mut demo = Command::new(beeline.with_file_name("demo"));
-    crate::execute(demo.current_dir(crate::root()).env("BEELINE", &beeline))
+    crate::execute(
+        demo.current_dir(crate::root())
+            .env("BEELINE", &beeline)
+            .env("PATH", setup::path()),
+    )
 }
 
 /// The command line that repeats a command as root with the same toolchain.

@@ -103,7 +103,7 @@ impl<'a> Object<'a> {
                 && self
                     .sections
                     .get(symbol.section)
-                    .is_some_and(|section| section.executable && section.name != ".text")
+                    .is_some_and(|section| section.executable && !section.name.starts_with(".text"))
         };
         self.symbols
             .iter()

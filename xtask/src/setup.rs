@@ -3,6 +3,7 @@
 //! It installs packages only as root on a Debian system; everywhere else it names each missing thing with
 //! the command that brings it, and stops before anything is half done.
 
+use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -120,6 +121,10 @@ const fn program(name: &'static str, packages: &'static [&'static str], why: &'s
 
 /// Makes sure that everything the needs ask for is there.
 pub(crate) fn run(needs: &[Need]) -> Result<()> {
+    if std::env::var_os(toolchain::OVERRIDE).is_some() {
+        // The user chose: no package can help when that choice is wrong.
+        toolchain::find()?;
+    }
     let mut missing = missing(needs);
     let packages: Vec<&str> = missing
         .iter()
@@ -201,12 +206,21 @@ fn ready_linker() -> Result<()> {
     Ok(())
 }
 
-/// Where a program is, also when the path lacks the administrator's directories.
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+/// Where programs are: the path, and what it lacks of the administrator's directories and Go's.
+pub(crate) fn path() -> OsString {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = ["/usr/sbin", "/sbin", "/usr/local/go/bin"].map(PathBuf::from);
-    std::env::split_paths(&path)
-        .chain(usual)
+    let mut places: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    for usual in ["/usr/sbin", "/sbin", "/usr/local/go/bin"].map(PathBuf::from) {
+        if !places.contains(&usual) {
+            places.push(usual);
+        }
+    }
+    std::env::join_paths(places).unwrap_or(path)
+}
+
+/// Where a program is.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&path())
         .map(|entry| entry.join(name))
         .find(|file| file.is_file())
 }

@@ -81,7 +81,9 @@ fn cargo_test(filter: Option<&str>) -> Command {
     command
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(filter);
-    command.env("BEELINE", crate::target().join("release/beeline"));
+    command
+        .env("BEELINE", crate::target().join("release/beeline"))
+        .env("PATH", setup::path());
     command
 }
 
