@@ -234,10 +234,12 @@ fn collect(directory: &Path, files: &mut Vec<File>) -> Result<()> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
+        // In a linked worktree `.git` is a file.
+        if name == ".git" || name == "target" {
+            continue;
+        }
         if path.is_dir() {
-            if name != ".git" && name != "target" {
-                collect(&path, files)?;
-            }
+            collect(&path, files)?;
         } else if let Ok(text) = std::fs::read_to_string(&path) {
             let path = path
                 .strip_prefix(crate::root())?
