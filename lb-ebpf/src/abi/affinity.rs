@@ -33,6 +33,8 @@ pub struct Affinity {
     pub service: u32,
     /// Last new connection, seconds.
     pub last_used: u32,
+    /// Timeout in force then, for the sweep; whoever looks a client up goes by the frontend's.
+    pub timeout: u32,
 }
 
 /// Client id of a network namespace: the discard prefix `100::/64` (RFC 6666), which no client has as its
@@ -47,4 +49,4 @@ pub fn netns_client(cookie: u64) -> Address6 {
     ])
 }
 
-crate::assert_layout!(AffinityKey = 24, Affinity = 36);
+crate::assert_layout!(AffinityKey = 24, Affinity = 40);

@@ -113,7 +113,7 @@ fn remembered<F: Tables>(
     if let Some(known) = AFFINITY.get_ptr_mut(key) {
         // SAFETY: an element of the table; `service` tells whether it was reused for another key.
         let copy = unsafe { read_volatile(known) };
-        let fresh = now.wrapping_sub(copy.last_used) <= frontend.affinity_seconds;
+        let fresh = now.saturating_sub(copy.last_used) <= frontend.affinity_seconds;
         if fresh && copy.service == frontend.service {
             let state = endpoint_state(copy.endpoint);
             if state.generation == copy.endpoint_generation && state.flags & member != 0 {
@@ -146,6 +146,7 @@ fn remembered<F: Tables>(
             endpoint_generation: choice.generation,
             service: frontend.service,
             last_used: now,
+            timeout: frontend.affinity_seconds,
         };
         if AFFINITY.insert(key, record, 0).is_err() {
             count(counter::AFFINITY_FULL);

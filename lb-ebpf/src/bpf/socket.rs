@@ -17,12 +17,12 @@ use lb_ebpf::abi::address::{Address4, Address6};
 use lb_ebpf::abi::affinity::netns_client;
 use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::frontend::{self, FrontendKey};
+use lb_ebpf::abi::frontend;
 use lb_ebpf::abi::settings::{SOCKETS_ALL, SOCKETS_HOST, Settings, TCP_PEER_SERVICE};
 use lb_ebpf::abi::socket::{PAIRS, SocketMore, SocketMoreKey, SocketPeer};
 use lb_ebpf::abi::{TCP, UDP, address, counter};
 
-use crate::lookup::{address_use, endpoint_serves, frontend, now, settings};
+use crate::lookup::{address_use, dialled_frontend, endpoint_serves, now, settings};
 use crate::maps::{SOCKET_MORE, SOCKET_PAIRS, SOCKET_PEER, Tables};
 use crate::report::count;
 use crate::select::{Set, Verdict, choose};
@@ -265,7 +265,8 @@ fn decide<F: Tables>(call: &Call, dialled: &Dialled<F>) -> Decision<F> {
     if !serves(settings, host) {
         return Decision::just(Action::Leave);
     }
-    let Some(found) = find(uses, dialled) else {
+    let Some(found) = dialled_frontend::<F>(uses, dialled.address, dialled.port, dialled.protocol)
+    else {
         // An undefined port of a ClusterIP is refused (spec D4); of other addresses it is not ours (D6).
         return if uses & address::CLUSTER_IP != 0 {
             Decision::just(Action::Refuse)
@@ -310,27 +311,6 @@ fn decide<F: Tables>(call: &Call, dialled: &Dialled<F>) -> Decision<F> {
 #[inline(always)]
 fn serves(settings: &Settings, host: bool) -> bool {
     settings.flags & SOCKETS_ALL != 0 || (host && settings.flags & SOCKETS_HOST != 0)
-}
-
-/// The frontend of a dialled address; a NodePort is the last resort (spec D9).
-#[inline(always)]
-fn find<F: Tables>(uses: u32, dialled: &Dialled<F>) -> Option<frontend::Frontend> {
-    let mut key = FrontendKey::<F> {
-        address: dialled.address,
-        port: dialled.port,
-        protocol: dialled.protocol,
-        zero: 0,
-    };
-    if uses & (address::CLUSTER_IP | address::EXTERNAL) != 0 {
-        if let Some(found) = frontend(&key) {
-            return Some(found);
-        }
-    }
-    if uses & address::NODE == 0 {
-        return None;
-    }
-    key.address = F::UNSPECIFIED;
-    frontend(&key)
 }
 
 #[inline(always)]
