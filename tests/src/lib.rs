@@ -1,1 +1,4 @@
+//! What the tests share.
 
+pub mod control_plane;
+pub mod oracle;
