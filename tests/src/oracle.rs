@@ -6,7 +6,9 @@
 //!
 //! One rule is ours: of equal endpoints in one slice the first counts, which kube-proxy leaves open.
 
-use std::collections::BTreeSet;
+pub mod case;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lb_agent::snapshot::{Family, Node, Protocol, Service, ServicePort, Slice, SliceEndpoint};
@@ -23,6 +25,8 @@ pub struct Selection {
     pub cluster: BTreeSet<Target>,
     pub local: BTreeSet<Target>,
     pub has_any: bool,
+    /// Serving or in a set: what flows may go on to, and whether it is on this node.
+    pub known: BTreeMap<Target, bool>,
     /// For traffic to the ClusterIP.
     pub internal: Verdict,
     /// For traffic to an external address that is not short-cut; `None` if there is no such address.
@@ -39,7 +43,7 @@ pub enum Verdict {
 
 /// Every service port of `service`, in the order of the Service's ports, IPv4 before IPv6.
 ///
-/// `slices` are those of the Service.
+/// Slices of other Services are passed over (B2).
 pub fn select(service: &Service, slices: &[Slice], node: &Node) -> Vec<Selection> {
     let mut selections = Vec::new();
     for port in &service.ports {
@@ -80,7 +84,7 @@ fn select_port(
     slices: &[Slice],
     node: &Node,
 ) -> Selection {
-    let candidates = intake(port, family, slices, node);
+    let candidates = intake(service, port, family, slices, node);
     let uses = Uses::of(service, port, family);
 
     // §2 step 2.
@@ -103,6 +107,14 @@ fn select_port(
         local = local_set(&candidates);
     }
 
+    let known = candidates
+        .iter()
+        .filter(|candidate| {
+            let target = &candidate.target;
+            candidate.endpoint.serving || cluster.contains(target) || local.contains(target)
+        })
+        .map(|candidate| (candidate.target, candidate.is_local))
+        .collect();
     let verdict = |policy_local: bool| match (has_any, policy_local) {
         (false, _) => Verdict::Reject,
         (true, true) if local.is_empty() => Verdict::Drop,
@@ -118,6 +130,7 @@ fn select_port(
         cluster,
         local,
         has_any,
+        known,
     }
 }
 
@@ -144,6 +157,7 @@ impl Uses {
 
 /// B4-B11: the endpoints of one service port.
 fn intake<'a>(
+    service: &Service,
     port: &ServicePort,
     family: Family,
     slices: &'a [Slice],
@@ -151,6 +165,10 @@ fn intake<'a>(
 ) -> Vec<Candidate<'a>> {
     let mut kept: Vec<Candidate<'a>> = Vec::new();
     for slice in slices {
+        // B2.
+        if slice.service != service.name.name || slice.name.namespace != service.name.namespace {
+            continue;
+        }
         // B4.
         if slice.family != family {
             continue;

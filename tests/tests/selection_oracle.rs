@@ -1,0 +1,139 @@
+//! The agent's endpoint selection against the oracle's, over every pair of endpoints and many random cases.
+//!
+//! `BEELINE_SEED=<number>` starts the random cases elsewhere.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use lb_agent::model::{self, FrontendKind, NodeView, Options};
+use lb_agent::snapshot::Slice;
+use lb_tests::oracle::case::{Case, Policies, Random, every_endpoint};
+use lb_tests::oracle::{self, Selection, Verdict};
+
+const RANDOM_CASES: u64 = 40_000;
+
+#[test]
+fn random_cases_agree() {
+    let first = std::env::var("BEELINE_SEED").ok().map_or(1, |seed| seed.parse().expect("BEELINE_SEED is no number"));
+    for seed in first..first + RANDOM_CASES {
+        let case = Case::random(&mut Random::new(seed));
+        check(case, &format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn every_pair_of_endpoints_agrees() {
+    let first = every_endpoint(IpAddr::from([192, 0, 2, 1]));
+    let second = every_endpoint(IpAddr::from([192, 0, 2, 2]));
+    for (index, one) in first.iter().enumerate() {
+        for other in &second[index..] {
+            for bits in 0..16 {
+                let policies = Policies {
+                    internal_local: bits & 1 != 0,
+                    external_local: bits & 2 != 0,
+                    external: bits & 4 != 0,
+                };
+                check(Case::pair([one.clone(), other.clone()], bits & 8 != 0, policies), "pair");
+            }
+        }
+    }
+}
+
+/// The cases would prove little if they hardly ever met a rule.
+#[test]
+fn random_cases_reach_every_outcome() {
+    let mut outcomes = BTreeSet::new();
+    for seed in 1..=2_000 {
+        let case = Case::random(&mut Random::new(seed));
+        for selection in oracle::select(&case.service, &case.slices, &case.node) {
+            let strict = selection.cluster.len() < selection.known.len();
+            outcomes.insert((kind(&selection.internal), selection.external.as_ref().map(kind), strict));
+        }
+    }
+    for internal in ["reject", "drop", "translate"] {
+        for external in [None, Some("reject"), Some("drop"), Some("translate")] {
+            // One port's endpoints either exist somewhere or not, whatever the direction.
+            let possible = external.is_none_or(|external| (internal == "reject") == (external == "reject"));
+            let met = outcomes.iter().any(|outcome| (outcome.0, outcome.1) == (internal, external));
+            assert_eq!(met, possible, "{internal}, {external:?}");
+        }
+    }
+}
+
+fn check(case: Case, origin: &str) {
+    if agrees(&case) {
+        return;
+    }
+    let case = case.shrink(|case| !agrees(case));
+    panic!("{origin}, made smaller:\n{case}\nmodel:  {:#?}\noracle: {:#?}", by_model(&case), by_oracle(&case));
+}
+
+fn agrees(case: &Case) -> bool {
+    by_model(case) == by_oracle(case)
+}
+
+fn by_oracle(case: &Case) -> Vec<Selection> {
+    let mut selections = oracle::select(&case.service, &case.slices, &case.node);
+    sort(&mut selections);
+    selections
+}
+
+/// The model's answer in the oracle's words.
+fn by_model(case: &Case) -> Vec<Selection> {
+    let slices: Vec<&Slice> = case.slices.iter().collect();
+    let node = NodeView {
+        name: case.node.name.clone(),
+        zone: case.node.zone.clone(),
+        addresses: case.node.addresses.clone(),
+    };
+    let ports = model::service_ports(&case.service, &slices, &node, &Options::default());
+    let mut selections: Vec<Selection> = ports.into_iter().map(in_oracle_words).collect();
+    sort(&mut selections);
+    selections
+}
+
+fn in_oracle_words(port: model::ServicePort) -> Selection {
+    let targets: Vec<_> = port.endpoints.iter().map(|endpoint| (endpoint.address, endpoint.port)).collect();
+    assert!(targets.is_sorted_by(|one, next| one < next), "endpoints unsorted or twice: {targets:?}");
+    let set = |member: fn(&model::Endpoint) -> bool| -> BTreeSet<_> {
+        port.endpoints.iter().filter(|endpoint| member(endpoint)).map(|endpoint| (endpoint.address, endpoint.port)).collect()
+    };
+    let (cluster, local) = (set(|endpoint| endpoint.cluster), set(|endpoint| endpoint.in_local_set));
+    let verdict = |internal: bool| {
+        let mut frontends =
+            port.frontends.iter().filter(|frontend| (frontend.kind == FrontendKind::ClusterIp) == internal);
+        let local_policy = frontends.next()?.local_policy;
+        assert!(frontends.all(|frontend| frontend.local_policy == local_policy), "policies differ: {port:?}");
+        let chosen = if local_policy { &local } else { &cluster };
+        Some(match (port.has_any, chosen.is_empty()) {
+            (false, _) => Verdict::Reject,
+            (true, true) => Verdict::Drop,
+            (true, false) => Verdict::Translate(chosen.clone()),
+        })
+    };
+    Selection {
+        port: port.id.port.to_string(),
+        protocol: port.id.protocol,
+        family: port.id.family,
+        has_any: port.has_any,
+        known: port.endpoints.iter().map(|endpoint| ((endpoint.address, endpoint.port), endpoint.local)).collect(),
+        internal: verdict(true).expect("a ClusterIP frontend"),
+        external: verdict(false),
+        cluster,
+        local,
+    }
+}
+
+fn sort(selections: &mut [Selection]) {
+    selections.sort_by(|one, other| {
+        (&one.port, one.protocol, one.family).cmp(&(&other.port, other.protocol, other.family))
+    });
+}
+
+fn kind(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Reject => "reject",
+        Verdict::Drop => "drop",
+        Verdict::Translate(_) => "translate",
+    }
+}
