@@ -25,12 +25,19 @@ pub struct Selection {
     pub cluster: BTreeSet<Target>,
     pub local: BTreeSet<Target>,
     pub has_any: bool,
-    /// Serving or in a set: what flows may go on to, and whether it is on this node.
-    pub known: BTreeMap<Target, bool>,
+    /// Every endpoint, usable or not.
+    pub known: BTreeMap<Target, Known>,
     /// For traffic to the ClusterIP.
     pub internal: Verdict,
     /// For traffic to an external address that is not short-cut; `None` if there is no such address.
     pub external: Option<Verdict>,
+}
+
+/// What is true of an endpoint whether or not it is chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Known {
+    pub local: bool,
+    pub serving: bool,
 }
 
 /// What happens to a new flow.
@@ -107,14 +114,13 @@ fn select_port(
         local = local_set(&candidates);
     }
 
-    let known = candidates
-        .iter()
-        .filter(|candidate| {
-            let target = &candidate.target;
-            candidate.endpoint.serving || cluster.contains(target) || local.contains(target)
-        })
-        .map(|candidate| (candidate.target, candidate.is_local))
-        .collect();
+    let known = candidates.iter().map(|candidate| {
+        let known = Known {
+            local: candidate.is_local,
+            serving: candidate.endpoint.serving,
+        };
+        (candidate.target, known)
+    });
     let verdict = |policy_local: bool| match (has_any, policy_local) {
         (false, _) => Verdict::Reject,
         (true, true) if local.is_empty() => Verdict::Drop,
@@ -130,7 +136,7 @@ fn select_port(
         cluster,
         local,
         has_any,
-        known,
+        known: known.collect(),
     }
 }
 

@@ -5,16 +5,18 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use lb_agent::model::{self, FrontendKind, NodeView, Options};
+use lb_agent::model::{self, Frontend, FrontendKind, NodeView, Options};
 use lb_agent::snapshot::Slice;
 use lb_tests::oracle::case::{Case, Policies, Random, every_endpoint};
-use lb_tests::oracle::{self, Selection, Verdict};
+use lb_tests::oracle::{self, Known, Selection, Target, Verdict};
 
 const RANDOM_CASES: u64 = 40_000;
 
 #[test]
 fn random_cases_agree() {
-    let first = std::env::var("BEELINE_SEED").ok().map_or(1, |seed| seed.parse().expect("BEELINE_SEED is no number"));
+    let first = std::env::var("BEELINE_SEED")
+        .ok()
+        .map_or(1, |seed| seed.parse().expect("BEELINE_SEED is no number"));
     for seed in first..first + RANDOM_CASES {
         let case = Case::random(&mut Random::new(seed));
         check(case, &format!("seed {seed}"));
@@ -33,7 +35,10 @@ fn every_pair_of_endpoints_agrees() {
                     external_local: bits & 2 != 0,
                     external: bits & 4 != 0,
                 };
-                check(Case::pair([one.clone(), other.clone()], bits & 8 != 0, policies), "pair");
+                check(
+                    Case::pair([one.clone(), other.clone()], bits & 8 != 0, policies),
+                    "pair",
+                );
             }
         }
     }
@@ -47,14 +52,21 @@ fn random_cases_reach_every_outcome() {
         let case = Case::random(&mut Random::new(seed));
         for selection in oracle::select(&case.service, &case.slices, &case.node) {
             let strict = selection.cluster.len() < selection.known.len();
-            outcomes.insert((kind(&selection.internal), selection.external.as_ref().map(kind), strict));
+            outcomes.insert((
+                kind(&selection.internal),
+                selection.external.as_ref().map(kind),
+                strict,
+            ));
         }
     }
     for internal in ["reject", "drop", "translate"] {
         for external in [None, Some("reject"), Some("drop"), Some("translate")] {
             // One port's endpoints either exist somewhere or not, whatever the direction.
-            let possible = external.is_none_or(|external| (internal == "reject") == (external == "reject"));
-            let met = outcomes.iter().any(|outcome| (outcome.0, outcome.1) == (internal, external));
+            let possible =
+                external.is_none_or(|external| (internal == "reject") == (external == "reject"));
+            let met = outcomes
+                .iter()
+                .any(|outcome| (outcome.0, outcome.1) == (internal, external));
             assert_eq!(met, possible, "{internal}, {external:?}");
         }
     }
@@ -65,7 +77,11 @@ fn check(case: Case, origin: &str) {
         return;
     }
     let case = case.shrink(|case| !agrees(case));
-    panic!("{origin}, made smaller:\n{case}\nmodel:  {:#?}\noracle: {:#?}", by_model(&case), by_oracle(&case));
+    panic!(
+        "{origin}, made smaller:\n{case}\nmodel:  {:#?}\noracle: {:#?}",
+        by_model(&case),
+        by_oracle(&case)
+    );
 }
 
 fn agrees(case: &Case) -> bool {
@@ -93,35 +109,63 @@ fn by_model(case: &Case) -> Vec<Selection> {
 }
 
 fn in_oracle_words(port: model::ServicePort) -> Selection {
-    let targets: Vec<_> = port.endpoints.iter().map(|endpoint| (endpoint.address, endpoint.port)).collect();
-    assert!(targets.is_sorted_by(|one, next| one < next), "endpoints unsorted or twice: {targets:?}");
+    let targets: Vec<_> = port
+        .endpoints
+        .iter()
+        .map(|endpoint| (endpoint.address, endpoint.port))
+        .collect();
+    assert!(
+        targets.is_sorted_by(|one, next| one < next),
+        "endpoints unsorted or twice: {targets:?}"
+    );
     let set = |member: fn(&model::Endpoint) -> bool| -> BTreeSet<_> {
-        port.endpoints.iter().filter(|endpoint| member(endpoint)).map(|endpoint| (endpoint.address, endpoint.port)).collect()
+        port.endpoints
+            .iter()
+            .filter(|endpoint| member(endpoint))
+            .map(|endpoint| (endpoint.address, endpoint.port))
+            .collect()
     };
-    let (cluster, local) = (set(|endpoint| endpoint.cluster), set(|endpoint| endpoint.in_local_set));
-    let verdict = |internal: bool| {
-        let mut frontends =
-            port.frontends.iter().filter(|frontend| (frontend.kind == FrontendKind::ClusterIp) == internal);
-        let local_policy = frontends.next()?.local_policy;
-        assert!(frontends.all(|frontend| frontend.local_policy == local_policy), "policies differ: {port:?}");
-        let chosen = if local_policy { &local } else { &cluster };
-        Some(match (port.has_any, chosen.is_empty()) {
-            (false, _) => Verdict::Reject,
-            (true, true) => Verdict::Drop,
-            (true, false) => Verdict::Translate(chosen.clone()),
-        })
+    let (cluster, local) = (
+        set(|endpoint| endpoint.cluster),
+        set(|endpoint| endpoint.in_local_set),
+    );
+    let verdict = |frontend: &Frontend| match port.verdict(frontend) {
+        model::Verdict::Reject => Verdict::Reject,
+        model::Verdict::Drop => Verdict::Drop,
+        model::Verdict::Translate if frontend.local_policy => Verdict::Translate(local.clone()),
+        model::Verdict::Translate => Verdict::Translate(cluster.clone()),
+    };
+    let shared_verdict = |internal: bool| {
+        let frontends = port.frontends.iter();
+        let mut verdicts = frontends
+            .filter(|frontend| (frontend.kind == FrontendKind::ClusterIp) == internal)
+            .map(verdict);
+        let first = verdicts.next()?;
+        assert!(
+            verdicts.all(|verdict| verdict == first),
+            "verdicts differ: {port:?}"
+        );
+        Some(first)
     };
     Selection {
         port: port.id.port.to_string(),
         protocol: port.id.protocol,
         family: port.id.family,
         has_any: port.has_any,
-        known: port.endpoints.iter().map(|endpoint| ((endpoint.address, endpoint.port), endpoint.local)).collect(),
-        internal: verdict(true).expect("a ClusterIP frontend"),
-        external: verdict(false),
+        known: port.endpoints.iter().map(known).collect(),
+        internal: shared_verdict(true).expect("a ClusterIP frontend"),
+        external: shared_verdict(false),
         cluster,
         local,
     }
+}
+
+fn known(endpoint: &model::Endpoint) -> (Target, Known) {
+    let known = Known {
+        local: endpoint.local,
+        serving: endpoint.serving,
+    };
+    ((endpoint.address, endpoint.port), known)
 }
 
 fn sort(selections: &mut [Selection]) {

@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 
 use lb_agent::snapshot::{
-    Family, Hints, Node, ObjectName, Protocol, Service, ServicePort, Slice, SliceEndpoint, SlicePort,
+    Family, Hints, Node, ObjectName, Protocol, Service, ServicePort, Slice, SliceEndpoint,
+    SlicePort,
 };
 
 const OWN_NODE: &str = "node-a";
@@ -57,9 +58,21 @@ impl Case {
         let service = random_service(random);
         // Whole cases lean to one kind of hints: a mode needs them on every ready endpoint.
         let hinting = random.below(6);
-        let slices = (0..random.below(5)).map(|index| random_slice(random, index, hinting)).collect();
-        let zone = [Some(OWN_ZONE), Some(OWN_ZONE), Some(OWN_ZONE), None, Some("")][random.below(5)];
-        Self { service, slices, node: own_node(zone) }
+        let slices = (0..random.below(5))
+            .map(|index| random_slice(random, index, hinting))
+            .collect();
+        let zone = [
+            Some(OWN_ZONE),
+            Some(OWN_ZONE),
+            Some(OWN_ZONE),
+            None,
+            Some(""),
+        ][random.below(5)];
+        Self {
+            service,
+            slices,
+            node: own_node(zone),
+        }
     }
 
     /// Two endpoints in one slice, for exhaustive tests.
@@ -72,11 +85,19 @@ impl Case {
             name: object("web-0"),
             service: SERVICE.into(),
             family: Family::V4,
-            ports: vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }],
+            ports: vec![SlicePort {
+                name: "http".into(),
+                protocol: Protocol::Tcp,
+                port: 8080,
+            }],
             endpoints: endpoints.into(),
             trigger_time: None,
         };
-        Self { service, slices: vec![slice], node: own_node(zone.then_some(OWN_ZONE)) }
+        Self {
+            service,
+            slices: vec![slice],
+            node: own_node(zone.then_some(OWN_ZONE)),
+        }
     }
 
     /// The smallest case found by leaving things out of this one for which `fails` still holds.
@@ -179,16 +200,31 @@ fn random_service(random: &mut Random) -> Service {
     service.internal_local = random.chance(1, 2);
     service.external_local = random.chance(1, 2);
     // Names are unique within a Service; the API server sees to it.
-    let pool = [("http", Protocol::Tcp), ("dns", Protocol::Udp), ("dns-tcp", Protocol::Tcp), ("signal", Protocol::Sctp)];
+    let pool = [
+        ("http", Protocol::Tcp),
+        ("dns", Protocol::Udp),
+        ("dns-tcp", Protocol::Tcp),
+        ("signal", Protocol::Sctp),
+    ];
     service.ports = pool
         .iter()
         .zip([80, 53, 53, 132])
         .filter(|_| random.chance(1, 2))
-        .map(|(&(name, protocol), port)| ServicePort { name: name.into(), protocol, port, node_port: 0 })
+        .map(|(&(name, protocol), port)| ServicePort {
+            name: name.into(),
+            protocol,
+            port,
+            node_port: 0,
+        })
         .collect();
     if service.ports.is_empty() {
         // A single port may have no name.
-        service.ports.push(ServicePort { name: "".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 });
+        service.ports.push(ServicePort {
+            name: "".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: 0,
+        });
     }
     for (index, port) in service.ports.iter_mut().enumerate() {
         if random.chance(1, 3) {
@@ -199,7 +235,11 @@ fn random_service(random: &mut Random) -> Service {
 }
 
 fn random_slice(random: &mut Random, index: usize, hinting: usize) -> Slice {
-    let family = if random.chance(2, 3) { Family::V4 } else { Family::V6 };
+    let family = if random.chance(2, 3) {
+        Family::V4
+    } else {
+        Family::V6
+    };
     let mut ports: Vec<SlicePort> = Vec::new();
     for name in ["http", "dns", "dns-tcp", "signal", "", "other"] {
         if random.chance(1, 2) {
@@ -208,24 +248,49 @@ fn random_slice(random: &mut Random, index: usize, hinting: usize) -> Slice {
                 "signal" => Protocol::Sctp,
                 _ => Protocol::Tcp,
             };
-            let protocol = if random.chance(1, 8) { Protocol::Udp } else { usual };
-            ports.push(SlicePort { name: name.into(), protocol, port: 8080 + random.below(2) as u16 });
+            let protocol = if random.chance(1, 8) {
+                Protocol::Udp
+            } else {
+                usual
+            };
+            ports.push(SlicePort {
+                name: name.into(),
+                protocol,
+                port: 8080 + random.below(2) as u16,
+            });
         }
     }
-    let endpoints = (0..random.below(7)).map(|_| random_endpoint(random, family, hinting)).collect();
+    let endpoints = (0..random.below(7))
+        .map(|_| random_endpoint(random, family, hinting))
+        .collect();
     // Names in no order, as the API server makes them; sometimes another Service's or namespace's slice.
     let mut name = object(&format!("web-{}{index}", random.pick(&["x", "b", "q"])));
     if random.chance(1, 20) {
         name.namespace = "other".into();
     }
-    let service = if random.chance(1, 20) { "other" } else { SERVICE };
-    Slice { name, service: service.into(), family, ports, endpoints, trigger_time: None }
+    let service = if random.chance(1, 20) {
+        "other"
+    } else {
+        SERVICE
+    };
+    Slice {
+        name,
+        service: service.into(),
+        family,
+        ports,
+        endpoints,
+        trigger_time: None,
+    }
 }
 
 fn random_endpoint(random: &mut Random, family: Family, hinting: usize) -> SliceEndpoint {
     let is_v4 = (family == Family::V4) != random.chance(1, 40);
     let host = 1 + random.below(6);
-    let address = if is_v4 { format!("192.0.2.{host}") } else { format!("2001:db8::{host}") };
+    let address = if is_v4 {
+        format!("192.0.2.{host}")
+    } else {
+        format!("2001:db8::{host}")
+    };
     let node = match random.below(6) {
         0 => None,
         // Compared as written: neither a prefix nor another case is ours.
@@ -237,7 +302,11 @@ fn random_endpoint(random: &mut Random, family: Family, hinting: usize) -> Slice
     let (ready, serving, terminating) = match random.below(8) {
         0..3 => (true, true, false),
         3 => (false, true, true),
-        _ => (random.chance(1, 2), random.chance(1, 2), random.chance(1, 2)),
+        _ => (
+            random.chance(1, 2),
+            random.chance(1, 2),
+            random.chance(1, 2),
+        ),
     };
     SliceEndpoint {
         address: address.parse().expect("an address"),
@@ -259,7 +328,10 @@ fn random_hints(random: &mut Random, hinting: usize) -> Option<Box<Hints>> {
         1 => hints_of(&[zone], &[]),
         2 => hints_of(&[zone], &[node]),
         3 => hints_of(&["west"], &[node]),
-        4 => hints_of(&[zone, zones[random.below(3)]], &[node, nodes[random.below(3)]]),
+        4 => hints_of(
+            &[zone, zones[random.below(3)]],
+            &[node, nodes[random.below(3)]],
+        ),
         _ => match random.below(4) {
             0 => return None,
             1 => Hints::default(),
@@ -268,7 +340,11 @@ fn random_hints(random: &mut Random, hinting: usize) -> Option<Box<Hints>> {
         },
     };
     // One endpoint without hints ends a mode; seldom enough to see modes at work.
-    if random.chance(1, 25) { None } else { Some(Box::new(hints)) }
+    if random.chance(1, 25) {
+        None
+    } else {
+        Some(Box::new(hints))
+    }
 }
 
 fn plain_service() -> Service {
@@ -278,7 +354,12 @@ fn plain_service() -> Service {
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
         source_ranges: Vec::new(),
-        ports: vec![ServicePort { name: "http".into(), protocol: Protocol::Tcp, port: 80, node_port: 0 }],
+        ports: vec![ServicePort {
+            name: "http".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: 0,
+        }],
         external_local: false,
         internal_local: false,
         affinity_seconds: None,
@@ -287,29 +368,48 @@ fn plain_service() -> Service {
 }
 
 fn own_node(zone: Option<&str>) -> Node {
-    Node { name: OWN_NODE.into(), zone: zone.map(Into::into), ..Node::default() }
+    Node {
+        name: OWN_NODE.into(),
+        zone: zone.map(Into::into),
+        ..Node::default()
+    }
 }
 
 fn object(name: &str) -> ObjectName {
-    ObjectName { namespace: NAMESPACE.into(), name: name.into() }
+    ObjectName {
+        namespace: NAMESPACE.into(),
+        name: name.into(),
+    }
 }
 
 fn hints_of(zones: &[&str], nodes: &[&str]) -> Hints {
     let own = |names: &[&str]| names.iter().map(|&name| name.into()).collect();
-    Hints { zones: own(zones), nodes: own(nodes) }
+    Hints {
+        zones: own(zones),
+        nodes: own(nodes),
+    }
 }
 
 fn some_of(random: &mut Random, addresses: &[&str]) -> Vec<IpAddr> {
     let some = addresses.iter().filter(|_| random.chance(1, 4));
-    some.map(|address| address.parse().expect("an address")).collect()
+    some.map(|address| address.parse().expect("an address"))
+        .collect()
 }
 
 impl fmt::Display for Case {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(formatter, "node: {:?}\nservice: {:?}", self.node, self.service)?;
+        writeln!(
+            formatter,
+            "node: {:?}\nservice: {:?}",
+            self.node, self.service
+        )?;
         for slice in &self.slices {
             let (name, service, family) = (&slice.name, &slice.service, slice.family);
-            writeln!(formatter, "slice {name:?} of {service}, {family:?}, ports {:?}", slice.ports)?;
+            writeln!(
+                formatter,
+                "slice {name:?} of {service}, {family:?}, ports {:?}",
+                slice.ports
+            )?;
             for endpoint in &slice.endpoints {
                 writeln!(formatter, "  {endpoint:?}")?;
             }
