@@ -8,6 +8,7 @@ pub mod client;
 pub mod manifests;
 pub mod objects;
 mod process;
+pub mod rig;
 pub mod sandbox;
 
 use std::fs;

@@ -35,8 +35,13 @@ pub fn base() -> Result<Vec<Value>> {
 
 /// Stores `manifests/base` and returns a kubeconfig of its ServiceAccount: what the agent may do in a cluster.
 pub fn install(plane: &ControlPlane) -> Result<PathBuf> {
+    apply(&plane.admin(), &base()?, Apply::Store)?;
+    plane.kubeconfig("beeline.kubeconfig", &token(plane)?)
+}
+
+/// A token of the ServiceAccount in `manifests/base`, once it is stored.
+pub fn token(plane: &ControlPlane) -> Result<String> {
     let objects = base()?;
-    apply(&plane.admin(), &objects, Apply::Store)?;
     let account = objects
         .iter()
         .find(|object| object["kind"] == "ServiceAccount");
@@ -47,10 +52,7 @@ pub fn install(plane: &ControlPlane) -> Result<PathBuf> {
     let name = account["name"]
         .as_str()
         .context("the ServiceAccount has no name")?;
-    plane.kubeconfig(
-        "beeline.kubeconfig",
-        &plane.service_account_token(namespace, name)?,
-    )
+    plane.service_account_token(namespace, name)
 }
 
 /// Applies every object; the error names the one that was refused.

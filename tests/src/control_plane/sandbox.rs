@@ -42,12 +42,14 @@ pub struct Agent {
 }
 
 /// What a client met.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Outcome {
     /// Connected, and this is what the server said.
     Answer(String),
     Refused,
     TimedOut,
+    /// Any other error, in the client's words.
+    Failed(String),
 }
 
 /// Runs `test` in a sandbox of its own; an error or panic in it fails the caller.
@@ -159,7 +161,7 @@ impl Sandbox {
             // timeout(1) says so.
             Some(124) => Ok(Outcome::TimedOut),
             _ if error.contains("Connection refused") => Ok(Outcome::Refused),
-            _ => bail!("connect to {address} port {port}: {}", error.trim()),
+            _ => Ok(Outcome::Failed(error.trim().into())),
         }
     }
 
@@ -269,6 +271,11 @@ impl Agent {
     /// The last lines the agent logged.
     pub fn log_end(&self) -> String {
         self.process.log_end()
+    }
+
+    /// Everything the agent logged.
+    pub fn log(&self) -> String {
+        self.process.log()
     }
 
     /// Asks the agent to end.

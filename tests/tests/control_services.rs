@@ -1,0 +1,121 @@
+//! Services and slices written to a real API server reach the node's sockets: created, scaled, recreated.
+
+use lb_tests::control_plane::objects::{endpoint, service, service_path, slice, slice_path};
+use lb_tests::control_plane::rig::Rig;
+use lb_tests::control_plane::sandbox;
+use serde_json::json;
+
+#[test]
+fn created_scaled_up_and_scaled_to_nothing() {
+    sandbox::run(|sandbox| {
+        let rig = Rig::start(sandbox)?;
+        for host in [11, 12, 13] {
+            sandbox.serve(&format!("192.0.2.{host}"), 8080)?;
+            sandbox.serve(&format!("2001:db8::{host}"), 8080)?;
+        }
+        rig.admin.create(&service("web"))?;
+        let vips = rig.vips("web")?;
+        rig.expect_refused(&vips.v4)?;
+        rig.expect_refused(&vips.v6)?;
+
+        rig.admin
+            .create(&slice("web-v4", "web", 8080, &["192.0.2.11"]))?;
+        rig.expect_answers(&vips.v4, &["192.0.2.11:8080"])?;
+        // Families are independent (A7).
+        rig.expect_refused(&vips.v6)?;
+        rig.admin
+            .create(&slice("web-v6", "web", 8080, &["2001:db8::11"]))?;
+        rig.expect_answers(&vips.v6, &["[2001:db8::11]:8080"])?;
+
+        let three = json!([
+            endpoint("192.0.2.11"),
+            endpoint("192.0.2.12"),
+            endpoint("192.0.2.13")
+        ]);
+        rig.admin
+            .patch(&slice_path("web-v4"), &json!({"endpoints": three}))?;
+        rig.expect_answers(
+            &vips.v4,
+            &["192.0.2.11:8080", "192.0.2.12:8080", "192.0.2.13:8080"],
+        )?;
+        // A second slice adds to the first (B3).
+        rig.admin
+            .create(&slice("web-v6-more", "web", 8080, &["2001:db8::12"]))?;
+        rig.expect_answers(&vips.v6, &["[2001:db8::11]:8080", "[2001:db8::12]:8080"])?;
+
+        rig.admin.patch(
+            &slice_path("web-v4"),
+            &json!({"endpoints": [endpoint("192.0.2.13")]}),
+        )?;
+        rig.expect_answers(&vips.v4, &["192.0.2.13:8080"])?;
+        rig.admin
+            .patch(&slice_path("web-v4"), &json!({"endpoints": []}))?;
+        rig.expect_refused(&vips.v4)?;
+        rig.admin.delete(&slice_path("web-v6"))?;
+        rig.expect_answers(&vips.v6, &["[2001:db8::12]:8080"])
+    });
+}
+
+#[test]
+fn slices_may_come_before_their_service() {
+    sandbox::run(|sandbox| {
+        let rig = Rig::start(sandbox)?;
+        sandbox.serve("192.0.2.11", 8080)?;
+        rig.admin
+            .create(&slice("early-1", "early", 8080, &["192.0.2.11"]))?;
+        rig.admin.create(&service("early"))?;
+        rig.expect_answers(&rig.vips("early")?.v4, &["192.0.2.11:8080"])
+    });
+}
+
+#[test]
+fn recreated_under_another_address_or_another_name() {
+    sandbox::run(|sandbox| {
+        let rig = Rig::start(sandbox)?;
+        sandbox.serve("192.0.2.11", 8080)?;
+        sandbox.serve("192.0.2.12", 8080)?;
+        rig.admin
+            .create(&slice("web-1", "web", 8080, &["192.0.2.11"]))?;
+        rig.admin.create(&service("web"))?;
+        let old = rig.vips("web")?;
+        rig.expect_answers(&old.v4, &["192.0.2.11:8080"])?;
+
+        // Same name, other address.
+        rig.admin.delete(&service_path("web"))?;
+        let mut other_address = service("web");
+        other_address["spec"]["clusterIPs"] = json!(["10.96.77.77"]);
+        rig.admin.create(&other_address)?;
+        rig.expect_answers("10.96.77.77", &["192.0.2.11:8080"])?;
+        rig.expect_unserved(&old.v4)?;
+
+        // Other name, same address.
+        rig.admin
+            .create(&slice("next-1", "next", 8080, &["192.0.2.12"]))?;
+        rig.admin.delete(&service_path("web"))?;
+        let mut other_name = service("next");
+        other_name["spec"]["clusterIPs"] = json!(["10.96.77.77"]);
+        rig.admin.create(&other_name)?;
+        rig.expect_answers("10.96.77.77", &["192.0.2.12:8080"])
+    });
+}
+
+/// The Service every cluster has: its slice comes from the API server itself, unnamed by us.
+#[test]
+fn the_api_server_is_reached_through_its_own_service() {
+    sandbox::run(|sandbox| {
+        let rig = Rig::start(sandbox)?;
+        let kubernetes = rig.admin.get(&service_path("kubernetes"))?;
+        let address = kubernetes["spec"]["clusterIP"].as_str().unwrap_or_default();
+        let mut curl = std::process::Command::new("curl");
+        curl.args([
+            "--silent",
+            "--insecure",
+            "--max-time",
+            "5",
+            &format!("https://{address}/version"),
+        ]);
+        let version = String::from_utf8(sandbox.in_cgroup(curl)?.stdout)?;
+        anyhow::ensure!(version.contains("v1.37.2"), "answered: {version:?}");
+        Ok(())
+    });
+}
