@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use lb_agent::model::{self, Frontend, FrontendKind, NodeView, Options};
 use lb_agent::snapshot::Slice;
-use lb_tests::oracle::case::{Case, Policies, Random, every_endpoint};
+use lb_tests::oracle::case::{Case, Policies, Random, endpoint_in, every_endpoint};
 use lb_tests::oracle::{self, Known, Selection, Target, Verdict};
 
 const RANDOM_CASES: u64 = 40_000;
@@ -25,8 +25,8 @@ fn random_cases_agree() {
 
 #[test]
 fn every_pair_of_endpoints_agrees() {
-    let first = every_endpoint(IpAddr::from([192, 0, 2, 1]));
-    let second = every_endpoint(IpAddr::from([192, 0, 2, 2]));
+    let first = every_endpoint(address(1));
+    let second = every_endpoint(address(2));
     for (index, one) in first.iter().enumerate() {
         for other in &second[index..] {
             for bits in 0..16 {
@@ -36,10 +36,66 @@ fn every_pair_of_endpoints_agrees() {
                     external: bits & 4 != 0,
                 };
                 check(
-                    Case::pair([one.clone(), other.clone()], bits & 8 != 0, policies),
+                    Case::of(vec![one.clone(), other.clone()], bits & 8 != 0, policies),
                     "pair",
                 );
             }
+        }
+    }
+}
+
+/// The tables of the rules (§1.I, §5.7, §5.8), so that oracle and model do not agree on a misreading.
+///
+/// A row: policies of ClusterIP and external traffic, endpoints here and elsewhere (the first is number 1),
+/// and what each kind of traffic meets.
+#[test]
+fn documented_rows_hold() {
+    let rows = [
+        ("cluster", "local", "r r ts tn", "r", "1 2 5", "1 2"),
+        ("cluster", "local", "ts ts tn", "r", "4", "1 2"),
+        ("cluster", "local", "", "ts", "1", "drop"),
+        ("cluster", "local", "tn", "tn", "reject", "reject"),
+        ("cluster", "local", "", "", "reject", "reject"),
+        ("cluster", "cluster", "r r", "ts tn r", "1 2 5", "1 2 5"),
+        ("cluster", "cluster", "ts ts", "tn ts", "1 2 4", "1 2 4"),
+        ("cluster", "cluster", "", "ts", "1", "1"),
+        ("cluster", "cluster", "tn", "tn", "reject", "reject"),
+        ("cluster", "local", "r ts", "r", "1 3", "1"),
+        ("cluster", "local", "ts", "r", "2", "1"),
+        (
+            "cluster", "cluster", "failing", "failing", "reject", "reject",
+        ),
+        ("cluster", "cluster", "failing r", "failing", "2", "2"),
+        ("local", "cluster", "r", "r r", "1", "1 2 3"),
+        ("local", "cluster", "r r", "r", "1 2", "1 2 3"),
+        ("local", "cluster", "", "r r r", "drop", "1 2 3"),
+        ("local", "local", "ts", "r", "1", "1"),
+        ("local", "cluster", "", "", "reject", "reject"),
+    ];
+    for row in rows {
+        let (internal_policy, external_policy, here, elsewhere, internal, external) = row;
+        let states = here.split_whitespace().zip(std::iter::repeat(true));
+        let states = states.chain(elsewhere.split_whitespace().zip(std::iter::repeat(false)));
+        let endpoints = states
+            .zip(1..)
+            .map(|((state, local), host)| endpoint_in(state, address(host), local));
+        let policies = Policies {
+            internal_local: internal_policy == "local",
+            external_local: external_policy == "local",
+            external: true,
+        };
+        let case = Case::of(endpoints.collect(), false, policies);
+        for selection in by_oracle(&case).into_iter().chain(by_model(&case)) {
+            assert_eq!(
+                selection.internal,
+                documented(internal),
+                "ClusterIP of {row:?}"
+            );
+            assert_eq!(
+                selection.external,
+                Some(documented(external)),
+                "external traffic of {row:?}"
+            );
         }
     }
 }
@@ -172,6 +228,21 @@ fn sort(selections: &mut [Selection]) {
     selections.sort_by(|one, other| {
         (&one.port, one.protocol, one.family).cmp(&(&other.port, other.protocol, other.family))
     });
+}
+
+fn address(host: u8) -> IpAddr {
+    IpAddr::from([192, 0, 2, host])
+}
+
+fn documented(outcome: &str) -> Verdict {
+    match outcome {
+        "reject" => Verdict::Reject,
+        "drop" => Verdict::Drop,
+        hosts => {
+            let hosts = hosts.split(' ').map(|host| host.parse().expect("a number"));
+            Verdict::Translate(hosts.map(|host| (address(host), 8080)).collect())
+        }
+    }
 }
 
 fn kind(verdict: &Verdict) -> &'static str {

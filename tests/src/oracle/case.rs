@@ -75,8 +75,8 @@ impl Case {
         }
     }
 
-    /// Two endpoints in one slice, for exhaustive tests.
-    pub fn pair(endpoints: [SliceEndpoint; 2], zone: bool, policies: Policies) -> Self {
+    /// One slice with one port.
+    pub fn of(endpoints: Vec<SliceEndpoint>, zone: bool, policies: Policies) -> Self {
         let mut service = plain_service();
         service.internal_local = policies.internal_local;
         service.external_local = policies.external_local;
@@ -90,7 +90,7 @@ impl Case {
                 protocol: Protocol::Tcp,
                 port: 8080,
             }],
-            endpoints: endpoints.into(),
+            endpoints,
             trigger_time: None,
         };
         Self {
@@ -147,7 +147,20 @@ impl Case {
     }
 }
 
-/// What a Service asks of [`Case::pair`].
+/// An endpoint as the tables of the rules name it: `r` ready, `ts` terminating and serving, `tn` terminating
+/// and not serving, anything else not ready.
+pub fn endpoint_in(state: &str, address: IpAddr, local: bool) -> SliceEndpoint {
+    SliceEndpoint {
+        address,
+        ready: state == "r",
+        serving: state == "r" || state == "ts",
+        terminating: state == "ts" || state == "tn",
+        node: Some(if local { OWN_NODE } else { "node-b" }.into()),
+        hints: None,
+    }
+}
+
+/// What a Service asks of [`Case::of`].
 #[derive(Clone, Copy)]
 pub struct Policies {
     pub internal_local: bool,
