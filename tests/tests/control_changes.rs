@@ -79,6 +79,7 @@ fn headless_label_hides_slices_but_not_services() {
     });
 }
 
+/// kube-proxy goes on using such a slice for the old Service, too.
 #[test]
 fn the_service_name_label_moves_a_slice() {
     sandbox::run(|sandbox| {

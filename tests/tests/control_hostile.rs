@@ -71,7 +71,8 @@ fn addresses_nobody_may_be_sent_to_are_refused_by_name() {
     });
 }
 
-/// Whoever may write a Service's status could otherwise take over the node's own loopback.
+/// Whoever may write a Service's status could otherwise take over the node's own loopback, as kube-proxy
+/// lets them.
 #[test]
 fn a_load_balancer_address_cannot_capture_loopback() {
     sandbox::run(|sandbox| {
@@ -92,7 +93,8 @@ fn a_load_balancer_address_cannot_capture_loopback() {
     });
 }
 
-/// `evil` sorts before `web` and comes later: neither may decide.
+/// kube-proxy leaves open who wins (D22). The API server gave the address to one Service alone, so that one
+/// does. `evil` sorts before `web` and comes later: neither may decide.
 #[test]
 fn another_services_cluster_ip_cannot_be_taken_over() {
     sandbox::run(|sandbox| {

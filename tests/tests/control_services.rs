@@ -1,8 +1,13 @@
 //! Services and slices written to a real API server reach the node's sockets: created, scaled, recreated.
 
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::ensure;
 use lb_tests::control_plane::objects::{endpoint, service, service_path, slice, slice_path};
-use lb_tests::control_plane::rig::Rig;
-use lb_tests::control_plane::sandbox;
+use lb_tests::control_plane::rig::{Rig, create_node};
+use lb_tests::control_plane::sandbox::{self, API_ADDRESS, Outcome, eventually};
+use lb_tests::control_plane::{ControlPlane, manifests};
 use serde_json::json;
 
 #[test]
@@ -68,6 +73,31 @@ fn slices_may_come_before_their_service() {
     });
 }
 
+/// Pods may start as soon as the node says it is ready: no grace.
+#[test]
+fn ready_means_the_kernel_has_every_service() {
+    sandbox::run(|sandbox| {
+        let plane = ControlPlane::start(API_ADDRESS.into(), &sandbox.directory().join("plane"))?;
+        let admin = plane.admin();
+        create_node(&admin)?;
+        sandbox.serve("192.0.2.11", 8080)?;
+        let mut addresses = Vec::new();
+        for index in 0..20 {
+            let name = format!("web-{index}");
+            let stored = admin.create(&service(&name))?;
+            addresses.extend(stored["spec"]["clusterIP"].as_str().map(String::from));
+            admin.create(&slice(&name, &name, 8080, &["192.0.2.11"]))?;
+        }
+        assert_eq!(addresses.len(), 20);
+        let _agent = sandbox.start_agent_until("/readyz", &manifests::install(&plane)?)?;
+        for address in addresses {
+            let met = sandbox.connect(&address, 80)?;
+            assert_eq!(met, Outcome::Answer("192.0.2.11:8080".into()), "{address}");
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn recreated_under_another_address_or_another_name() {
     sandbox::run(|sandbox| {
@@ -83,7 +113,7 @@ fn recreated_under_another_address_or_another_name() {
         // Same name, other address.
         rig.admin.delete(&service_path("web"))?;
         let mut other_address = service("web");
-        other_address["spec"]["clusterIPs"] = json!(["10.96.77.77"]);
+        other_address["spec"]["clusterIP"] = json!("10.96.77.77");
         rig.admin.create(&other_address)?;
         rig.expect_answers("10.96.77.77", &["192.0.2.11:8080"])?;
         rig.expect_unserved(&old.v4)?;
@@ -93,7 +123,7 @@ fn recreated_under_another_address_or_another_name() {
             .create(&slice("next-1", "next", 8080, &["192.0.2.12"]))?;
         rig.admin.delete(&service_path("web"))?;
         let mut other_name = service("next");
-        other_name["spec"]["clusterIPs"] = json!(["10.96.77.77"]);
+        other_name["spec"]["clusterIP"] = json!("10.96.77.77");
         rig.admin.create(&other_name)?;
         rig.expect_answers("10.96.77.77", &["192.0.2.12:8080"])
     });
@@ -106,16 +136,13 @@ fn the_api_server_is_reached_through_its_own_service() {
         let rig = Rig::start(sandbox)?;
         let kubernetes = rig.admin.get(&service_path("kubernetes"))?;
         let address = kubernetes["spec"]["clusterIP"].as_str().unwrap_or_default();
-        let mut curl = std::process::Command::new("curl");
-        curl.args([
-            "--silent",
-            "--insecure",
-            "--max-time",
-            "5",
-            &format!("https://{address}/version"),
-        ]);
-        let version = String::from_utf8(sandbox.in_cgroup(curl)?.stdout)?;
-        anyhow::ensure!(version.contains("v1.37.2"), "answered: {version:?}");
-        Ok(())
+        let url = format!("https://{address}/version");
+        eventually("the API server answers", Duration::from_secs(10), || {
+            let mut curl = Command::new("curl");
+            curl.args(["--silent", "--insecure", "--max-time", "2", &url]);
+            let answer = String::from_utf8(sandbox.in_cgroup(curl)?.stdout)?;
+            ensure!(answer.contains("v1.37.2"), "answered: {answer:?}");
+            Ok(true)
+        })
     });
 }

@@ -41,16 +41,14 @@ impl<'a> Rig<'a> {
     pub fn start(sandbox: &'a Sandbox) -> Result<Self> {
         let plane = ControlPlane::start(API_ADDRESS.into(), &sandbox.directory().join("plane"))?;
         let admin = plane.admin();
-        admin.create(&node(NODE))?;
-        let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": API_ADDRESS.to_string()}]}});
-        admin.patch(&format!("{}/status", node_path(NODE)), &status)?;
+        create_node(&admin)?;
         Self::resume(sandbox, plane)
     }
 
     /// Starts an agent on a control plane that is there already.
     pub fn resume(sandbox: &'a Sandbox, plane: ControlPlane) -> Result<Self> {
         let kubeconfig = manifests::install(&plane)?;
-        let agent = sandbox.start_healthy_agent(&kubeconfig)?;
+        let agent = sandbox.start_agent_until("/healthz", &kubeconfig)?;
         Ok(Self {
             sandbox,
             admin: plane.admin(),
@@ -122,4 +120,12 @@ impl<'a> Rig<'a> {
         eventually(what, SOON, check)
             .with_context(|| format!("the agent's log ends:\n{}", self.agent.log_end()))
     }
+}
+
+/// Registers the sandbox's node, as its kubelet would.
+pub fn create_node(admin: &Client) -> Result<()> {
+    admin.create(&node(NODE))?;
+    let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": API_ADDRESS.to_string()}]}});
+    admin.patch(&format!("{}/status", node_path(NODE)), &status)?;
+    Ok(())
 }

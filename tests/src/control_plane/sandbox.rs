@@ -27,6 +27,7 @@ pub const API_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 pub const NODE: &str = "node-a";
 
 const PREFIX: &str = "beeline-control-";
+const START_TIME: Duration = Duration::from_secs(30);
 const CONNECT_SECONDS: &str = "2";
 const HEALTH: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 10256);
 
@@ -119,14 +120,10 @@ impl Sandbox {
 
     /// Gives the node an address.
     pub fn add_address(&self, address: IpAddr) -> Result<()> {
-        let length = if address.is_ipv4() { 32 } else { 128 };
-        ip(&[
-            "address",
-            "add",
-            &format!("{address}/{length}"),
-            "dev",
-            "lo",
-        ])
+        // Duplicate address detection would keep an IPv6 address from use for a moment.
+        let options: &[&str] = if address.is_ipv4() { &[] } else { &["nodad"] };
+        let address = address.to_string();
+        ip(&[&["address", "add", &address, "dev", "lo"], options].concat())
     }
 
     /// Gives the node `address` and starts a server there that tells every client `address:port`.
@@ -215,14 +212,14 @@ impl Sandbox {
         Ok(Agent { process })
     }
 
-    /// Starts the agent and waits until it says it is healthy.
-    pub fn start_healthy_agent(&self, kubeconfig: &Path) -> Result<Agent> {
+    /// Starts the agent and waits until it answers 200 at `probe` of its health server.
+    pub fn start_agent_until(&self, probe: &str, kubeconfig: &Path) -> Result<Agent> {
         let mut agent = self.start_agent(kubeconfig)?;
-        let health = eventually("the agent is healthy", Duration::from_secs(30), || {
+        let answered = eventually(&format!("the agent's {probe} is 200"), START_TIME, || {
             agent.check_alive()?;
-            Ok(http_status(HEALTH.into(), "/healthz")? == 200)
+            Ok(http_status(HEALTH.into(), probe)? == 200)
         });
-        health.with_context(|| format!("its log ends:\n{}", agent.log_end()))?;
+        answered.with_context(|| format!("its log ends:\n{}", agent.log_end()))?;
         Ok(agent)
     }
 
