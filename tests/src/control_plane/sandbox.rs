@@ -19,6 +19,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::process::Process;
+use crate::agent;
 
 /// Where the control plane of a sandbox listens, and the API server says it is.
 pub const API_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -192,7 +193,7 @@ impl Sandbox {
     pub fn start_agent(&self, kubeconfig: &Path) -> Result<Agent> {
         let process = Process::start(
             &self.directory,
-            Command::new(beeline())
+            Command::new(agent::binary()?)
                 .arg("agent")
                 .arg("--kubeconfig")
                 .arg(kubeconfig)
@@ -225,7 +226,7 @@ impl Sandbox {
 
     /// Runs `beeline <arguments> -o json` on this node's tables.
     pub fn beeline_json(&self, arguments: &[&str]) -> Result<Value> {
-        let mut command = Command::new(beeline());
+        let mut command = Command::new(agent::binary()?);
         command
             .args(arguments)
             .args(["-o", "json", "--bpffs"])
@@ -279,17 +280,6 @@ impl Agent {
     pub fn terminate(self) -> Result<ExitStatus> {
         self.process.terminate()
     }
-}
-
-/// The binary under test: built beside the test's own, or named by `BEELINE`.
-fn beeline() -> PathBuf {
-    if let Some(path) = std::env::var_os("BEELINE") {
-        return path.into();
-    }
-    // target/<profile>/deps/<test>
-    let test = std::env::current_exe().unwrap_or_default();
-    let profile = test.ancestors().nth(2).unwrap_or(Path::new("."));
-    profile.join("beeline")
 }
 
 fn timeout(command: &Command) -> Command {

@@ -1,0 +1,51 @@
+//! Publishing is one write: no connection ever meets a half-changed service.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lb_tests::address::FAMILIES;
+use lb_tests::in_every_case;
+use lb_tests::manifests::Condition;
+use lb_tests::peer::protocol::Pattern;
+use lb_tests::scenario::Web;
+
+/// How often the service is rewritten.
+const PERIOD: Duration = Duration::from_millis(1);
+const REWRITES: u32 = 3_000;
+const CLIENTS: u32 = 16;
+
+in_every_case! {
+    fn clients_connect_without_error_while_the_service_is_rewritten_a_thousand_times_a_second(case: Case) {
+        let cluster = case.cluster().pods_per_node(3).build()?;
+        let (even, odd) = ([cluster.pod(1, 2), cluster.pod(2, 1)], [cluster.pod(1, 3), cluster.pod(2, 2)]);
+        let mut web = Web::start(&cluster, &even)?;
+        odd.iter().try_for_each(|pod| web.serve(pod))?;
+        let client = cluster.pod(1, 1).peer()?;
+        web.wait_for(&client, &even)?;
+
+        let sets = [even, odd].map(|set| set.map(|pod| (pod, Condition::Ready)));
+        for family in FAMILIES {
+            let slices = [web.slice(family, &sets[0]), web.slice(family, &sets[1])];
+            let vip = web.vip(family)?;
+            let floods = [Pattern::TcpConnections, Pattern::UdpSockets]
+                .map(|pattern| client.flood(pattern, vip, CLIENTS, Duration::ZERO));
+            let start = Instant::now();
+            for number in 0..REWRITES {
+                cluster.node(1).manifests().publish(&slices[number as usize % 2])?;
+                thread::sleep((start + PERIOD * (number + 1)).saturating_duration_since(Instant::now()));
+            }
+            let took = start.elapsed();
+            let known: BTreeSet<_> = even.iter().chain(&odd).map(|pod| pod.name()).collect();
+            for flood in floods {
+                let tally = flood?.finish()?;
+                assert_eq!(tally.failed(), 0, "{tally:#?}");
+                assert_eq!(tally.answers.keys().cloned().collect::<BTreeSet<_>>(), known, "{tally:?}");
+            }
+            assert!(took < PERIOD * REWRITES * 2, "only {REWRITES} rewrites in {took:?}: this machine is too busy");
+            web.set_endpoints(&even)?;
+            web.wait_for(&client, &even)?;
+        }
+        Ok(())
+    }
+}
