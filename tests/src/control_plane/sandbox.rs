@@ -19,7 +19,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 use super::process::Process;
-use crate::agent;
+use crate::{agent, cgroup};
 
 /// Where the control plane of a sandbox listens, and the API server says it is.
 pub const API_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -91,7 +91,7 @@ impl Sandbox {
     fn enter() -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{PREFIX}{}-{}", id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let cgroups = cgroup2()?;
+        let cgroups = cgroup::root()?;
         sweep(&cgroups);
         sweep(&std::env::temp_dir());
 
@@ -245,10 +245,8 @@ impl Sandbox {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         // The agent and its clients are gone by now; whatever a test left is ended with the cgroup.
-        let _ = fs::write(self.cgroup.join("cgroup.kill"), "1");
-        let _ = eventually("the cgroup is removed", Duration::from_secs(5), || {
-            Ok(fs::remove_dir(&self.cgroup).is_ok())
-        });
+        let _ = cgroup::kill_all(&self.cgroup);
+        let _ = cgroup::remove_tree(&self.cgroup);
         // The mount below it is this thread's and ends with it.
         let _ = Command::new("umount").arg(self.bpffs()).output();
         let _ = fs::remove_dir_all(&self.directory);
@@ -336,14 +334,6 @@ fn new_namespaces(bpffs: &Path) -> Result<()> {
         return Err(std::io::Error::last_os_error()).context("make namespaces and mount bpffs");
     }
     Ok(())
-}
-
-/// Where cgroup v2 is mounted, also on hybrid hosts.
-fn cgroup2() -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let mount = mounts.lines().find(|line| line.contains(" - cgroup2 "));
-    let path = mount.and_then(|line| line.split(' ').nth(4));
-    Ok(path.context("cgroup v2 is not mounted")?.into())
 }
 
 /// Removes what a killed test left in `directory`. Names end in the process id and a count.
