@@ -9,7 +9,7 @@ use lb_tests::control_plane::rig::Rig;
 use lb_tests::control_plane::sandbox::{self, NODE, eventually};
 use serde_json::{Value, json};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn frontends_follow_the_type() {

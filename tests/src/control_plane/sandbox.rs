@@ -29,7 +29,7 @@ pub const NODE: &str = "node-a";
 
 const PREFIX: &str = "beeline-control-";
 const START_TIME: Duration = Duration::from_secs(30);
-const CONNECT_SECONDS: &str = "2";
+const CONNECT_SECONDS: &str = "5";
 const HEALTH: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 10256);
 
 /// The namespaces, directories and cgroup of one test.
