@@ -1,0 +1,149 @@
+//! What the programs are told, from configuration, cluster and system.
+
+use std::fs;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use lb_ebpf::abi::address::{Address4, Address6};
+use lb_ebpf::abi::settings::{
+    PREFIXES, Prefix4, Prefix6, SOCKETS_ALL, SOCKETS_HOST, Settings, TCP_PEER_SERVICE,
+};
+use tracing::warn;
+
+use super::timeouts::Timeouts;
+use crate::config::{Config, SocketLb, SocketPeer};
+use crate::snapshot::Cidr;
+
+/// Kubernetes' default NodePorts.
+const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+
+/// Settings for a configuration and the cluster's service CIDRs.
+pub(super) fn settings(config: &Config, host_netns: u64, service_cidrs: &[Cidr]) -> Settings {
+    let timeouts = Timeouts::read();
+    let pool = source_ports(local_port_range().unwrap_or(32_768..=60_999));
+    let mut flags = match config.socket_lb {
+        SocketLb::All => SOCKETS_ALL | SOCKETS_HOST,
+        SocketLb::Host => SOCKETS_HOST,
+        SocketLb::Off => 0,
+    };
+    if config.socket_lb_peer == SocketPeer::Service {
+        flags |= TCP_PEER_SERVICE;
+    }
+    let mut settings = Settings {
+        host_netns,
+        flags,
+        timeout_new: timeouts.new,
+        timeout_udp: timeouts.udp,
+        timeout_tcp: timeouts.tcp,
+        timeout_closing: timeouts.closing,
+        timeout_closed: timeouts.closed,
+        nat_port_first: *pool.start(),
+        nat_port_last: *pool.end(),
+        ..Settings::default()
+    };
+    put_prefixes(service_cidrs, &mut settings.service_cidrs4, &mut settings.service_cidrs6);
+    settings
+}
+
+/// Writes prefixes to their slots. A prefix of length 0 would claim the whole world and is left out.
+fn put_prefixes(cidrs: &[Cidr], v4: &mut [Prefix4; PREFIXES], v6: &mut [Prefix6; PREFIXES]) {
+    let (mut next4, mut next6) = (0, 0);
+    for cidr in cidrs.iter().filter(|cidr| cidr.length > 0) {
+        let room = match cidr.address {
+            IpAddr::V4(address) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(cidr.length)).unwrap_or(0);
+                let prefix = Prefix4 {
+                    address: Address4 { octets: (u32::from(address) & mask).to_be_bytes() },
+                    mask: Address4 { octets: mask.to_be_bytes() },
+                };
+                put(v4, &mut next4, prefix)
+            }
+            IpAddr::V6(address) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(cidr.length)).unwrap_or(0);
+                let prefix = Prefix6 {
+                    address: Address6 { octets: (u128::from(address) & mask).to_be_bytes() },
+                    mask: Address6 { octets: mask.to_be_bytes() },
+                };
+                put(v6, &mut next6, prefix)
+            }
+        };
+        if !room {
+            warn!(
+                cidr = %format_args!("{}/{}", cidr.address, cidr.length),
+                limit = PREFIXES,
+                "more service CIDRs of a family than the datapath holds; free addresses of this one are routed"
+            );
+        }
+    }
+}
+
+fn put<T>(slots: &mut [T], next: &mut usize, value: T) -> bool {
+    match slots.get_mut(*next) {
+        Some(slot) => {
+            *slot = value;
+            *next += 1;
+            true
+        }
+        None => false,
+    }
+}
+
+fn local_port_range() -> Option<RangeInclusive<u16>> {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut words = text.split_whitespace();
+    Some(words.next()?.parse().ok()?..=words.next()?.parse().ok()?)
+}
+
+/// The largest run of unprivileged ports that are neither ephemeral nor NodePorts: a late answer to one of ours
+/// must be no service, and a host's own socket must not get it.
+fn source_ports(ephemeral: RangeInclusive<u16>) -> RangeInclusive<u16> {
+    let mut best = 1..=0;
+    let mut start = None;
+    for port in 1024..=u16::MAX {
+        let free = !ephemeral.contains(&port) && !NODE_PORTS.contains(&port);
+        match (free, start) {
+            (true, None) => start = Some(port),
+            (false, Some(first)) => {
+                best = longer(best, first..=port - 1);
+                start = None;
+            }
+            _ => {}
+        }
+    }
+    if let Some(first) = start {
+        best = longer(best, first..=u16::MAX);
+    }
+    if best.is_empty() { 1024..=29_999 } else { best }
+}
+
+fn longer(a: RangeInclusive<u16>, b: RangeInclusive<u16>) -> RangeInclusive<u16> {
+    if a.is_empty() || b.len() > a.len() { b } else { a }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn source_ports_avoid_ephemeral_ports_and_node_ports() {
+        assert_eq!(source_ports(32_768..=60_999), 1024..=29_999);
+        assert_eq!(source_ports(1024..=29_999), 32_768..=65_535);
+        assert_eq!(source_ports(1024..=65_535), 1024..=29_999, "nothing is left: share");
+    }
+
+    #[test]
+    fn prefixes_become_value_and_mask() {
+        let (mut v4, mut v6) = ([Prefix4::default(); PREFIXES], [Prefix6::default(); PREFIXES]);
+        let cidrs = [
+            Cidr { address: "10.96.1.2".parse().unwrap(), length: 16 },
+            Cidr { address: "0.0.0.0".parse().unwrap(), length: 0 },
+            Cidr { address: "fd96::1".parse().unwrap(), length: 112 },
+        ];
+        put_prefixes(&cidrs, &mut v4, &mut v6);
+        assert_eq!(v4[0].address.octets, [10, 96, 0, 0]);
+        assert_eq!(v4[0].mask.octets, [255, 255, 0, 0]);
+        assert_eq!(v4[1], Prefix4::default());
+        assert_eq!(v6[0].mask.octets[13..], [255, 0, 0]);
+        assert_eq!(v6[0].address.octets[15], 0);
+    }
+}

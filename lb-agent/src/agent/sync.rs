@@ -1,0 +1,497 @@
+//! From events to writes.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use lb_ebpf::abi::SEGMENT_SHIFT;
+use lb_ebpf::abi::table;
+use tracing::{debug, error, info, warn};
+
+use super::settings::settings;
+use crate::config::{Config, SocketLb, SourceConfig};
+use crate::datapath::{self, Datapath, Grace, Picture, Selection};
+use crate::health::Health;
+use crate::health::service::ServiceHealth;
+use crate::metrics::{Extent, Metrics, Policy};
+use crate::model::{self, HealthCheck, NodeView, Options, ServicePort, Verdict};
+use crate::plan::{KernelState, Ledger, Plan, Retired, Timing, Write};
+use crate::snapshot::{Event, Family, ObjectName, Snapshot};
+use crate::sys::{cgroup, clock, netns, sock_diag};
+
+/// How long a Service that could not be written waits for another try.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Owner of everything that changes.
+pub(super) struct Sync {
+    config: Config,
+    host_netns: u64,
+    snapshot: Snapshot,
+    node: NodeView,
+    ledger: Ledger,
+    datapath: Datapath,
+    grace: Grace<Retired>,
+    health: Health,
+    metrics: Metrics,
+    checks: ServiceHealth,
+    /// Health-check ports of each Service that has one.
+    wanted_checks: HashMap<ObjectName, Vec<HealthCheck>>,
+    /// Service ports that a Local policy leaves without endpoints here.
+    no_local: HashMap<ObjectName, Vec<(Policy, Family)>>,
+    dirty: HashSet<ObjectName>,
+    /// Services whose last writes failed, tried again from this time on.
+    failed: HashSet<ObjectName>,
+    retry_at: Instant,
+    /// Interface addresses of this node.
+    own_addresses: Vec<IpAddr>,
+    node_changed: bool,
+    cidrs_changed: bool,
+    ready: bool,
+    gauges: Gauges,
+}
+
+/// Figures that are read only when somebody asks for metrics.
+#[derive(Clone, Default)]
+pub(super) struct Gauges(Arc<Mutex<Vec<(&'static str, usize, usize)>>>, Option<Arc<datapath::Reader>>);
+
+impl Gauges {
+    /// Fills in table sizes and the programs' counters.
+    pub(super) fn refresh(&self, metrics: &Metrics) {
+        for &(table, entries, capacity) in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            metrics.table(table, entries, capacity);
+        }
+        if let Some(reader) = &self.1 {
+            match reader.counters() {
+                Ok(counters) => metrics.datapath(&counters),
+                Err(error) => warn!(%error, "could not read the programs' counters"),
+            }
+        }
+    }
+}
+
+impl Sync {
+    /// Takes over what the tables hold.
+    pub(super) fn new(
+        config: &Config,
+        mut datapath: Datapath,
+        grace: Grace<Retired>,
+        health: Health,
+        metrics: Metrics,
+    ) -> anyhow::Result<Self> {
+        let host_netns = netns::cookie().context("read the network namespace's cookie")?;
+        let current = settings(config, host_netns, &[]);
+        // Service CIDRs of a former agent stay in force until the cluster names its own.
+        let mut first = current;
+        if let Some(former) = datapath.settings()? {
+            first.service_cidrs4 = former.service_cidrs4;
+            first.service_cidrs6 = former.service_cidrs6;
+        }
+        datapath.set_settings(&first)?;
+        let timing = Timing { linger: current.timeout_tcp, ..Timing::default() };
+        let state = kernel_state(datapath.kernel_state()?);
+        let (ledger, plan) = Ledger::adopt(state, timing, clock::seconds());
+        info!(service_ports = ledger.service_ports(), writes = plan.writes.len(), "read the tables");
+        let applied = datapath.apply(&[&plan.writes]);
+        for failure in &applied.failures {
+            error!(%failure, "could not tidy the tables");
+        }
+        let reader = datapath::Reader::open(&config.bpffs)?;
+        let gauges = Gauges(Arc::default(), Some(Arc::new(reader)));
+        let sync = Self {
+            config: config.clone(),
+            host_netns,
+            snapshot: Snapshot::default(),
+            node: NodeView { name: config.node_name.as_str().into(), ..NodeView::default() },
+            ledger,
+            datapath,
+            grace,
+            checks: ServiceHealth::start(health.clone()),
+            health,
+            metrics,
+            wanted_checks: HashMap::new(),
+            no_local: HashMap::new(),
+            dirty: HashSet::new(),
+            failed: HashSet::new(),
+            retry_at: Instant::now(),
+            own_addresses: Vec::new(),
+            node_changed: false,
+            cidrs_changed: false,
+            ready: false,
+            gauges,
+        };
+        sync.grace.retire(plan.retire);
+        sync.metrics.table_written(table::FRONTENDS4, 0);
+        Ok(sync)
+    }
+
+    /// What the metrics server reads.
+    pub(super) fn gauges(&self) -> Gauges {
+        self.gauges.clone()
+    }
+
+    /// Blocks and ids that no running program can hold any more.
+    pub(super) fn release(&mut self, retired: Retired) {
+        self.ledger.release(retired);
+    }
+
+    /// Takes in events and writes what they change.
+    pub(super) fn take(&mut self, events: &mut Vec<Event>) -> anyhow::Result<()> {
+        let received = Instant::now();
+        let mut triggers = Vec::new();
+        let (mut services, mut slices) = (0, 0);
+        for event in events.drain(..) {
+            match &event {
+                Event::Service(_) | Event::ServiceGone(_) => services += 1,
+                Event::Slice(slice) => {
+                    slices += 1;
+                    triggers.extend(slice.trigger_time.map(|time| (slice.family, time)));
+                }
+                Event::SliceGone(_) => slices += 1,
+                Event::Complete(kind) => self.metrics.source_list(*kind),
+                _ => {}
+            }
+            let change = self.snapshot.apply(event);
+            self.node_changed |= change.node;
+            self.cidrs_changed |= change.service_cidrs;
+            self.dirty.extend(change.services);
+        }
+        self.metrics.changes_seen(services, slices);
+        if !self.dirty.is_empty() {
+            for family in [Family::V4, Family::V6] {
+                self.health.queued(family);
+                self.metrics.queued(family);
+            }
+        }
+        if !self.snapshot.synced() {
+            self.metrics.changes_pending(self.dirty.len(), 0);
+            return Ok(());
+        }
+        let first = !self.ready;
+        self.write(received)?;
+        if !first {
+            for (family, trigger) in triggers {
+                self.metrics.network_programmed(family, trigger);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in a new picture of this node's devices and addresses.
+    pub(super) fn see_node(&mut self, picture: &Picture, selection: &Selection) -> anyhow::Result<()> {
+        let changes = self.datapath.set_devices(&picture.choose(selection))?;
+        for (device, error) in &changes.failed {
+            warn!(device, error, "could not attach the packet programs; trying again at the next change");
+        }
+        if !changes.attached.is_empty() || !changes.forgotten.is_empty() {
+            info!(attached = ?changes.attached, forgotten = changes.forgotten.len(), "followed this node's devices");
+        }
+        let mut own: Vec<IpAddr> =
+            picture.addresses.iter().map(|own| own.address).filter(|address| !is_unroutable(*address)).collect();
+        own.sort_unstable();
+        own.dedup();
+        if own != self.own_addresses {
+            self.own_addresses = own;
+            self.node_changed = true;
+            if self.snapshot.synced() {
+                self.write(Instant::now())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is due by time alone.
+    pub(super) fn upkeep(&mut self) -> anyhow::Result<()> {
+        let plan = self.ledger.tick(clock::seconds());
+        if !plan.is_empty() {
+            self.execute(vec![(None, plan)]);
+        }
+        if !self.failed.is_empty() && Instant::now() >= self.retry_at {
+            self.dirty.extend(self.failed.drain());
+        }
+        if self.snapshot.synced() && (!self.dirty.is_empty() || self.node_changed || self.cidrs_changed) {
+            self.write(Instant::now())?;
+        }
+        self.measure();
+        Ok(())
+    }
+
+    /// Writes whatever is due. The picture is complete.
+    fn write(&mut self, received: Instant) -> anyhow::Result<()> {
+        let mut plans = Vec::new();
+        if self.cidrs_changed {
+            self.cidrs_changed = false;
+            let settings = settings(&self.config, self.host_netns, &self.snapshot.service_cidrs());
+            self.datapath.set_settings(&settings)?;
+        }
+        if self.node_changed || !self.ready {
+            self.node_changed = false;
+            plans.push((None, self.follow_node()));
+        }
+        if !self.ready {
+            self.dirty.extend(self.snapshot.services().map(|service| service.name.clone()));
+        }
+        let dirty: Vec<ObjectName> = self.dirty.drain().collect();
+        let (changed, all) = (dirty.len(), self.snapshot.services().len());
+        for name in dirty {
+            let plan = self.plan(&name);
+            if !plan.is_empty() {
+                plans.push((Some(name), plan));
+            }
+        }
+        self.execute(plans);
+        if !self.ready {
+            self.become_ready()?;
+        }
+        self.checks.set(self.wanted_checks.values().flatten().cloned().collect());
+        self.report(received, if changed >= all.max(2) { Extent::Full } else { Extent::Partial });
+        Ok(())
+    }
+
+    /// The plan that brings one Service up to date.
+    fn plan(&mut self, name: &ObjectName) -> Plan {
+        let Some(service) = self.snapshot.service(name) else {
+            self.wanted_checks.remove(name);
+            self.no_local.remove(name);
+            return self.ledger.remove_service(name);
+        };
+        let slices: Vec<_> = self.snapshot.slices(name).collect();
+        let ports = model::service_ports(service, &slices, &self.node, &Options::default());
+        let checks = model::health_checks(service, &slices, &self.node);
+        if checks.is_empty() {
+            self.wanted_checks.remove(name);
+        } else {
+            self.wanted_checks.insert(name.clone(), checks);
+        }
+        let without = without_local_endpoints(&ports);
+        if without.is_empty() {
+            self.no_local.remove(name);
+        } else {
+            self.no_local.insert(name.clone(), without);
+        }
+        self.ledger.apply(name, ports)
+    }
+
+    /// This node's addresses and zone changed: every Service may mean something else.
+    fn follow_node(&mut self) -> Plan {
+        let known = self.snapshot.node();
+        let mut addresses = known.map(|node| node.addresses.clone()).unwrap_or_default();
+        // NodePorts are served on the primary address of each family (spec G2).
+        let primary: Vec<IpAddr> = [Family::V4, Family::V6]
+            .into_iter()
+            .filter_map(|family| addresses.iter().copied().find(|address| Family::of(*address) == family))
+            .collect();
+        addresses.extend(&self.own_addresses);
+        addresses.sort_unstable();
+        addresses.dedup();
+        let eligible = match known {
+            Some(node) => !node.draining,
+            // A directory need not hold a Node; an API server does.
+            None => matches!(self.config.source, SourceConfig::Manifests(_)),
+        };
+        let view = NodeView {
+            name: self.config.node_name.as_str().into(),
+            zone: known.and_then(|node| node.zone.clone()),
+            addresses,
+        };
+        if self.ready {
+            self.health.set_node_eligible(eligible);
+        }
+        if view != self.node {
+            self.node = view;
+            self.dirty.extend(self.snapshot.services().map(|service| service.name.clone()));
+        }
+        self.ledger.set_node_addresses(&primary, &self.node.addresses)
+    }
+
+    /// Carries out plans; what fails is named and tried again later.
+    fn execute(&mut self, mut plans: Vec<(Option<ObjectName>, Plan)>) {
+        let writes: Vec<&[Write]> = plans.iter().map(|(_, plan)| plan.writes.as_slice()).collect();
+        let applied = self.datapath.apply(&writes);
+        if applied.entries > 0 {
+            self.metrics.table_written("all", applied.entries as u64);
+        }
+        let failures: HashMap<usize, &datapath::Failure> =
+            applied.failures.iter().map(|failure| (failure.plan, failure)).collect();
+        let mut retire = Retired::default();
+        for (index, (name, plan)) in plans.drain(..).enumerate() {
+            for problem in &plan.problems {
+                warn!(%problem, "could not serve part of a Service");
+                self.note_refused(&problem.service().service, &problem.to_string());
+            }
+            if let Some(failure) = failures.get(&index) {
+                self.metrics.table_write_failed(failure.table);
+                let shown = name.as_ref().map(shown).unwrap_or_else(|| "this node's addresses".into());
+                error!(
+                    service = shown,
+                    %failure,
+                    "could not write; what was there before stays in force, trying again every {} s",
+                    RETRY.as_secs()
+                );
+                let mut unwritten = plan.writes;
+                unwritten.drain(..failure.from.min(unwritten.len()));
+                self.ledger.failed(name.as_ref(), unwritten, plan.retire);
+                match name {
+                    Some(name) => {
+                        self.note_refused(&name, &failure.to_string());
+                        self.failed.insert(name);
+                    }
+                    None => self.node_changed = true,
+                }
+                self.retry_at = Instant::now() + RETRY;
+                continue;
+            }
+            if let Some(name) = &name {
+                if plan.problems.is_empty() {
+                    let shown = shown(name);
+                    self.health.describe(|status| status.accepted(&shown));
+                }
+            }
+            end_sockets(&plan.writes);
+            retire.append(plan.retire);
+        }
+        if !retire.is_empty() {
+            self.grace.retire(retire);
+        }
+    }
+
+    fn note_refused(&self, service: &ObjectName, reason: &str) {
+        let shown = shown(service);
+        self.health.describe(|status| status.refused(&shown, reason));
+    }
+
+    /// The first complete picture is written: take away what the cluster no longer has, and start serving.
+    fn become_ready(&mut self) -> anyhow::Result<()> {
+        let seen: HashSet<ObjectName> = self.snapshot.services().map(|service| service.name.clone()).collect();
+        let plan = self.ledger.finish_adoption(&seen);
+        if !plan.is_empty() {
+            self.execute(vec![(None, plan)]);
+        }
+        match self.config.socket_lb {
+            SocketLb::Off => {
+                self.datapath.detach_sockets()?;
+            }
+            SocketLb::All | SocketLb::Host => {
+                let directory = match &self.config.cgroup {
+                    Some(directory) => directory.clone(),
+                    None => cgroup::root().context("find the cgroup v2 hierarchy; name it with --cgroup")?,
+                };
+                self.datapath.attach_sockets(&directory)?;
+            }
+        }
+        self.ready = true;
+        let eligible = match self.snapshot.node() {
+            Some(node) => !node.draining,
+            None => matches!(self.config.source, SourceConfig::Manifests(_)),
+        };
+        self.health.set_node_eligible(eligible);
+        self.health.set_ready();
+        self.metrics.set_ready();
+        self.measure();
+        info!(services = seen.len(), service_ports = self.ledger.service_ports(), "serving");
+        Ok(())
+    }
+
+    /// Tells health and metrics that everything received is written.
+    fn report(&mut self, received: Instant, extent: Extent) {
+        let took = received.elapsed();
+        for family in [Family::V4, Family::V6] {
+            // What failed is not written: health tells so after a while (spec §3.5).
+            if self.failed.is_empty() {
+                self.health.updated(family);
+            }
+            self.metrics.synced(family, took, extent);
+            for policy in [Policy::Internal, Policy::External] {
+                let count = self.no_local.values().flatten().filter(|without| **without == (policy, family)).count();
+                self.metrics.no_local_endpoints(policy, family, count);
+            }
+        }
+        self.metrics.programmed(took);
+        self.metrics.changes_pending(self.failed.len(), 0);
+        debug!(?took, "wrote changes");
+    }
+
+    /// Notes the tables' sizes for the metrics.
+    fn measure(&mut self) {
+        match self.datapath.tables().usage() {
+            Ok(usage) => *self.gauges.0.lock().unwrap_or_else(PoisonError::into_inner) = usage,
+            Err(error) => warn!(%error, "could not read the tables' sizes"),
+        }
+        self.metrics.size(self.ledger.service_ports(), 0);
+    }
+}
+
+/// Service ports to which new connections get no answer as a Local policy finds no endpoint here.
+fn without_local_endpoints(ports: &[ServicePort]) -> Vec<(Policy, Family)> {
+    let mut without = Vec::new();
+    for port in ports {
+        for frontend in port.frontends.iter().filter(|frontend| frontend.local_policy) {
+            let policy =
+                if frontend.kind == model::FrontendKind::ClusterIp { Policy::Internal } else { Policy::External };
+            let known = (policy, port.id.family);
+            if port.verdict(frontend) == Verdict::Drop && !without.contains(&known) {
+                without.push(known);
+            }
+        }
+    }
+    without
+}
+
+/// Sockets of this host that are connected to a UDP endpoint which vanished are told so. Pods' sockets learn
+/// it from the packet path.
+fn end_sockets(writes: &[Write]) {
+    for write in writes {
+        let Write::Tombstone { key, present: true } = write else { continue };
+        let endpoint = SocketAddr::new(IpAddr::from(key.address), key.port);
+        match sock_diag::end_udp_sockets(endpoint) {
+            Ok(ended) => debug!(%endpoint, ?ended, "ended sockets of a vanished endpoint"),
+            Err(error) => debug!(%endpoint, %error, "could not end sockets of a vanished endpoint"),
+        }
+    }
+}
+
+fn shown(name: &ObjectName) -> String {
+    format!("Service {}/{}", name.namespace, name.name)
+}
+
+/// Loopback, link-local and the like are nobody's way to this node.
+fn is_unroutable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_multicast(),
+        IpAddr::V6(v6) => {
+            v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast()
+        }
+    }
+}
+
+/// The tables' contents as the ledger reads them.
+fn kernel_state(state: datapath::KernelState) -> KernelState {
+    fn segments<T>(records: Vec<(u32, T)>) -> Vec<Vec<T>> {
+        let mut segments: Vec<Vec<T>> = Vec::new();
+        for (index, record) in records {
+            let segment = (index >> SEGMENT_SHIFT) as usize;
+            while segments.len() <= segment {
+                segments.push(Vec::new());
+            }
+            segments[segment].push(record);
+        }
+        segments
+    }
+    let addresses4 = state.addresses4.into_iter().map(|(address, uses)| (address.into(), uses.flags));
+    let addresses6 = state.addresses6.into_iter().map(|(address, uses)| {
+        (IpAddr::V6(std::net::Ipv6Addr::from(address.octets)), uses.flags)
+    });
+    KernelState {
+        names: state.names,
+        frontends4: state.frontends4,
+        frontends6: state.frontends6,
+        endpoints4: segments(state.endpoints4),
+        endpoints6: segments(state.endpoints6),
+        states: state.states.into_iter().map(|(_, state)| state).collect(),
+        addresses: addresses4.chain(addresses6).collect(),
+        tombstones: state.tombstones,
+        source_ranges: state.source_ranges.into_iter().map(|(key, _)| key).collect(),
+    }
+}
+
