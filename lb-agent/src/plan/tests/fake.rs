@@ -148,6 +148,41 @@ impl Fake {
         (address, port, flags, id)
     }
 
+    /// The tables of a dump.
+    pub(super) fn of(state: &KernelState) -> Self {
+        let flat4 = state.endpoints4.iter().flatten().copied();
+        let flat6 = state.endpoints6.iter().flatten().copied();
+        let mut fake = Self {
+            names: state.names.iter().copied().collect(),
+            endpoints4: (0..).zip(flat4).collect(),
+            endpoints6: (0..).zip(flat6).collect(),
+            states: (0..).zip(state.states.iter().copied()).collect(),
+            addresses: state.addresses.iter().copied().collect(),
+            ..Self::default()
+        };
+        fake.frontends.extend(
+            state
+                .frontends4
+                .iter()
+                .map(|(key, record)| (record::id_of(key), *record)),
+        );
+        fake.frontends.extend(
+            state
+                .frontends6
+                .iter()
+                .map(|(key, record)| (record::id_of(key), *record)),
+        );
+        fake
+    }
+
+    /// Nothing that a program can reach.
+    pub(super) fn is_idle(&self) -> bool {
+        self.names.is_empty()
+            && self.frontends.is_empty()
+            && self.addresses.is_empty()
+            && self.ranges.is_empty()
+    }
+
     pub(super) fn dump(&self) -> KernelState {
         let mut state = KernelState {
             names: self.names.iter().map(|(id, name)| (*id, *name)).collect(),
