@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use lb_ebpf::abi::endpoint::{Endpoint, EndpointState, IN_CLUSTER, IN_LOCAL, SERVING};
+use lb_ebpf::abi::SEGMENT_RECORDS;
+use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::frontend::{
     Frontend, FrontendKey, HAS_ENDPOINTS, LOCAL_POLICY, NODE_ALLOWED, SOURCE_RANGES,
@@ -11,15 +12,16 @@ use lb_ebpf::abi::frontend::{
 use lb_ebpf::abi::name::ServiceName;
 use lb_ebpf::abi::socket::{Tombstone, TombstoneKey};
 use lb_ebpf::abi::source_range::SourceRangeKey;
-use lb_ebpf::abi::{SEGMENT_RECORDS, SEGMENT_SHIFT};
 
 use super::blocks::{Block, Blocks};
 use super::claims::FrontendId;
 use super::draft::Draft;
 use super::ids::{EndpointIds, Ids};
-use super::ledger::{Debt, Ledger, Timing, unwide};
-use super::port::{Held, HeldPort, USED};
+use super::ledger::{Ledger, Timing};
+use super::port::HeldPort;
+use super::read::{needed, read};
 use super::record::{self, Counts};
+use super::settle::unwide;
 use super::{NO_BLOCK, NO_ID, Plan, Retired, Write};
 use crate::model;
 use crate::snapshot::{Family, ObjectName};
@@ -87,13 +89,11 @@ impl Ledger {
             all.retire.append(plan.retire);
             all.problems.append(&mut plan.problems);
         }
-        let mut draft = Draft::default();
-        draft.touched = self
-            .claims
-            .ownerless()
-            .into_iter()
-            .map(|key| (key, false))
-            .collect();
+        let ownerless = self.claims.ownerless().into_iter();
+        let draft = Draft {
+            touched: ownerless.map(|key| (key, false)).collect(),
+            ..Draft::default()
+        };
         self.addresses.finish_adoption(self.now);
         let mut plan = self.settle(draft);
         all.writes.append(&mut plan.writes);
@@ -116,14 +116,6 @@ struct Adoption {
     services: HashSet<u32>,
     blocks4: Vec<Block>,
     blocks6: Vec<Block>,
-}
-
-/// A block as read from the kernel.
-struct Read {
-    held: Vec<Held>,
-    len: u32,
-    /// Some state does not say what the block says, or some record is of no use.
-    doubtful: bool,
 }
 
 impl Adoption {
@@ -321,7 +313,7 @@ impl Adoption {
             self.ledger
                 .debts
                 .entry(service)
-                .or_insert_with(Debt::default)
+                .or_default()
                 .retire
                 .append(retire);
         }
@@ -409,91 +401,5 @@ impl Adoption {
             Family::V4 => &mut self.blocks4,
             Family::V6 => &mut self.blocks6,
         }
-    }
-}
-
-/// Records that a frontend uses.
-fn needed(record: &Frontend) -> Option<u32> {
-    Some(
-        record
-            .cluster_first
-            .checked_add(record.cluster_count)?
-            .max(record.local_count),
-    )
-}
-
-fn read(state: &KernelState, family: Family, id: u32, record: &Frontend) -> Option<Read> {
-    match family {
-        Family::V4 => read_block(&state.endpoints4, &state.states, id, record),
-        Family::V6 => read_block(&state.endpoints6, &state.states, id, record),
-    }
-}
-
-/// The block `record` leads to; `None` if it is not one of ours.
-fn read_block<F: record::Wire>(
-    segments: &[Vec<Endpoint<F>>],
-    states: &[EndpointState],
-    service: u32,
-    record: &Frontend,
-) -> Option<Read> {
-    let needed = needed(record)? as usize;
-    let mut read = Read {
-        held: Vec::new(),
-        len: 0,
-        doubtful: false,
-    };
-    if record.block == NO_BLOCK {
-        return (needed == 0).then_some(read);
-    }
-    let offset = (record.block % SEGMENT_RECORDS) as usize;
-    let records = segments
-        .get((record.block >> SEGMENT_SHIFT) as usize)?
-        .get(offset..)?;
-    for (index, endpoint) in records.iter().enumerate() {
-        if endpoint.id == NO_ID {
-            read.len = index as u32 + 1;
-            break;
-        }
-        if endpoint.service != service {
-            return None;
-        }
-        read.len = index as u32 + 1;
-        read.endpoint(index as u32, endpoint, states, record);
-    }
-    (read.len as usize >= needed && read.len > 0).then_some(read)
-}
-
-impl Read {
-    fn endpoint<F: record::Wire>(
-        &mut self,
-        index: u32,
-        from: &Endpoint<F>,
-        states: &[EndpointState],
-        record: &Frontend,
-    ) {
-        let state = states.get(from.id as usize).copied().unwrap_or_default();
-        let cluster = record.cluster_first..record.cluster_first + record.cluster_count;
-        let mut sets = if index < record.local_count {
-            IN_LOCAL
-        } else {
-            0
-        };
-        sets |= if cluster.contains(&index) {
-            IN_CLUSTER
-        } else {
-            0
-        };
-        let serving = state.flags & SERVING;
-        let dead = sets | serving == 0;
-        self.doubtful |= dead || state.flags != sets | serving;
-        if dead {
-            return;
-        }
-        self.held.push(Held {
-            address: F::wide(from.address),
-            id: from.id,
-            port: from.port,
-            flags: from.flags & 0xff | ((sets | serving) << 8) as u16 | USED,
-        });
     }
 }

@@ -34,13 +34,16 @@
 
 mod addresses;
 mod adopt;
+mod apply;
 mod blocks;
 mod claims;
 mod draft;
 mod ids;
 mod ledger;
 mod port;
+mod read;
 mod record;
+mod settle;
 #[cfg(test)]
 mod tests;
 

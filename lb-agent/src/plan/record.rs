@@ -223,7 +223,10 @@ pub(super) fn parse_name(name: &ServiceName) -> Option<ServicePortId> {
 
 fn text(text: &str) -> [u8; 64] {
     let mut bytes = [0; 64];
-    let len = text.floor_char_boundary(64);
+    let len = (0..=text.len().min(64))
+        .rev()
+        .find(|len| text.is_char_boundary(*len))
+        .unwrap_or(0);
     bytes[..len].copy_from_slice(&text.as_bytes()[..len]);
     bytes
 }

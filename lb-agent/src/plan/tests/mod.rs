@@ -2,8 +2,10 @@
 
 mod adoption;
 mod cases;
+mod expected;
 mod fake;
 mod random;
+mod scenario;
 
 use std::net::IpAddr;
 
