@@ -182,7 +182,7 @@ impl Ledger {
     }
 
     /// A plan could not be carried out: `unwritten` are the write that failed and those after it, `retire` is
-    /// the plan's. `service` is the one it was made for, `None` for plans of addresses and ticks.
+    /// the plan's. `service` is the one it was made for, `None` for plans of addresses, ticks and adoption.
     pub fn failed(&mut self, service: Option<&ObjectName>, unwritten: Vec<Write>, retire: Retired) {
         let mut debt = Debt {
             retire,

@@ -147,10 +147,10 @@ impl Plan {
 /// Blocks and ids that a running program may still hold.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Retired {
-    pub(super) blocks4: Vec<Block>,
-    pub(super) blocks6: Vec<Block>,
-    pub(super) endpoints: Vec<u32>,
-    pub(super) services: Vec<u32>,
+    blocks4: Vec<Block>,
+    blocks6: Vec<Block>,
+    endpoints: Vec<u32>,
+    services: Vec<u32>,
 }
 
 impl Retired {

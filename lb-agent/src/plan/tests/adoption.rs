@@ -187,10 +187,6 @@ fn plan_cost_of_ten_thousand_services() {
         writes += ledger.apply(&name, ports).writes.len();
     }
     println!("first list: {writes} writes in {:?}", (busy() - start));
-    println!(
-        "resident: {} KiB more, of which the names and frontends were the caller's",
-        resident() - before
-    );
     let start = busy();
     for (name, ports) in again {
         assert!(ledger.apply(&name, ports).is_empty());

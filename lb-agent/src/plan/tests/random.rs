@@ -6,6 +6,14 @@ use super::expected::check;
 use super::scenario::{Random, Wanted, change};
 use super::*;
 
+/// How many random histories: `BEELINE_TEST_SEEDS`, or what takes a second or so.
+fn seeds(usual: u64) -> u64 {
+    std::env::var("BEELINE_TEST_SEEDS")
+        .ok()
+        .and_then(|seeds| seeds.parse().ok())
+        .unwrap_or(usual)
+}
+
 /// Executes a plan; after each write every frontend is as before or as after. `visit` sees the tables before
 /// the first and after each write.
 pub(super) fn execute(fake: &mut Fake, writes: &[Write], mut visit: impl FnMut(&Fake)) {
@@ -89,7 +97,7 @@ pub(super) fn readopt(mut fake: Fake, wanted: &Wanted) -> (Ledger, Fake) {
 
 #[test]
 fn tables_equal_what_was_asked_for_and_are_never_mixed() {
-    for seed in 0..16 {
+    for seed in 0..seeds(8) {
         let mut random = Random(seed);
         let (mut bench, mut wanted, mut memory) =
             (Bench::default(), Wanted::new(), Memory::default());
@@ -115,7 +123,7 @@ fn tables_equal_what_was_asked_for_and_are_never_mixed() {
 
 #[test]
 fn a_new_agent_converges_from_every_prefix_and_then_writes_nothing() {
-    for seed in 100..104 {
+    for seed in 1_000..1_000 + seeds(2) {
         let mut random = Random(seed);
         let (mut bench, mut wanted, mut memory) =
             (Bench::default(), Wanted::new(), Memory::default());
@@ -144,7 +152,7 @@ fn a_new_agent_converges_from_every_prefix_and_then_writes_nothing() {
 
 #[test]
 fn a_failed_plan_is_made_good_by_the_next_one() {
-    for seed in 200..216 {
+    for seed in 2_000..2_000 + seeds(8) {
         let mut random = Random(seed);
         let (mut bench, mut wanted, mut memory) =
             (Bench::default(), Wanted::new(), Memory::default());
