@@ -1,12 +1,53 @@
 //! Which writes bring the kernel's tables to what the model says.
 //!
-//! Pure: a [`Ledger`] mirrors what the kernel holds, a change of one service port becomes the shortest
-//! ordered list of [`Write`]s. No I/O, no clock, no aya.
+//! Pure: a [`Ledger`] mirrors what the kernel holds, a change of one Service becomes the shortest ordered
+//! list of [`Write`]s. No I/O, no clock, no aya.
 //!
-//! Order (spec J9, architecture: one-write publishing): names, endpoint states and a *new* block first,
-//! then one write per frontend, then what nobody reaches any more. Blocks and ids that were in use are
-//! [`Write::Retire`]d and may be reused only after a grace period.
+//! # Order
+//! Spec J9 and one-write publishing fix the order of a plan's writes:
+//!
+//! 1. names, states of new endpoint ids, the *new* block, tombstones lifted, source ranges added: nothing
+//!    reaches these yet, or they only permit;
+//! 2. one write per frontend: each leads to the old block before it and to the new one after it;
+//! 3. uses of addresses gained: an address starts to be ours when all its ports are there, so that no client
+//!    meets a Service of which only some ports exist;
+//! 4. frontends that go, then states of endpoints that stopped serving, tombstones, source ranges, addresses and
+//!    names that go.
+//!
+//! After any prefix of a plan every frontend leads to exactly its old or its new endpoints. Every write is
+//! absolute: doing it twice is doing it once, and removing what is absent must count as done.
+//!
+//! # What the caller owes
+//! * Execute the writes in order. Then, **after a grace period** that every running program has outlived, hand
+//!   [`Plan::retire`] to [`Ledger::release`]; only then are its blocks and ids used again.
+//! * If a write fails (table full, out of memory), stop, and hand that write, the rest and `retire` to
+//!   [`Ledger::failed`]. The tables stay consistent, as after a crash at that point. The ledger then takes
+//!   what the Service has in the kernel for unknown: the next plan for it (apply it again when there is room)
+//!   rewrites all of it and carries the outstanding removals.
+//! * Call [`Ledger::tick`] about once a minute. Times come from there alone.
+//!
+//! # What can be read back
+//! A frontend names the first record of its block and how many records it uses. Behind those may follow
+//! records of endpoints that serve but are in no set any more (UDP flows and affinity may still name their
+//! ids), then a terminator with id [`NO_ID`], left out where the block fills its segment. That is how an
+//! agent that starts finds every id again, see [`KernelState`].
 
+mod addresses;
+mod adopt;
+mod apply;
+mod blocks;
+mod claims;
+mod draft;
+mod ids;
+mod ledger;
+mod port;
+mod read;
+mod record;
+mod settle;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
 use std::net::IpAddr;
 
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
@@ -14,6 +55,17 @@ use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
 use lb_ebpf::abi::name::ServiceName;
 use lb_ebpf::abi::socket::TombstoneKey;
+
+pub use adopt::KernelState;
+pub use blocks::Block;
+pub use ledger::{Ledger, Timing};
+
+use crate::model::ServicePortId;
+
+/// No endpoint id: the terminator of a block.
+pub const NO_ID: u32 = u32::MAX;
+/// [`Frontend::block`] of a frontend without endpoint records.
+pub const NO_BLOCK: u32 = u32::MAX;
 
 /// One write to the tables.
 #[derive(Clone, PartialEq, Debug)]
@@ -60,7 +112,7 @@ pub enum Write {
         address: IpAddr,
         flags: u32,
     },
-    /// A source range of a service port: allowed, or gone.
+    /// A source range of a service port: allowed, or gone. `length` is that of the 16-byte address.
     SourceRange {
         service: u32,
         address: [u8; 16],
@@ -72,4 +124,132 @@ pub enum Write {
         key: TombstoneKey,
         present: bool,
     },
+}
+
+/// What to write for one change, and what follows from it.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Plan {
+    /// In this order.
+    pub writes: Vec<Write>,
+    /// For [`Ledger::release`], after the writes and a grace period.
+    pub retire: Retired,
+    /// What could not be planned, for the log and an Event on the Service.
+    pub problems: Vec<Problem>,
+}
+
+impl Plan {
+    /// Nothing to do and nothing to say.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.retire.is_empty() && self.problems.is_empty()
+    }
+}
+
+/// Blocks and ids that a running program may still hold.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Retired {
+    blocks4: Vec<Block>,
+    blocks6: Vec<Block>,
+    endpoints: Vec<u32>,
+    services: Vec<u32>,
+}
+
+impl Retired {
+    /// Nothing in it: no grace period is needed.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            blocks4,
+            blocks6,
+            endpoints,
+            services,
+        } = self;
+        blocks4.is_empty() && blocks6.is_empty() && endpoints.is_empty() && services.is_empty()
+    }
+
+    /// Takes in another plan's, so that one grace period serves many plans.
+    pub fn append(&mut self, mut other: Retired) {
+        self.blocks4.append(&mut other.blocks4);
+        self.blocks6.append(&mut other.blocks6);
+        self.endpoints.append(&mut other.endpoints);
+        self.services.append(&mut other.services);
+    }
+}
+
+/// Why part of a Service is not in the tables as its objects say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Problem {
+    /// Two service ports want one frontend (spec D22).
+    FrontendTaken {
+        loser: ServicePortId,
+        winner: ServicePortId,
+        address: IpAddr,
+        port: u16,
+    },
+    /// More endpoints than a block can have.
+    TooManyEndpoints {
+        service: ServicePortId,
+        endpoints: usize,
+        limit: usize,
+    },
+    /// No room in the tables of endpoints.
+    EndpointTableFull { service: ServicePortId },
+}
+
+impl Problem {
+    /// The service port that has the problem.
+    pub fn service(&self) -> &ServicePortId {
+        match self {
+            Problem::FrontendTaken { loser, .. } => loser,
+            Problem::TooManyEndpoints { service, .. } | Problem::EndpointTableFull { service } => {
+                service
+            }
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Problem::FrontendTaken {
+                loser,
+                winner,
+                address,
+                port,
+            } => write!(
+                f,
+                "service port {} does not get {address} port {port}: {} has it; give one of them another address or port",
+                Shown(loser),
+                Shown(winner)
+            ),
+            Problem::TooManyEndpoints {
+                service,
+                endpoints,
+                limit,
+            } => write!(
+                f,
+                "service port {} stays as it was: it has {endpoints} endpoints, the limit is {limit}; split the Service",
+                Shown(service)
+            ),
+            Problem::EndpointTableFull { service } => write!(
+                f,
+                "service port {} stays as it was: the endpoint tables are full; remove Services or endpoints",
+                Shown(service)
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Problem {}
+
+/// `namespace/name:port/protocol`.
+struct Shown<'a>(&'a ServicePortId);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let id = self.0;
+        write!(f, "{}/{}", id.service.namespace, id.service.name)?;
+        if !id.port.is_empty() {
+            write!(f, ":{}", id.port)?;
+        }
+        write!(f, " ({:?}, {:?})", id.protocol, id.family)
+    }
 }

@@ -1,0 +1,86 @@
+//! A plan in the making: writes sorted into the phases of `plan`'s module documentation.
+
+use lb_ebpf::abi::endpoint::EndpointState;
+
+use super::claims::FrontendId;
+use super::port::{Held, Range};
+use super::{Plan, Problem, Retired, Write};
+
+/// Writes by phase, in the order they will be done.
+#[derive(Debug, Default)]
+pub(super) struct Draft {
+    pub(super) names: Vec<Write>,
+    /// States of ids that nobody may miss: new ones, and those that only gain.
+    pub(super) states: Vec<Write>,
+    pub(super) blocks: Vec<Write>,
+    /// Tombstones lifted and source ranges added.
+    pub(super) permits: Vec<Write>,
+    pub(super) frontends: Vec<Write>,
+    pub(super) opening: Vec<Write>,
+    pub(super) frontends_gone: Vec<Write>,
+    /// States of ids that lose something.
+    pub(super) late_states: Vec<Write>,
+    /// Tombstones set and source ranges removed.
+    pub(super) withdrawals: Vec<Write>,
+    pub(super) closing: Vec<Write>,
+    pub(super) names_gone: Vec<Write>,
+    pub(super) retire: Retired,
+    pub(super) problems: Vec<Problem>,
+
+    /// Frontends to settle; `true` if who claims them changed.
+    pub(super) touched: Vec<(FrontendId, bool)>,
+    /// UDP endpoints that left a service port, with their family's addresses.
+    pub(super) vanished: Vec<(crate::snapshot::Family, Held)>,
+    /// Removals of an earlier, failed plan, to be done if they are still right.
+    pub(super) outstanding: Vec<Write>,
+}
+
+impl Draft {
+    pub(super) fn state(&mut self, id: u32, state: EndpointState, late: bool) {
+        let list = if late {
+            &mut self.late_states
+        } else {
+            &mut self.states
+        };
+        list.push(Write::EndpointState { id, state });
+    }
+
+    pub(super) fn range(&mut self, service: u32, (address, length): Range, allowed: bool) {
+        let list = if allowed {
+            &mut self.permits
+        } else {
+            &mut self.withdrawals
+        };
+        list.push(Write::SourceRange {
+            service,
+            address,
+            length,
+            allowed,
+        });
+    }
+
+    pub(super) fn finish(self) -> Plan {
+        let phases = [
+            self.names,
+            self.states,
+            self.blocks,
+            self.permits,
+            self.frontends,
+            self.opening,
+            self.frontends_gone,
+            self.late_states,
+            self.withdrawals,
+            self.closing,
+            self.names_gone,
+        ];
+        let mut writes = Vec::with_capacity(phases.iter().map(Vec::len).sum());
+        phases
+            .into_iter()
+            .for_each(|mut phase| writes.append(&mut phase));
+        Plan {
+            writes,
+            retire: self.retire,
+            problems: self.problems,
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The mirror of the kernel's tables, and the verbs that change it.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use lb_ebpf::abi::frontend::Frontend;
+use lb_ebpf::abi::socket::TombstoneKey;
+
+use super::addresses::Addresses;
+use super::blocks::Blocks;
+use super::claims::{Claims, FrontendId};
+use super::draft::Draft;
+use super::ids::{EndpointIds, Ids};
+use super::port::HeldPort;
+use super::record;
+use super::{NO_ID, Plan, Retired, Write};
+use crate::model::{ServicePort, ServicePortId};
+use crate::snapshot::ObjectName;
+
+/// How long things outlive their Service or endpoint, in seconds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timing {
+    /// An address of which the last Service went is still looked up for flows this long: as long as a flow
+    /// may be silent and live.
+    pub linger: u32,
+    /// Packets to a vanished UDP endpoint are answered with port-unreachable this long.
+    pub tombstone: u32,
+}
+
+impl Default for Timing {
+    /// Netfilter's time-out of an established TCP connection, five days; ten minutes.
+    fn default() -> Self {
+        Self {
+            linger: 432_000,
+            tombstone: 600,
+        }
+    }
+}
+
+/// What the kernel's tables hold. See the module documentation of `plan` for the protocol.
+#[derive(Debug)]
+pub struct Ledger {
+    pub(super) timing: Timing,
+    /// Seconds, as of the last tick.
+    pub(super) now: u32,
+    /// Indexed by service port id.
+    pub(super) ports: Vec<Option<Box<HeldPort>>>,
+    pub(super) service_ids: Ids,
+    pub(super) services: HashMap<ObjectName, Vec<u32>>,
+    pub(super) claims: Claims,
+    pub(super) addresses: Addresses,
+    pub(super) endpoint_ids: EndpointIds,
+    pub(super) blocks4: Blocks,
+    pub(super) blocks6: Blocks,
+    /// How many service ports have a UDP endpoint, by address and port.
+    pub(super) udp_users: HashMap<([u8; 16], u16), u32>,
+    /// With the time they were set.
+    pub(super) tombstones: HashMap<TombstoneKey, u32>,
+    /// Number of the last frontend write.
+    pub(super) generation: u32,
+    pub(super) debts: HashMap<ObjectName, Debt>,
+}
+
+/// What a failed plan left undone for one Service.
+#[derive(Debug, Default)]
+pub(super) struct Debt {
+    pub(super) removals: Vec<Write>,
+    pub(super) frontends: Vec<FrontendId>,
+    pub(super) retire: Retired,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Self::new(Timing::default(), 0)
+    }
+}
+
+impl Ledger {
+    /// The mirror of empty tables. `now` is the tables' clock (`lb_ebpf::clock`).
+    pub fn new(timing: Timing, now: u32) -> Self {
+        Self {
+            timing,
+            now,
+            ports: Vec::new(),
+            service_ids: Ids::new(NO_ID),
+            services: HashMap::new(),
+            claims: Claims::default(),
+            addresses: Addresses::default(),
+            endpoint_ids: EndpointIds::default(),
+            blocks4: Blocks::default(),
+            blocks6: Blocks::default(),
+            udp_users: HashMap::new(),
+            tombstones: HashMap::new(),
+            generation: 0,
+            debts: HashMap::new(),
+        }
+    }
+
+    /// Makes the tables hold `desired` for `service`: all its service ports; those not named are removed.
+    pub fn apply(&mut self, service: &ObjectName, desired: Vec<ServicePort>) -> Plan {
+        let mut draft = self.draft(Some(service));
+        let held = self.services.remove(service).unwrap_or_default();
+        let mut kept = Vec::with_capacity(desired.len());
+        for want in desired
+            .into_iter()
+            .filter(|want| want.id.service == *service)
+        {
+            let named = |id: &u32| self.port(*id).is_some_and(|port| port.name == want.id);
+            let found = held.iter().chain(&kept).copied().find(named);
+            let id = self.apply_port(found, want, &mut draft);
+            kept.extend(id.filter(|id| !kept.contains(id)));
+        }
+        for id in held.into_iter().filter(|id| !kept.contains(id)) {
+            self.remove_port(id, &mut draft);
+        }
+        if !kept.is_empty() {
+            self.services.insert(service.clone(), kept);
+        }
+        self.settle(draft)
+    }
+
+    /// Removes all of `service`. Its UDP endpoints get no tombstones: they may live on behind other names.
+    pub fn remove_service(&mut self, service: &ObjectName) -> Plan {
+        self.apply(service, Vec::new())
+    }
+
+    /// Tells this node's addresses: those NodePorts are served on, and all of them.
+    pub fn set_node_addresses(&mut self, nodeport: &[IpAddr], local: &[IpAddr]) -> Plan {
+        let draft = self.draft(None);
+        self.addresses.set_node(nodeport, local);
+        self.settle(draft)
+    }
+
+    /// Ends what has outlived its time; carries removals that failed. `now` is the tables' clock.
+    pub fn tick(&mut self, now: u32) -> Plan {
+        self.now = now;
+        let mut draft = self.draft(None);
+        if let Some(deadline) = now.checked_sub(self.timing.linger) {
+            self.addresses.end_lingering(deadline);
+        }
+        if let Some(deadline) = now.checked_sub(self.timing.tombstone) {
+            let old = self
+                .tombstones
+                .iter()
+                .filter(|(_, since)| **since <= deadline)
+                .map(|(key, _)| *key);
+            for key in old.collect::<Vec<_>>() {
+                self.lift_tombstone(key, &mut draft);
+            }
+        }
+        let gone = self
+            .debts
+            .keys()
+            .filter(|service| !self.services.contains_key(*service))
+            .cloned();
+        for service in gone.collect::<Vec<_>>() {
+            self.discharge(&service, &mut draft);
+        }
+        self.settle(draft)
+    }
+
+    /// Frees what a plan retired. Only after its writes are done and a grace period is over.
+    pub fn release(&mut self, retired: Retired) {
+        let Retired {
+            blocks4,
+            blocks6,
+            endpoints,
+            services,
+        } = retired;
+        blocks4
+            .into_iter()
+            .for_each(|block| self.blocks4.release(block));
+        blocks6
+            .into_iter()
+            .for_each(|block| self.blocks6.release(block));
+        endpoints
+            .into_iter()
+            .for_each(|id| self.endpoint_ids.release(id));
+        services
+            .into_iter()
+            .for_each(|id| self.service_ids.release(id));
+    }
+
+    /// A plan could not be carried out: `unwritten` are the write that failed and those after it, `retire` is
+    /// the plan's. `service` is the one it was made for, `None` for plans of addresses, ticks and adoption.
+    pub fn failed(&mut self, service: Option<&ObjectName>, unwritten: Vec<Write>, retire: Retired) {
+        let mut debt = Debt {
+            retire,
+            ..Debt::default()
+        };
+        for write in unwritten {
+            match &write {
+                Write::Frontend4 { key, .. } | Write::Frontend4Gone { key } => {
+                    debt.frontends.push(record::id_of(key))
+                }
+                Write::Frontend6 { key, .. } | Write::Frontend6Gone { key } => {
+                    debt.frontends.push(record::id_of(key))
+                }
+                Write::Address { address, .. } => self.addresses.doubt(*address),
+                Write::EndpointState { state, .. } if state.flags == 0 => debt.removals.push(write),
+                Write::SourceRange { allowed: false, .. }
+                | Write::NameGone { .. }
+                | Write::Tombstone { .. } => {
+                    debt.removals.push(write);
+                }
+                // Part of a service port that is written anew as a whole.
+                Write::EndpointState { .. }
+                | Write::SourceRange { allowed: true, .. }
+                | Write::Name { .. }
+                | Write::Endpoints4 { .. }
+                | Write::Endpoints6 { .. } => {}
+            }
+        }
+        for key in &debt.frontends {
+            // Equals no record we write, so it is written or removed the next time.
+            self.claims.set_written(
+                *key,
+                Frontend {
+                    service: NO_ID,
+                    ..Frontend::default()
+                },
+            );
+        }
+        // Without a Service only ticks pay, under a name that no Service has.
+        let nobody = || ObjectName {
+            namespace: "".into(),
+            name: "".into(),
+        };
+        let service = service.cloned().unwrap_or_else(nobody);
+        for id in self.services.get(&service).into_iter().flatten() {
+            if let Some(port) = self.ports.get_mut(*id as usize).and_then(Option::as_mut) {
+                port.doubtful = true;
+            }
+        }
+        let owed = self.debts.entry(service).or_default();
+        owed.removals.append(&mut debt.removals);
+        owed.frontends.append(&mut debt.frontends);
+        owed.retire.append(debt.retire);
+    }
+
+    /// Name of a service port id.
+    pub fn service_port(&self, id: u32) -> Option<&ServicePortId> {
+        self.port(id).map(|port| &port.name)
+    }
+
+    /// Service ports in the tables.
+    pub fn service_ports(&self) -> usize {
+        self.services.values().map(Vec::len).sum()
+    }
+
+    pub(super) fn port(&self, id: u32) -> Option<&HeldPort> {
+        self.ports.get(id as usize)?.as_deref()
+    }
+
+    fn draft(&mut self, service: Option<&ObjectName>) -> Draft {
+        let mut draft = Draft::default();
+        if let Some(service) = service {
+            self.discharge(service, &mut draft);
+        }
+        draft
+    }
+
+    fn discharge(&mut self, service: &ObjectName, draft: &mut Draft) {
+        if let Some(debt) = self.debts.remove(service) {
+            draft.outstanding.extend(debt.removals);
+            draft
+                .touched
+                .extend(debt.frontends.into_iter().map(|key| (key, false)));
+            draft.retire.append(debt.retire);
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The end of every plan: who has which frontend, which UDP endpoints are gone, what is still owed.
+
+use std::net::IpAddr;
+
+use lb_ebpf::abi::frontend::Frontend;
+use lb_ebpf::abi::socket::TombstoneKey;
+
+use super::claims::FrontendId;
+use super::draft::Draft;
+use super::ledger::Ledger;
+use super::port::{Held, HeldPort, USED};
+use super::{NO_ID, Plan, Problem, Write, record};
+
+impl Ledger {
+    /// Decides who has each frontend that was touched, and completes the plan.
+    pub(super) fn settle(&mut self, mut draft: Draft) -> Plan {
+        let mut touched = std::mem::take(&mut draft.touched);
+        // Changed claims first among equals, so that they survive.
+        touched.sort_unstable_by_key(|(key, changed)| (*key, !changed));
+        touched.dedup_by_key(|(key, _)| *key);
+        for (key, changed) in touched {
+            self.settle_frontend(key, changed, &mut draft);
+        }
+        for (family, held) in std::mem::take(&mut draft.vanished) {
+            if self.leave_udp(&held) && (held.id != NO_ID || held.flags & USED != 0) {
+                let key = tombstone_key(&held);
+                if self.tombstones.insert(key, self.now).is_none() {
+                    self.addresses
+                        .tombstone(record::address(family, held.address), true);
+                }
+                draft
+                    .withdrawals
+                    .push(Write::Tombstone { key, present: true });
+            }
+        }
+        for write in std::mem::take(&mut draft.outstanding) {
+            self.settle_outstanding(write, &mut draft);
+        }
+        self.addresses.flush(&mut draft.opening, &mut draft.closing);
+        draft.finish()
+    }
+
+    fn settle_frontend(&mut self, key: FrontendId, changed: bool, draft: &mut Draft) {
+        let ports = &self.ports;
+        let port = |id: u32| ports.get(id as usize).and_then(Option::as_deref);
+        let winner = self
+            .claims
+            .elect(key, |id| port(id).map(|port| port.rank(key)));
+        let found = winner.and_then(|id| Some((id, port(id)?, port(id)?.frontend(key)?)));
+        let Some((id, winner, frontend)) = found else {
+            if self.claims.forget(key) {
+                draft.frontends_gone.push(record::frontend(key, None));
+            }
+            return;
+        };
+        if changed {
+            let losers = self.claims.waiting(key).iter().filter_map(|id| port(*id));
+            draft
+                .problems
+                .extend(losers.map(|loser| Problem::FrontendTaken {
+                    loser: loser.name.clone(),
+                    winner: winner.name.clone(),
+                    address: key.address,
+                    port: key.port,
+                }));
+        }
+        if winner.doubtful {
+            // Its block may never have been written, so its frontends wait for its next plan. What another
+            // service port left under the key, or may have left, must not stay: that block may go.
+            if self
+                .claims
+                .written(key)
+                .is_some_and(|held| held.service != id)
+            {
+                self.claims.clear_written(key);
+                draft.frontends_gone.push(record::frontend(key, None));
+            }
+            return;
+        }
+        let mut wanted = winner.record(id, frontend);
+        let same = |held: Frontend| {
+            Frontend {
+                generation: 0,
+                generation_end: 0,
+                ..held
+            } == wanted
+        };
+        if !self.claims.written(key).is_some_and(same) {
+            self.generation = self.generation.wrapping_add(1);
+            wanted.generation = self.generation;
+            wanted.generation_end = self.generation;
+            self.claims.set_written(key, wanted);
+            draft.frontends.push(record::frontend(key, Some(wanted)));
+        }
+    }
+
+    fn settle_outstanding(&mut self, write: Write, draft: &mut Draft) {
+        match &write {
+            Write::EndpointState { .. } => draft.late_states.push(write),
+            Write::SourceRange {
+                service,
+                address,
+                length,
+                ..
+            } => {
+                let held = |port: &HeldPort| port.ranges.contains(&(*address, *length));
+                if !self.port(*service).is_some_and(held) {
+                    draft.withdrawals.push(write);
+                }
+            }
+            Write::Tombstone { key, present } => {
+                if self.tombstones.contains_key(key) == *present {
+                    draft.withdrawals.push(write);
+                }
+            }
+            Write::NameGone { .. } => draft.names_gone.push(write),
+            // `failed` keeps no others.
+            Write::Endpoints4 { .. }
+            | Write::Endpoints6 { .. }
+            | Write::Name { .. }
+            | Write::Frontend4 { .. }
+            | Write::Frontend6 { .. }
+            | Write::Frontend4Gone { .. }
+            | Write::Frontend6Gone { .. }
+            | Write::Address { .. } => {}
+        }
+    }
+
+    /// Returns whether no service port has the endpoint any more.
+    pub(super) fn leave_udp(&mut self, held: &Held) -> bool {
+        let key = (held.address, held.port);
+        let users = self.udp_users.get_mut(&key).map(|users| {
+            *users = users.saturating_sub(1);
+            *users
+        });
+        if users == Some(0) {
+            self.udp_users.remove(&key);
+        }
+        users.unwrap_or(0) == 0
+    }
+
+    pub(super) fn lift_tombstone(&mut self, key: TombstoneKey, draft: &mut Draft) {
+        if self.tombstones.remove(&key).is_some() {
+            self.addresses.tombstone(unwide(key.address), false);
+            draft.permits.push(Write::Tombstone {
+                key,
+                present: false,
+            });
+        }
+    }
+}
+
+pub(super) fn tombstone_key(held: &Held) -> TombstoneKey {
+    TombstoneKey {
+        address: held.address,
+        port: held.port,
+        protocol: lb_ebpf::abi::UDP,
+        zero: 0,
+    }
+}
+
+/// A table's 16-byte address; mapped IPv4 becomes IPv4 again.
+pub(super) fn unwide(bytes: [u8; 16]) -> IpAddr {
+    std::net::Ipv6Addr::from(bytes).to_canonical()
+}

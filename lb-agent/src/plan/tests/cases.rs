@@ -1,0 +1,479 @@
+//! One behaviour a test.
+
+use lb_ebpf::abi::SEGMENT_RECORDS;
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LINGERING, NODE, NODE_LOCAL, TOMBSTONE};
+use lb_ebpf::abi::frontend::{NODE_ALLOWED, SOURCE_RANGES};
+
+use super::fake::{names, wide};
+use super::*;
+use crate::snapshot::Cidr;
+
+/// The kinds of a plan's writes, in order.
+fn kinds(plan: &Plan) -> Vec<&'static str> {
+    let kind = |write: &Write| match write {
+        Write::Endpoints4 { .. } | Write::Endpoints6 { .. } => "block",
+        Write::EndpointState { .. } => "state",
+        Write::Name { .. } => "name",
+        Write::NameGone { .. } => "name gone",
+        Write::Frontend4 { .. } | Write::Frontend6 { .. } => "frontend",
+        Write::Frontend4Gone { .. } | Write::Frontend6Gone { .. } => "frontend gone",
+        Write::Address { .. } => "address",
+        Write::SourceRange { allowed: true, .. } => "range",
+        Write::SourceRange { allowed: false, .. } => "range gone",
+        Write::Tombstone { present: true, .. } => "tombstone",
+        Write::Tombstone { present: false, .. } => "tombstone lifted",
+    };
+    plan.writes.iter().map(kind).collect()
+}
+
+fn web(endpoints: &[&str]) -> Vec<ServicePort> {
+    vec![port(
+        "web",
+        "10.96.0.1",
+        endpoints.iter().map(|a| endpoint(a)).collect(),
+    )]
+}
+
+fn dns(endpoints: Vec<model::Endpoint>) -> Vec<ServicePort> {
+    vec![udp(port("dns", "10.96.0.10", endpoints))]
+}
+
+/// States written: id, generation, flags.
+fn states(plan: &Plan) -> Vec<(u32, u32, u32)> {
+    let state = |write: &Write| match write {
+        Write::EndpointState { id, state } => Some((*id, state.generation, state.flags)),
+        _ => None,
+    };
+    plan.writes.iter().filter_map(state).collect()
+}
+
+fn with_external(service: &str, cluster_ip: &str, external: &str) -> Vec<ServicePort> {
+    let mut port = port(service, cluster_ip, vec![]);
+    port.frontends
+        .push(frontend(external, 80, FrontendKind::ExternalIp));
+    port.frontends.sort_unstable();
+    vec![port]
+}
+
+/// Which service port the frontend `address`:80 leads to.
+fn owner(bench: &Bench, address: &str) -> Option<u32> {
+    let found = bench
+        .fake
+        .frontends
+        .iter()
+        .find(|(key, _)| key.address == ip(address) && key.port == 80);
+    found.map(|(_, frontend)| frontend.service)
+}
+
+#[test]
+fn a_new_service_opens_its_address_last() {
+    let plan = Bench::default().apply("web", web(&["10.0.0.1", "10.0.0.2"]));
+    assert_eq!(
+        kinds(&plan),
+        ["name", "state", "state", "block", "frontend", "address"]
+    );
+}
+
+#[test]
+fn an_unchanged_service_writes_nothing() {
+    let mut bench = Bench::default();
+    bench.apply("web", web(&["10.0.0.1", "10.0.0.2"]));
+    assert_eq!(
+        bench.apply("web", web(&["10.0.0.1", "10.0.0.2"])),
+        Plan::default()
+    );
+}
+
+#[test]
+fn one_more_endpoint_is_three_writes() {
+    let mut bench = Bench::default();
+    bench.apply("web", web(&["10.0.0.1"]));
+    let plan = bench.apply("web", web(&["10.0.0.1", "10.0.0.2"]));
+    assert_eq!(kinds(&plan), ["state", "block", "frontend"]);
+}
+
+#[test]
+fn a_replaced_endpoint_loses_its_state_after_the_frontend() {
+    let mut bench = Bench::default();
+    bench.apply("web", web(&["10.0.0.1", "10.0.0.2"]));
+    let plan = bench.apply("web", web(&["10.0.0.1", "10.0.0.3"]));
+    assert_eq!(kinds(&plan), ["state", "block", "frontend", "state"]);
+    assert_eq!(states(&plan), [(2, 1, 5), (1, 2, 0)]);
+}
+
+#[test]
+fn affinity_alone_rewrites_the_frontends_alone() {
+    let mut bench = Bench::default();
+    bench.apply("web", web(&["10.0.0.1"]));
+    let mut sticky = web(&["10.0.0.1"]);
+    sticky[0].affinity_seconds = 10800;
+    assert_eq!(kinds(&bench.apply("web", sticky)), ["frontend"]);
+}
+
+#[test]
+fn the_last_endpoint_gone_leaves_a_frontend_without_block() {
+    let mut bench = Bench::default();
+    bench.apply("web", web(&["10.0.0.1"]));
+    assert_eq!(kinds(&bench.apply("web", web(&[]))), ["frontend", "state"]);
+    let frontend = bench.fake.frontends.values().next().unwrap();
+    assert_eq!(
+        (frontend.block, frontend.local_count, frontend.cluster_count),
+        (NO_BLOCK, 0, 0)
+    );
+}
+
+#[test]
+fn a_block_is_local_only_then_both_then_cluster_only() {
+    let set = |address, in_local_set, cluster| model::Endpoint {
+        in_local_set,
+        cluster,
+        ..endpoint(address)
+    };
+    let endpoints = vec![
+        set("10.0.0.1", false, true),
+        set("10.0.0.2", true, true),
+        set("10.0.0.3", true, false),
+        set("10.0.0.4", false, true),
+    ];
+    let mut bench = Bench::default();
+    bench.apply("web", vec![port("web", "10.96.0.1", endpoints)]);
+    let frontend = bench.fake.frontends.values().next().unwrap();
+    assert_eq!(
+        (
+            frontend.local_count,
+            frontend.cluster_first,
+            frontend.cluster_count
+        ),
+        (2, 1, 3)
+    );
+    let resolved = bench.fake.resolve().into_values().next().unwrap();
+    assert_eq!(names(&resolved.local), ["10.0.0.2", "10.0.0.3"]);
+    assert_eq!(
+        names(&resolved.cluster),
+        ["10.0.0.1", "10.0.0.2", "10.0.0.4"]
+    );
+}
+
+#[test]
+fn an_endpoint_that_only_serves_keeps_its_id_and_generation() {
+    let mut bench = Bench::default();
+    let start = bench.apply("web", web(&["10.0.0.1", "10.0.0.2"]));
+    let both = vec![endpoint("10.0.0.1"), unselected("10.0.0.2")];
+    let plan = bench.apply("web", vec![port("web", "10.96.0.1", both)]);
+    assert_eq!(states(&plan), [(1, 1, 4)]);
+    let back = bench.apply("web", web(&["10.0.0.1", "10.0.0.2"]));
+    assert_eq!(states(&back), [states(&start)[1]]);
+}
+
+#[test]
+fn an_endpoint_that_stopped_serving_comes_back_as_another() {
+    let mut bench = Bench::default();
+    bench.apply("web", web(&["10.0.0.1"]));
+    let stopped = bench.apply(
+        "web",
+        vec![port("web", "10.96.0.1", vec![failing("10.0.0.1")])],
+    );
+    assert_eq!(states(&stopped), [(0, 2, 0)]);
+    // Raised once more: a program may have read generation 2 together with the old record.
+    assert_eq!(states(&bench.apply("web", web(&["10.0.0.1"]))), [(0, 3, 5)]);
+}
+
+#[test]
+fn a_block_is_not_used_again_before_its_release() {
+    let mut bench = Bench::default();
+    let first = |plan: &Plan| {
+        plan.writes.iter().find_map(|write| match write {
+            Write::Endpoints4 { first, .. } => Some(*first),
+            _ => None,
+        })
+    };
+    let service = object("web");
+    let one = bench.ledger.apply(&service, web(&["10.0.0.1"]));
+    let two = bench.ledger.apply(&service, web(&["10.0.0.2"]));
+    let three = bench.ledger.apply(&service, web(&["10.0.0.3"]));
+    assert_eq!(
+        [first(&one), first(&two), first(&three)],
+        [Some(0), Some(2), Some(4)]
+    );
+    bench.ledger.release(two.retire);
+    assert_eq!(
+        first(&bench.ledger.apply(&service, web(&["10.0.0.4"]))),
+        Some(0)
+    );
+}
+
+#[test]
+fn a_vanished_udp_endpoint_leaves_a_tombstone_for_ten_minutes() {
+    let mut bench = Bench::default();
+    bench.apply("dns", dns(vec![endpoint("10.0.0.1"), endpoint("10.0.0.2")]));
+    let plan = bench.apply("dns", dns(vec![endpoint("10.0.0.1")]));
+    assert_eq!(
+        kinds(&plan),
+        ["block", "frontend", "state", "tombstone", "address"]
+    );
+    assert_eq!(bench.fake.addresses[&ip("10.0.0.2")], TOMBSTONE);
+    assert!(bench.ledger.tick(599).is_empty());
+    let plan = bench.ledger.tick(600);
+    bench.run(plan);
+    assert!(
+        bench.fake.tombstones.is_empty() && !bench.fake.addresses.contains_key(&ip("10.0.0.2"))
+    );
+}
+
+#[test]
+fn a_tombstone_is_lifted_when_the_endpoint_is_back() {
+    let mut bench = Bench::default();
+    bench.apply("dns", dns(vec![endpoint("10.0.0.1"), endpoint("10.0.0.2")]));
+    bench.apply("dns", dns(vec![endpoint("10.0.0.1")]));
+    let plan = bench.apply("dns", dns(vec![endpoint("10.0.0.1"), endpoint("10.0.0.2")]));
+    assert_eq!(
+        kinds(&plan),
+        ["state", "block", "tombstone lifted", "frontend", "address"]
+    );
+}
+
+#[test]
+fn no_tombstone_while_the_slices_or_another_service_name_the_endpoint() {
+    let mut bench = Bench::default();
+    let pair = |second| dns(vec![endpoint("10.0.0.1"), second]);
+    bench.apply("dns", pair(endpoint("10.0.0.2")));
+    bench.apply("dns", pair(failing("10.0.0.2")));
+    assert!(bench.fake.tombstones.is_empty());
+    bench.apply(
+        "other",
+        vec![udp(port("other", "10.96.0.11", vec![endpoint("10.0.0.2")]))],
+    );
+    bench.apply("dns", dns(vec![endpoint("10.0.0.1")]));
+    assert!(bench.fake.tombstones.is_empty());
+    bench.apply("other", vec![udp(port("other", "10.96.0.11", vec![]))]);
+    assert_eq!(
+        bench.fake.tombstones.iter().next(),
+        Some(&(wide(ip("10.0.0.2")), 8080))
+    );
+}
+
+#[test]
+fn a_tcp_endpoint_or_a_deleted_service_leaves_no_tombstone() {
+    let mut bench = Bench::default();
+    bench.apply("web", web(&["10.0.0.1"]));
+    bench.apply("web", web(&[]));
+    bench.apply("dns", dns(vec![endpoint("10.0.0.1")]));
+    bench.apply("dns", vec![]);
+    assert!(bench.fake.tombstones.is_empty());
+}
+
+#[test]
+fn the_address_of_a_removed_service_lingers() {
+    let mut bench = Bench::default();
+    bench.apply("web", web(&["10.0.0.1"]));
+    let plan = bench.apply("web", vec![]);
+    assert_eq!(
+        kinds(&plan),
+        ["frontend gone", "state", "address", "name gone"]
+    );
+    assert_eq!(bench.fake.addresses[&ip("10.96.0.1")], LINGERING);
+    assert!(bench.ledger.tick(Timing::default().linger - 1).is_empty());
+    let plan = bench.ledger.tick(Timing::default().linger);
+    bench.run(plan);
+    assert!(bench.fake.is_idle());
+}
+
+#[test]
+fn a_new_service_ends_the_lingering() {
+    let mut bench = Bench::default();
+    bench.apply("web", web(&[]));
+    bench.apply("web", vec![]);
+    bench.apply("other", vec![port("other", "10.96.0.1", vec![])]);
+    assert_eq!(bench.fake.addresses[&ip("10.96.0.1")], CLUSTER_IP);
+}
+
+#[test]
+fn d22_the_lower_name_wins_and_the_loser_inherits() {
+    let mut bench = Bench::default();
+    bench.apply("b", with_external("b", "10.96.0.2", "1.2.3.4"));
+    let plan = bench.apply("a", with_external("a", "10.96.0.1", "1.2.3.4"));
+    let (b, a) = (
+        with_external("b", "10.96.0.2", "1.2.3.4").remove(0).id,
+        plan.problems[0].clone(),
+    );
+    assert_eq!(a.service(), &b);
+    assert_eq!(
+        a.to_string(),
+        "service port ns/b:http (Tcp, V4) does not get 1.2.3.4 port 80: ns/a:http (Tcp, V4) has it; \
+         give one of them another address or port"
+    );
+    assert_eq!(owner(&bench, "1.2.3.4"), owner(&bench, "10.96.0.1"));
+    // Said once, not at every later change of either.
+    assert_eq!(
+        bench.apply("b", with_external("b", "10.96.0.2", "1.2.3.4")),
+        Plan::default()
+    );
+    let plan = bench.apply("a", vec![]);
+    assert_eq!(
+        kinds(&plan),
+        ["frontend", "frontend gone", "address", "name gone"]
+    );
+    assert_eq!(owner(&bench, "1.2.3.4"), owner(&bench, "10.96.0.2"));
+}
+
+#[test]
+fn d22_a_cluster_ip_beats_an_external_address() {
+    for order in [["a", "z"], ["z", "a"]] {
+        let mut bench = Bench::default();
+        let service = |name: &str| match name {
+            "a" => with_external("a", "10.96.0.1", "10.96.0.26"),
+            _ => vec![port("z", "10.96.0.26", vec![])],
+        };
+        let problems: Vec<_> = order
+            .into_iter()
+            .flat_map(|name| bench.apply(name, service(name)).problems)
+            .collect();
+        assert_eq!(problems.len(), 1);
+        assert_eq!(&*problems[0].service().service.name, "a");
+        assert_eq!(
+            bench.fake.names[&owner(&bench, "10.96.0.26").unwrap()].name[0],
+            b'z'
+        );
+        assert_eq!(
+            bench.fake.addresses[&ip("10.96.0.26")],
+            CLUSTER_IP | EXTERNAL
+        );
+    }
+}
+
+#[test]
+fn too_many_endpoints_are_refused_by_name_and_the_old_ones_stay() {
+    let many = |count: u32| {
+        let address = |n: u32| std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string();
+        vec![port(
+            "web",
+            "10.96.0.1",
+            (0..count).map(|n| endpoint(&address(n))).collect(),
+        )]
+    };
+    let mut bench = Bench::default();
+    bench.apply("web", many(SEGMENT_RECORDS));
+    let plan = bench.apply("web", many(SEGMENT_RECORDS + 1));
+    assert_eq!((kinds(&plan), plan.problems.len()), (vec![], 1));
+    assert!(
+        plan.problems[0].to_string().contains("ns/web:http"),
+        "{}",
+        plan.problems[0]
+    );
+    assert_eq!(
+        bench
+            .fake
+            .resolve()
+            .into_values()
+            .next()
+            .unwrap()
+            .cluster
+            .len(),
+        SEGMENT_RECORDS as usize
+    );
+    assert_eq!(
+        Bench::default()
+            .apply("web", many(SEGMENT_RECORDS + 1))
+            .writes,
+        []
+    );
+}
+
+#[test]
+fn ranges_come_before_the_frontend_that_asks_for_them_and_go_after() {
+    let mut bench = Bench::default();
+    let mut filtered = with_external("web", "10.96.0.1", "1.2.3.4");
+    for vip in filtered[0]
+        .frontends
+        .iter_mut()
+        .filter(|f| f.kind == FrontendKind::ExternalIp)
+    {
+        (vip.kind, vip.source_ranges) = (FrontendKind::LoadBalancer, true);
+    }
+    filtered[0].source_ranges = vec![Cidr {
+        address: ip("192.168.0.0"),
+        length: 24,
+    }];
+    filtered[0].ranges_admit_node = true;
+    let plan = bench.apply("web", filtered.clone());
+    assert_eq!(
+        kinds(&plan),
+        [
+            "name", "range", "range", "frontend", "frontend", "address", "address"
+        ]
+    );
+    let ranges: Vec<_> = bench.fake.ranges.iter().copied().collect();
+    assert_eq!(
+        ranges,
+        [
+            (0, wide(ip("1.2.3.4")), 128),
+            (0, wide(ip("192.168.0.0")), 120)
+        ]
+    );
+    let vip = bench
+        .fake
+        .frontends
+        .iter()
+        .find(|(key, _)| key.address == ip("1.2.3.4"))
+        .unwrap()
+        .1;
+    assert_eq!(
+        vip.flags & (SOURCE_RANGES | NODE_ALLOWED),
+        SOURCE_RANGES | NODE_ALLOWED
+    );
+
+    filtered[0]
+        .frontends
+        .iter_mut()
+        .for_each(|frontend| frontend.source_ranges = false);
+    (filtered[0].source_ranges, filtered[0].ranges_admit_node) = (vec![], false);
+    assert_eq!(
+        kinds(&bench.apply("web", filtered)),
+        ["frontend", "range gone", "range gone"]
+    );
+}
+
+#[test]
+fn node_addresses_follow_the_lists() {
+    let mut bench = Bench::default();
+    bench.apply("web", web(&[]));
+    let (a, b, vip) = (ip("192.168.0.2"), ip("192.168.1.2"), ip("10.96.0.1"));
+    let plan = bench.ledger.set_node_addresses(&[a], &[a, b, vip]);
+    bench.run(plan);
+    let flags: Vec<_> = bench
+        .fake
+        .addresses
+        .iter()
+        .map(|(address, flags)| (*address, *flags))
+        .collect();
+    assert_eq!(
+        flags,
+        [
+            (vip, CLUSTER_IP | NODE_LOCAL),
+            (a, NODE | NODE_LOCAL),
+            (b, NODE_LOCAL)
+        ]
+    );
+    assert_eq!(
+        bench.ledger.set_node_addresses(&[a], &[vip, b, a]),
+        Plan::default()
+    );
+    let plan = bench.ledger.set_node_addresses(&[b], &[b]);
+    bench.run(plan);
+    let flags: Vec<_> = bench
+        .fake
+        .addresses
+        .iter()
+        .map(|(address, flags)| (*address, *flags))
+        .collect();
+    assert_eq!(flags, [(vip, CLUSTER_IP), (b, NODE | NODE_LOCAL)]);
+}
+
+#[test]
+fn a_failed_address_is_written_by_the_next_tick() {
+    let mut bench = Bench::default();
+    let a = ip("192.168.0.2");
+    let plan = bench.ledger.set_node_addresses(&[a], &[]);
+    bench.ledger.failed(None, plan.writes.clone(), plan.retire);
+    assert_eq!(bench.ledger.tick(1).writes, plan.writes);
+}
