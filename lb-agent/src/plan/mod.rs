@@ -19,22 +19,57 @@ use lb_ebpf::abi::socket::TombstoneKey;
 #[derive(Clone, PartialEq, Debug)]
 pub enum Write {
     /// Records `first ..` of the IPv4 endpoint table. Never crosses a segment. The segment may not exist yet.
-    Endpoints4 { first: u32, records: Vec<Endpoint<V4>> },
+    Endpoints4 {
+        first: u32,
+        records: Vec<Endpoint<V4>>,
+    },
     /// Likewise, IPv6.
-    Endpoints6 { first: u32, records: Vec<Endpoint<V6>> },
+    Endpoints6 {
+        first: u32,
+        records: Vec<Endpoint<V6>>,
+    },
     /// State of an endpoint id.
-    EndpointState { id: u32, state: EndpointState },
+    EndpointState {
+        id: u32,
+        state: EndpointState,
+    },
     /// Name of a service port id.
-    Name { id: u32, name: Box<ServiceName> },
-    NameGone { id: u32 },
-    Frontend4 { key: FrontendKey<V4>, frontend: Frontend },
-    Frontend6 { key: FrontendKey<V6>, frontend: Frontend },
-    Frontend4Gone { key: FrontendKey<V4> },
-    Frontend6Gone { key: FrontendKey<V6> },
+    Name {
+        id: u32,
+        name: Box<ServiceName>,
+    },
+    NameGone {
+        id: u32,
+    },
+    Frontend4 {
+        key: FrontendKey<V4>,
+        frontend: Frontend,
+    },
+    Frontend6 {
+        key: FrontendKey<V6>,
+        frontend: Frontend,
+    },
+    Frontend4Gone {
+        key: FrontendKey<V4>,
+    },
+    Frontend6Gone {
+        key: FrontendKey<V6>,
+    },
     /// Uses of an address; 0 removes it.
-    Address { address: IpAddr, flags: u32 },
+    Address {
+        address: IpAddr,
+        flags: u32,
+    },
     /// A source range of a service port: allowed, or gone.
-    SourceRange { service: u32, address: [u8; 16], length: u8, allowed: bool },
+    SourceRange {
+        service: u32,
+        address: [u8; 16],
+        length: u8,
+        allowed: bool,
+    },
     /// A UDP endpoint vanished / is in use again.
-    Tombstone { key: TombstoneKey, present: bool },
+    Tombstone {
+        key: TombstoneKey,
+        present: bool,
+    },
 }
