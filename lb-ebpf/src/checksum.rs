@@ -29,7 +29,8 @@ mod tests {
     #[test]
     fn header_of_rfc_1071_style_example_sums_to_zero() {
         let mut h = [
-            0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0, 0, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0, 0xc7,
+            0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0, 0, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0,
+            0xc7,
         ];
         let c = finish(add(0, &h));
         assert_eq!(c, 0xb861);

@@ -27,6 +27,8 @@ pub struct Affinity {
     pub endpoint: u32,
     /// Its generation; another one means the endpoint is gone.
     pub endpoint_generation: u32,
+    /// Service port id; equals the key's, as an element may be reused under a reader.
+    pub service: u32,
     /// Last new connection, seconds.
     pub last_used: u32,
 }
@@ -36,7 +38,9 @@ pub struct Affinity {
 #[inline(always)]
 pub fn netns_client(cookie: u64) -> [u8; 16] {
     let c = cookie.to_be_bytes();
-    [1, 0, 0, 0, 0, 0, 0, 0, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]]
+    [
+        1, 0, 0, 0, 0, 0, 0, 0, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7],
+    ]
 }
 
-crate::assert_layout!(AffinityKey = 24, Affinity = 32);
+crate::assert_layout!(AffinityKey = 24, Affinity = 36);

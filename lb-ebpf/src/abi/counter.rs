@@ -30,6 +30,7 @@ counters! {
     FRONTEND_RETRY = 18, "frontend_retry", "frontend read again as it changed under the reader";
     SOCKET_PAIR_LOST = 19, "socket_pair_lost", "reply address of an unconnected socket not remembered";
     REPLY_UNTRANSLATED = 20, "reply_untranslated", "reply of a live flow dropped as it could not be translated back";
+    NO_ENDPOINT = 22, "no_endpoint", "endpoint record missing behind a frontend; the packet was dropped";
     ICMP_TRANSLATED = 21, "icmp_translated", "ICMP error about a translated flow translated";
 }
 

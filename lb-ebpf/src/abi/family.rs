@@ -4,7 +4,9 @@ use core::fmt::Debug;
 use core::hash::Hash;
 
 /// An IP family. Code that does not depend on the wire format is written once over this.
-pub trait Family: Copy + Clone + PartialEq + Eq + Hash + Debug + Default + Send + Sync + 'static {
+pub trait Family:
+    Copy + Clone + PartialEq + Eq + Hash + Debug + Default + Send + Sync + 'static
+{
     /// An address in network byte order: `[u8; 4]` or `[u8; 16]`.
     type Addr: Copy + Clone + PartialEq + Eq + Hash + Debug + Default + Send + Sync + 'static;
     /// 4 or 6, as in the IP header.
@@ -13,6 +15,8 @@ pub trait Family: Copy + Clone + PartialEq + Eq + Hash + Debug + Default + Send 
     const UNSPECIFIED: Self::Addr;
     /// The address as 16 bytes; IPv4 becomes `::ffff:a.b.c.d`.
     fn wide(addr: Self::Addr) -> [u8; 16];
+    /// The inverse of [`Family::wide`]; the caller knows the family.
+    fn narrow(wide: [u8; 16]) -> Self::Addr;
     /// Folds an address to 32 bits, for [`super::frontend::key_check`] and shard choice.
     fn fold(addr: Self::Addr) -> u32;
 }
@@ -32,7 +36,14 @@ impl Family for V4 {
 
     #[inline(always)]
     fn wide(addr: [u8; 4]) -> [u8; 16] {
-        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, addr[0], addr[1], addr[2], addr[3]]
+        [
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, addr[0], addr[1], addr[2], addr[3],
+        ]
+    }
+
+    #[inline(always)]
+    fn narrow(wide: [u8; 16]) -> [u8; 4] {
+        [wide[12], wide[13], wide[14], wide[15]]
     }
 
     #[inline(always)]
@@ -49,6 +60,11 @@ impl Family for V6 {
     #[inline(always)]
     fn wide(addr: [u8; 16]) -> [u8; 16] {
         addr
+    }
+
+    #[inline(always)]
+    fn narrow(wide: [u8; 16]) -> [u8; 16] {
+        wide
     }
 
     #[inline(always)]

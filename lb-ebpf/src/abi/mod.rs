@@ -11,6 +11,7 @@ pub mod device;
 pub mod endpoint;
 pub mod family;
 pub mod flow;
+pub mod fragment;
 pub mod frontend;
 pub mod name;
 pub mod settings;
@@ -85,8 +86,12 @@ pub mod table {
     pub const SOCKET_PAIRS: &str = "socket_pairs";
     /// Hash: `SocketMoreKey` → `SocketMore`, the pairs that do not fit into `SocketPairs`.
     pub const SOCKET_MORE: &str = "socket_more";
-    /// Array of one timer: sweeps expired flows.
+    /// Hash: `FragmentKey` → `Fragment`.
+    pub const FRAGMENTS: &str = "fragments";
+    /// Array of one `Sweeper`: the timer that removes what expired.
     pub const SWEEPER: &str = "sweeper";
+    /// Per-CPU array of one buffer: headers of packets we answer ourselves.
+    pub const SCRATCH: &str = "scratch";
 }
 
 /// A table key or value: plain bytes that kernel and user space may copy to each other.

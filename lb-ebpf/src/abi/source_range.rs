@@ -1,11 +1,20 @@
 //! `loadBalancerSourceRanges` (spec H1-H5), one trie for all service ports.
 
-/// Trie key. `prefix_length` counts from the first bit of `service`.
+/// Trie key.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct SourceRangeKey {
-    /// 32 + the prefix length of the range (an IPv4 range counts as its mapped IPv6 one: +96).
+    /// Bits of `prefix` that count: 32 + the length of the range (an IPv4 range counts as its mapped
+    /// IPv6 one: +96).
     pub prefix_length: u32,
+    /// What is compared.
+    pub prefix: SourceRangePrefix,
+}
+
+/// The compared part of a [`SourceRangeKey`].
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct SourceRangePrefix {
     /// Service port id, big endian as a trie compares bytes.
     pub service: [u8; 4],
     /// Address as 16 bytes.
@@ -20,4 +29,4 @@ pub struct SourceRange {
     pub allowed: u32,
 }
 
-crate::assert_layout!(SourceRangeKey = 24, SourceRange = 4);
+crate::assert_layout!(SourceRangeKey = 24, SourceRangePrefix = 20, SourceRange = 4);

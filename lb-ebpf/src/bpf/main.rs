@@ -1,10 +1,80 @@
+//! The programs' entry points. Each is a line: what they do is in the modules.
+
 #![no_std]
 #![no_main]
-use aya_ebpf::{macros::classifier, programs::TcContext};
+
+mod lookup;
+mod maps;
+mod report;
+mod select;
+mod socket;
+
+use aya_ebpf::macros::{cgroup_sock_addr, classifier};
+use aya_ebpf::programs::{SockAddrContext, TcContext};
+
+/// `TCX_NEXT` / `TC_ACT_UNSPEC`: the packet goes on to the next program.
+const NEXT: i32 = -1;
+
+#[cgroup_sock_addr(connect4)]
+fn connect4(ctx: SockAddrContext) -> i32 {
+    socket::connect4(&ctx)
+}
+
+#[cgroup_sock_addr(connect6)]
+fn connect6(ctx: SockAddrContext) -> i32 {
+    socket::connect6(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+fn sendmsg4(ctx: SockAddrContext) -> i32 {
+    socket::sendmsg4(&ctx)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+fn sendmsg6(ctx: SockAddrContext) -> i32 {
+    socket::sendmsg6(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+fn recvmsg4(ctx: SockAddrContext) -> i32 {
+    socket::recvmsg4(&ctx)
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+fn recvmsg6(ctx: SockAddrContext) -> i32 {
+    socket::recvmsg6(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername4)]
+fn peername4(ctx: SockAddrContext) -> i32 {
+    socket::peername4(&ctx)
+}
+
+#[cgroup_sock_addr(getpeername6)]
+fn peername6(ctx: SockAddrContext) -> i32 {
+    socket::peername6(&ctx)
+}
+
 #[classifier]
-pub fn probe(_ctx: TcContext) -> i32 { -1 }
+fn pod_ingress(_ctx: TcContext) -> i32 {
+    NEXT
+}
+
+#[classifier]
+fn pod_egress(_ctx: TcContext) -> i32 {
+    NEXT
+}
+
+#[classifier]
+fn sweep_arm(_ctx: TcContext) -> i32 {
+    NEXT
+}
+
 #[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! { loop {} }
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 4] = *b"GPL\0";

@@ -1,0 +1,36 @@
+//! Fragments: only the first one has ports, so it teaches the others.
+
+/// What the fragments of one packet share (RFC 791, RFC 8200 §4.5).
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct FragmentKey {
+    /// Source address as 16 bytes.
+    pub source: [u8; 16],
+    /// Destination address as 16 bytes.
+    pub destination: [u8; 16],
+    /// Identification field, host order.
+    pub identification: u32,
+    /// Protocol of the whole packet.
+    pub protocol: u8,
+    /// As in flow keys.
+    pub scope: u8,
+    /// Zero.
+    pub zero: u16,
+}
+
+/// Ports of the first fragment.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Fragment {
+    /// Source port, host order.
+    pub source_port: u16,
+    /// Destination port, host order.
+    pub destination_port: u16,
+    /// When the first fragment passed, seconds.
+    pub seen: u32,
+}
+
+/// Seconds a fragment record lives, as long as netfilter and the stack keep fragments (`ipfrag_time`).
+pub const LIFETIME: u32 = 30;
+
+crate::assert_layout!(FragmentKey = 40, Fragment = 8);

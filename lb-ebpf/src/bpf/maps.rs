@@ -1,0 +1,152 @@
+//! Every table of the programs. `docs/maps.md` has a row for each: owner, life, what happens when full.
+//!
+//! "Outer" tables hold inner maps that the agent creates: it can then replace a small hash by a bigger one,
+//! or add a segment, with one write and while traffic flows. The inner type given here is the template the
+//! verifier checks against; sizes of hashes may differ from it.
+
+use aya_ebpf::bindings::bpf_timer;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, SkStorage};
+use aya_ebpf::macros::btf_map;
+use lb_ebpf::abi::address::AddressUse;
+use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
+use lb_ebpf::abi::counter::COUNTERS as COUNTER_SLOTS;
+use lb_ebpf::abi::device::Device;
+use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
+use lb_ebpf::abi::family::{Family, V4, V6};
+use lb_ebpf::abi::flow::{Flow, FlowKey};
+use lb_ebpf::abi::fragment::{Fragment, FragmentKey};
+use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
+use lb_ebpf::abi::name::ServiceName;
+use lb_ebpf::abi::settings::Settings;
+use lb_ebpf::abi::socket::{
+    SocketMore, SocketMoreKey, SocketPairs, SocketPeer, Tombstone, TombstoneKey,
+};
+use lb_ebpf::abi::source_range::{SourceRange, SourceRangePrefix};
+use lb_ebpf::abi::{FLOW_SHARDS, SEGMENT_RECORDS, SEGMENTS};
+
+/// `BPF_F_NO_PREALLOC`: elements are allocated as they come, so an empty table costs its buckets only.
+const GROW: usize = 1;
+
+/// Entries of a hash that the agent replaces by a bigger one when it fills.
+const START: usize = 1024;
+
+/// Entries a flow shard starts with.
+const SHARD_START: usize = 512;
+
+/// Slots of a flow table: a current and a previous map for each shard.
+const SHARD_SLOTS: usize = 2 * FLOW_SHARDS as usize;
+
+type Growing<K, V> = ArrayOfMaps<HashMap<K, V, START, GROW>, 1>;
+type Segments<V> = ArrayOfMaps<Array<V, { SEGMENT_RECORDS as usize }>, { SEGMENTS as usize }>;
+type Shards<K, V> = ArrayOfMaps<HashMap<K, V, SHARD_START, GROW>, SHARD_SLOTS>;
+
+#[btf_map(name = "frontends4")]
+pub(crate) static FRONTENDS4: Growing<FrontendKey<V4>, Frontend> = Growing::new();
+#[btf_map(name = "frontends6")]
+pub(crate) static FRONTENDS6: Growing<FrontendKey<V6>, Frontend> = Growing::new();
+#[btf_map(name = "addresses4")]
+pub(crate) static ADDRESSES4: Growing<[u8; 4], AddressUse> = Growing::new();
+#[btf_map(name = "addresses6")]
+pub(crate) static ADDRESSES6: Growing<[u8; 16], AddressUse> = Growing::new();
+#[btf_map(name = "endpoints4")]
+pub(crate) static ENDPOINTS4: Segments<Endpoint<V4>> = Segments::new();
+#[btf_map(name = "endpoints6")]
+pub(crate) static ENDPOINTS6: Segments<Endpoint<V6>> = Segments::new();
+#[btf_map(name = "endpoint_state")]
+pub(crate) static ENDPOINT_STATE: Segments<EndpointState> = Segments::new();
+#[btf_map(name = "service_names")]
+pub(crate) static SERVICE_NAMES: Growing<u32, ServiceName> = Growing::new();
+#[btf_map(name = "tombstones")]
+pub(crate) static TOMBSTONES: Growing<TombstoneKey, Tombstone> = Growing::new();
+
+#[btf_map(name = "flows4")]
+pub(crate) static FLOWS4: Shards<FlowKey<V4>, Flow<V4>> = Shards::new();
+#[btf_map(name = "flows6")]
+pub(crate) static FLOWS6: Shards<FlowKey<V6>, Flow<V6>> = Shards::new();
+#[btf_map(name = "replies4")]
+pub(crate) static REPLIES4: Shards<FlowKey<V4>, FlowKey<V4>> = Shards::new();
+#[btf_map(name = "replies6")]
+pub(crate) static REPLIES6: Shards<FlowKey<V6>, FlowKey<V6>> = Shards::new();
+#[btf_map(name = "fragments")]
+pub(crate) static FRAGMENTS: HashMap<FragmentKey, Fragment, 8192, GROW> = HashMap::new();
+
+#[btf_map(name = "affinity")]
+pub(crate) static AFFINITY: HashMap<AffinityKey, Affinity, 65536, GROW> = HashMap::new();
+#[btf_map(name = "source_ranges")]
+pub(crate) static SOURCE_RANGES: LpmTrie<SourceRangePrefix, SourceRange, 65536, GROW> =
+    LpmTrie::new();
+#[btf_map(name = "devices")]
+pub(crate) static DEVICES: HashMap<u32, Device, 4096, GROW> = HashMap::new();
+#[btf_map(name = "settings")]
+pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
+#[btf_map(name = "counters")]
+pub(crate) static COUNTERS: PerCpuArray<u64, { COUNTER_SLOTS as usize }> = PerCpuArray::new();
+
+#[btf_map(name = "socket_peer")]
+pub(crate) static SOCKET_PEER: SkStorage<SocketPeer> = SkStorage::new();
+#[btf_map(name = "socket_pairs")]
+pub(crate) static SOCKET_PAIRS: SkStorage<SocketPairs> = SkStorage::new();
+#[btf_map(name = "socket_more")]
+pub(crate) static SOCKET_MORE: HashMap<SocketMoreKey, SocketMore, 16384, GROW> = HashMap::new();
+
+/// The sweep's timer and where it goes on.
+#[repr(C)]
+pub(crate) struct Sweeper {
+    pub(crate) timer: bpf_timer,
+    /// Next shard.
+    pub(crate) cursor: u32,
+    /// Deletions left in this tick. Read from here as the verifier must not know its value: a loop counter
+    /// that starts from a constant is unrolled round by round.
+    pub(crate) budget: u32,
+}
+
+#[btf_map(name = "sweeper")]
+pub(crate) static SWEEPER: Array<Sweeper, 1> = Array::new();
+
+/// Room for the headers of a packet we answer.
+#[repr(C)]
+pub(crate) struct Scratch {
+    pub(crate) bytes: [u8; 256],
+}
+
+#[btf_map(name = "scratch")]
+pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// The tables of a family.
+pub(crate) trait Tables: Family {
+    fn frontends() -> &'static Growing<FrontendKey<Self>, Frontend>;
+    fn addresses() -> &'static Growing<Self::Addr, AddressUse>;
+    fn endpoints() -> &'static Segments<Endpoint<Self>>;
+    fn flows() -> &'static Shards<FlowKey<Self>, Flow<Self>>;
+    fn replies() -> &'static Shards<FlowKey<Self>, FlowKey<Self>>;
+}
+
+macro_rules! tables {
+    ($family:ty, $frontends:ident, $addresses:ident, $endpoints:ident, $flows:ident, $replies:ident) => {
+        impl Tables for $family {
+            #[inline(always)]
+            fn frontends() -> &'static Growing<FrontendKey<Self>, Frontend> {
+                &$frontends
+            }
+            #[inline(always)]
+            fn addresses() -> &'static Growing<<Self as Family>::Addr, AddressUse> {
+                &$addresses
+            }
+            #[inline(always)]
+            fn endpoints() -> &'static Segments<Endpoint<Self>> {
+                &$endpoints
+            }
+            #[inline(always)]
+            fn flows() -> &'static Shards<FlowKey<Self>, Flow<Self>> {
+                &$flows
+            }
+            #[inline(always)]
+            fn replies() -> &'static Shards<FlowKey<Self>, FlowKey<Self>> {
+                &$replies
+            }
+        }
+    };
+}
+
+tables!(V4, FRONTENDS4, ADDRESSES4, ENDPOINTS4, FLOWS4, REPLIES4);
+tables!(V6, FRONTENDS6, ADDRESSES6, ENDPOINTS6, FLOWS6, REPLIES6);
