@@ -45,7 +45,8 @@ pub struct Types<'a> {
 pub struct MapSpec<'a> {
     /// At most 15 characters.
     pub name: &'a str,
-    pub kind: MapKind,
+    /// `enum bpf_map_type`; see [`MapKind`].
+    pub kind: u32,
     pub key_size: u32,
     pub value_size: u32,
     pub max_entries: u32,
@@ -129,7 +130,7 @@ impl Map {
         let mut name = [0; 16];
         name[..spec.name.len()].copy_from_slice(spec.name.as_bytes());
         let mut block = MapCreate {
-            kind: spec.kind as u32,
+            kind: spec.kind,
             key_size: spec.key_size,
             value_size: spec.value_size,
             max_entries: spec.max_entries,

@@ -53,6 +53,11 @@ impl Error {
         )
     }
 
+    /// A refusal of our own that callers treat as if the kernel had said it.
+    pub(crate) fn from_errno(attempt: impl Into<String>, errno: i32) -> Self {
+        Self::new(attempt, io::Error::from_raw_os_error(errno))
+    }
+
     /// The kernel's error number, 0 for a refusal of our own.
     pub fn errno(&self) -> i32 {
         self.source.raw_os_error().unwrap_or(0)

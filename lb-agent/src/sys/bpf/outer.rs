@@ -59,20 +59,33 @@ impl Outer {
     /// Puts an inner map into a slot. The programs use it from now on; its pin follows, so that a crash between
     /// the two leaves a pin that [`Outer::open_inner`] recognises as not the slot's.
     pub fn set(&self, slot: u32, inner: BorrowedFd<'_>) -> Result<()> {
-        let path = self.pin_path(slot);
-        let mut next = path.as_os_str().to_owned();
-        next.push("-next");
-        let next = PathBuf::from(next);
         // The new map has a name before the slot has it: at no moment is the slot's map without one.
+        let next = self.next_path(slot);
         pin::remove(&next)?;
         pin::pin(inner, &next)?;
         self.set_unpinned(slot, inner)?;
-        std::fs::rename(&next, &path).map_err(|e| {
-            Error::new(
-                format!("rename pin {} to {}", next.display(), path.display()),
-                e,
-            )
-        })
+        self.finish_pin(slot)
+    }
+
+    /// As [`Outer::set`] for many slots, with one wait for all.
+    pub fn set_many(&self, maps: &[(u32, Map)]) -> Result<()> {
+        for (slot, map) in maps {
+            let next = self.next_path(*slot);
+            pin::remove(&next)?;
+            pin::pin(map.as_fd(), &next)?;
+        }
+        let slots: Vec<u8> = maps
+            .iter()
+            .flat_map(|(slot, _)| slot.to_ne_bytes())
+            .collect();
+        let fds: Vec<u8> = maps
+            .iter()
+            .flat_map(|(_, map)| map.as_fd().as_raw_fd().to_ne_bytes())
+            .collect();
+        self.map
+            .update_many(&slots, &fds)
+            .map_err(|stopped| stopped.error)?;
+        maps.iter().try_for_each(|(slot, _)| self.finish_pin(*slot))
     }
 
     /// Puts an inner map into a slot that nobody will want to open again (a dummy, or one pinned elsewhere).
@@ -97,16 +110,12 @@ impl Outer {
             return Ok(None);
         };
         let path = self.pin_path(slot);
-        let mut next = path.as_os_str().to_owned();
-        next.push("-next");
-        for candidate in [&path, &PathBuf::from(next)] {
+        for (candidate, finished) in [(&path, true), (&self.next_path(slot), false)] {
             if let Some(fd) = pin::get_if_present(candidate)? {
                 let map = Map::from_fd(fd)?;
                 if map.info().id == id {
-                    if candidate != &path {
-                        std::fs::rename(candidate, &path).map_err(|e| {
-                            Error::new(format!("rename pin to {}", path.display()), e)
-                        })?;
+                    if !finished {
+                        self.finish_pin(slot)?;
                     }
                     return Ok(Some(map));
                 }
@@ -119,6 +128,18 @@ impl Outer {
                 path.display()
             ),
         ))
+    }
+
+    fn next_path(&self, slot: u32) -> PathBuf {
+        let mut path = self.pin_path(slot).into_os_string();
+        path.push("-next");
+        path.into()
+    }
+
+    fn finish_pin(&self, slot: u32) -> Result<()> {
+        let path = self.pin_path(slot);
+        std::fs::rename(self.next_path(slot), &path)
+            .map_err(|e| Error::new(format!("rename pin to {}", path.display()), e))
     }
 }
 
