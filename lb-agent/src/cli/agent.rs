@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use super::CommandError;
-use crate::config::{self, BindAddress, Config, Devices, Refused, SocketLb, SocketPeer, SourceConfig};
+use crate::config::{
+    self, BindAddress, Config, Devices, Refused, SocketLb, SocketPeer, SourceConfig,
+};
 
 /// Where a BPF file system usually is.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -86,15 +88,20 @@ impl AgentArgs {
 
 fn host_name() -> Result<String, CommandError> {
     let read = std::fs::read_to_string(HOSTNAME).map_err(|error| error.to_string());
-    read.and_then(|name| config::node_name(&name).map_err(|refused| refused.to_string())).map_err(|cause| CommandError {
-        what: format!("no node name from {HOSTNAME}"),
-        cause,
-        next: "give the Node object's name with --node-name or NODE_NAME".into(),
-    })
+    read.and_then(|name| config::node_name(&name).map_err(|refused| refused.to_string()))
+        .map_err(|cause| CommandError {
+            what: format!("no node name from {HOSTNAME}"),
+            cause,
+            next: "give the Node object's name with --node-name or NODE_NAME".into(),
+        })
 }
 
 fn node_name(text: &str) -> Result<String, Refused> {
-    if text.trim().is_empty() { Ok(String::new()) } else { config::node_name(text) }
+    if text.trim().is_empty() {
+        Ok(String::new())
+    } else {
+        config::node_name(text)
+    }
 }
 
 fn healthz_bind(text: &str) -> Result<BindAddress, Refused> {
@@ -114,7 +121,10 @@ mod tests {
 
     fn config(flags: &str) -> Config {
         let line = format!("beeline agent {flags}");
-        match Cli::try_parse_from(line.split_whitespace()).unwrap().command {
+        match Cli::try_parse_from(line.split_whitespace())
+            .unwrap()
+            .command
+        {
             Command::Agent(args) => args.config().unwrap(),
             other => panic!("{other:?}"),
         }
@@ -126,10 +136,19 @@ mod tests {
         assert_eq!(config.source, SourceConfig::InCluster);
         assert_eq!(config.node_name, "node-1");
         assert_eq!(config.bpffs, PathBuf::from("/sys/fs/bpf"));
-        assert_eq!((config.socket_lb, config.socket_lb_peer), (SocketLb::All, SocketPeer::Service));
+        assert_eq!(
+            (config.socket_lb, config.socket_lb_peer),
+            (SocketLb::All, SocketPeer::Service)
+        );
         assert_eq!(config.devices, Devices::Auto);
-        assert_eq!(config.healthz_bind, BindAddress(Some("0.0.0.0:10256".parse().unwrap())));
-        assert_eq!(config.metrics_bind, BindAddress(Some("127.0.0.1:10249".parse().unwrap())));
+        assert_eq!(
+            config.healthz_bind,
+            BindAddress(Some("0.0.0.0:10256".parse().unwrap()))
+        );
+        assert_eq!(
+            config.metrics_bind,
+            BindAddress(Some("127.0.0.1:10249".parse().unwrap()))
+        );
     }
 
     #[test]
@@ -140,7 +159,10 @@ mod tests {
         );
         assert_eq!(config.source, SourceConfig::Manifests("/m".into()));
         assert_eq!(config.node_name, "n2");
-        assert_eq!((config.socket_lb, config.socket_lb_peer), (SocketLb::Off, SocketPeer::Endpoint));
+        assert_eq!(
+            (config.socket_lb, config.socket_lb_peer),
+            (SocketLb::Off, SocketPeer::Endpoint)
+        );
         assert_eq!(config.devices, Devices::List(vec!["a".into(), "b".into()]));
         assert_eq!(config.cgroup, Some("/c".into()));
         assert_eq!(config.healthz_bind, BindAddress(None));

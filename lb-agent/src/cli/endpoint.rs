@@ -14,21 +14,39 @@ pub(super) fn list(
     args: &ListArgs,
 ) -> Result<Printed, CommandError> {
     let services = service::select(tables, &args.query(named), args)?;
-    Ok(Printed { text: render(&services, args.show.output, args.show.palette()), exit: Exit::Fine })
+    Ok(Printed {
+        text: render(&services, args.show.output, args.show.palette()),
+        exit: Exit::Fine,
+    })
 }
 
 /// Endpoints of these service ports.
 pub(super) fn render(services: &[ServicePort], format: Format, palette: Palette) -> String {
-    let lines = services.iter().flat_map(|service| service.endpoints.iter().map(move |endpoint| (service, endpoint)));
+    let lines = services.iter().flat_map(|service| {
+        service
+            .endpoints
+            .iter()
+            .map(move |endpoint| (service, endpoint))
+    });
     if format == Format::Json {
-        let items: Vec<serde_json::Value> = lines.map(|(service, endpoint)| item(service, endpoint)).collect();
+        let items: Vec<serde_json::Value> = lines
+            .map(|(service, endpoint)| item(service, endpoint))
+            .collect();
         return output::json_list("EndpointList", &items);
     }
-    let mut header = vec!["SERVICE", "PROTOCOL", "ENDPOINT", "WHERE", "SETS", "SERVING"];
+    let mut header = vec![
+        "SERVICE", "PROTOCOL", "ENDPOINT", "WHERE", "SETS", "SERVING",
+    ];
     if format == Format::Wide {
         header.extend(["ID", "GENERATION"]);
     }
-    output::columns(palette, &header, lines.map(|(service, endpoint)| row(service, endpoint, format)).collect())
+    output::columns(
+        palette,
+        &header,
+        lines
+            .map(|(service, endpoint)| row(service, endpoint, format))
+            .collect(),
+    )
 }
 
 fn row(service: &ServicePort, endpoint: &LiveEndpoint, format: Format) -> Vec<String> {

@@ -112,7 +112,11 @@ impl Verdict {
 impl ServicePort {
     /// `namespace/name:port`, the port's name left out where it has none.
     pub fn full_name(&self) -> String {
-        let port = if self.port_name.is_empty() { String::new() } else { format!(":{}", self.port_name) };
+        let port = if self.port_name.is_empty() {
+            String::new()
+        } else {
+            format!(":{}", self.port_name)
+        };
         format!("{}/{}{port}", self.namespace, self.name)
     }
 }
@@ -129,11 +133,22 @@ impl LiveTables {
         }
         let mut services: Vec<ServicePort> = services.into_values().collect();
         for service in &mut services {
-            service.frontends.sort_by_key(|f| (order(f.kind), f.address, f.port));
+            service
+                .frontends
+                .sort_by_key(|f| (order(f.kind), f.address, f.port));
             service.endpoints.sort_by_key(|e| (e.address, e.port));
         }
         services.sort_by(|a, b| {
-            let key = |s: &ServicePort| (s.namespace.clone(), s.name.clone(), s.port_name.clone(), s.protocol, s.family, s.id);
+            let key = |s: &ServicePort| {
+                (
+                    s.namespace.clone(),
+                    s.name.clone(),
+                    s.port_name.clone(),
+                    s.protocol,
+                    s.family,
+                    s.id,
+                )
+            };
             key(a).cmp(&key(b))
         });
         services
@@ -147,16 +162,24 @@ impl LiveTables {
         value: &Frontend,
         records: &BTreeMap<u32, Endpoint<F>>,
     ) {
-        let service = services.entry(value.service).or_insert_with(|| self.service::<F>(value.service, key.protocol));
+        let service = services
+            .entry(value.service)
+            .or_insert_with(|| self.service::<F>(value.service, key.protocol));
         service.frontends.push(live_frontend(key, value));
         let local = 0..value.local_count;
         let cluster = value.cluster_first..value.cluster_first.saturating_add(value.cluster_count);
-        let block = records.range(value.block..value.block.saturating_add(local.end.max(cluster.end)));
+        let block =
+            records.range(value.block..value.block.saturating_add(local.end.max(cluster.end)));
         // A record of another service port means that the block was given back while we read.
         for (index, record) in block.filter(|(_, record)| record.service == value.service) {
             let place = index - value.block;
-            let endpoint = self.live_endpoint(record, local.contains(&place), cluster.contains(&place));
-            match service.endpoints.iter_mut().find(|e| (e.address, e.port) == (endpoint.address, endpoint.port)) {
+            let endpoint =
+                self.live_endpoint(record, local.contains(&place), cluster.contains(&place));
+            match service
+                .endpoints
+                .iter_mut()
+                .find(|e| (e.address, e.port) == (endpoint.address, endpoint.port))
+            {
                 Some(known) => {
                     known.in_local_set |= endpoint.in_local_set;
                     known.in_cluster_set |= endpoint.in_cluster_set;
@@ -182,7 +205,12 @@ impl LiveTables {
         }
     }
 
-    fn live_endpoint<F: Family>(&self, record: &Endpoint<F>, in_local_set: bool, in_cluster_set: bool) -> LiveEndpoint {
+    fn live_endpoint<F: Family>(
+        &self,
+        record: &Endpoint<F>,
+        in_local_set: bool,
+        in_cluster_set: bool,
+    ) -> LiveEndpoint {
         let state = self.states.get(&record.id).copied().unwrap_or_default();
         LiveEndpoint {
             address: address::<F>(record.address),
@@ -205,7 +233,11 @@ pub fn is_whole<F: Family>(key: &FrontendKey<F>, value: &Frontend) -> bool {
 
 fn live_frontend<F: Family>(key: &FrontendKey<F>, value: &Frontend) -> LiveFrontend {
     let local_policy = value.flags & frontend::LOCAL_POLICY != 0;
-    let usable = if local_policy { value.local_count } else { value.cluster_count };
+    let usable = if local_policy {
+        value.local_count
+    } else {
+        value.cluster_count
+    };
     let verdict = match (usable, value.flags & frontend::HAS_ENDPOINTS != 0) {
         (1.., _) => Verdict::Translate,
         (0, true) => Verdict::Drop,
@@ -260,7 +292,10 @@ fn protocol_name(protocol: u8) -> &'static str {
 
 /// Text of a zero-filled field.
 fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    let end = bytes
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(bytes.len());
     super::output::clean(&String::from_utf8_lossy(&bytes[..end]))
 }
 
@@ -274,25 +309,64 @@ pub(super) mod sample {
         let mut tables = LiveTables::default();
         tables.names.insert(1, name("shop", "web", "http"));
         tables.names.insert(2, name("shop", "empty", ""));
-        tables.names.insert(3, name("kube-system", "dns\u{1b}[2J", "dns"));
+        tables
+            .names
+            .insert(3, name("kube-system", "dns\u{1b}[2J", "dns"));
         tables.frontends4 = vec![
-            frontend([10, 96, 0, 10], 80, lb_ebpf::abi::TCP, Frontend {
-                service: 1, block: 4096, local_count: 2, cluster_first: 1, cluster_count: 2, affinity_seconds: 10_800,
-                flags: frontend::CLUSTER_IP | frontend::HAS_ENDPOINTS, ..Frontend::default()
-            }),
-            frontend([0; 4], 30_080, lb_ebpf::abi::TCP, Frontend {
-                service: 1, block: 4100, local_count: 0, cluster_first: 0, cluster_count: 1,
-                flags: frontend::NODE_PORT | frontend::HAS_ENDPOINTS | frontend::LOCAL_POLICY, ..Frontend::default()
-            }),
-            frontend([10, 96, 0, 11], 443, lb_ebpf::abi::TCP, Frontend {
-                service: 2, flags: frontend::CLUSTER_IP, ..Frontend::default()
-            }),
+            frontend(
+                [10, 96, 0, 10],
+                80,
+                lb_ebpf::abi::TCP,
+                Frontend {
+                    service: 1,
+                    block: 4096,
+                    local_count: 2,
+                    cluster_first: 1,
+                    cluster_count: 2,
+                    affinity_seconds: 10_800,
+                    flags: frontend::CLUSTER_IP | frontend::HAS_ENDPOINTS,
+                    ..Frontend::default()
+                },
+            ),
+            frontend(
+                [0; 4],
+                30_080,
+                lb_ebpf::abi::TCP,
+                Frontend {
+                    service: 1,
+                    block: 4100,
+                    local_count: 0,
+                    cluster_first: 0,
+                    cluster_count: 1,
+                    flags: frontend::NODE_PORT | frontend::HAS_ENDPOINTS | frontend::LOCAL_POLICY,
+                    ..Frontend::default()
+                },
+            ),
+            frontend(
+                [10, 96, 0, 11],
+                443,
+                lb_ebpf::abi::TCP,
+                Frontend {
+                    service: 2,
+                    flags: frontend::CLUSTER_IP,
+                    ..Frontend::default()
+                },
+            ),
         ];
-        tables.frontends6 = vec![frontend(std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 10).octets(), 53,
-            lb_ebpf::abi::UDP, Frontend {
-                service: 3, block: 7, local_count: 0, cluster_first: 0, cluster_count: 1,
-                flags: frontend::CLUSTER_IP | frontend::HAS_ENDPOINTS, ..Frontend::default()
-            })];
+        tables.frontends6 = vec![frontend(
+            std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 10).octets(),
+            53,
+            lb_ebpf::abi::UDP,
+            Frontend {
+                service: 3,
+                block: 7,
+                local_count: 0,
+                cluster_first: 0,
+                cluster_count: 1,
+                flags: frontend::CLUSTER_IP | frontend::HAS_ENDPOINTS,
+                ..Frontend::default()
+            },
+        )];
         for (index, last, flags, id, service) in [
             (4096, 1, endpoint::LOCAL, 11, 1),
             (4097, 2, endpoint::LOCAL | endpoint::HOST, 12, 1),
@@ -301,19 +375,61 @@ pub(super) mod sample {
             (4100, 3, 0, 13, 1),
         ] {
             let address = [10, 244, 0, last];
-            tables.endpoints4.insert(index, Endpoint { address, port: 8080, flags, id, service });
+            tables.endpoints4.insert(
+                index,
+                Endpoint {
+                    address,
+                    port: 8080,
+                    flags,
+                    id,
+                    service,
+                },
+            );
         }
         let address = std::net::Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 3).octets();
-        tables.endpoints6.insert(7, Endpoint { address, port: 5353, flags: 0, id: 20, service: 3 });
+        tables.endpoints6.insert(
+            7,
+            Endpoint {
+                address,
+                port: 5353,
+                flags: 0,
+                id: 20,
+                service: 3,
+            },
+        );
         for id in [11, 13, 20] {
-            tables.states.insert(id, EndpointState { generation: 4, flags: endpoint::SERVING });
+            tables.states.insert(
+                id,
+                EndpointState {
+                    generation: 4,
+                    flags: endpoint::SERVING,
+                },
+            );
         }
         tables
     }
 
-    pub(crate) fn frontend<F: Family>(address: F::Addr, port: u16, protocol: u8, value: Frontend) -> (FrontendKey<F>, Frontend) {
-        let key = FrontendKey { address, port, protocol, zero: 0 };
-        (key, Frontend { generation: 5, generation_end: 5, check: frontend::key_check(&key), ..value })
+    pub(crate) fn frontend<F: Family>(
+        address: F::Addr,
+        port: u16,
+        protocol: u8,
+        value: Frontend,
+    ) -> (FrontendKey<F>, Frontend) {
+        let key = FrontendKey {
+            address,
+            port,
+            protocol,
+            zero: 0,
+        };
+        (
+            key,
+            Frontend {
+                generation: 5,
+                generation_end: 5,
+                check: frontend::key_check(&key),
+                ..value
+            },
+        )
     }
 
     fn name(namespace: &str, name: &str, port: &str) -> ServiceName {
@@ -322,7 +438,14 @@ pub(super) mod sample {
             field[..text.len()].copy_from_slice(text.as_bytes());
             field
         };
-        ServiceName { namespace: field(namespace), name: field(name), port: field(port), family: 4, protocol: 6, zero: [0; 2] }
+        ServiceName {
+            namespace: field(namespace),
+            name: field(name),
+            port: field(port),
+            family: 4,
+            protocol: 6,
+            zero: [0; 2],
+        }
     }
 }
 
@@ -333,8 +456,18 @@ mod tests {
     #[test]
     fn services_are_joined_with_names_and_sorted() {
         let services = sample::tables().services();
-        let names: Vec<String> = services.iter().map(|s| format!("{} {} {}", s.full_name(), s.protocol, s.family)).collect();
-        assert_eq!(names, ["kube-system/dns[2J:dns UDP IPv6", "shop/empty TCP IPv4", "shop/web:http TCP IPv4"]);
+        let names: Vec<String> = services
+            .iter()
+            .map(|s| format!("{} {} {}", s.full_name(), s.protocol, s.family))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "kube-system/dns[2J:dns UDP IPv6",
+                "shop/empty TCP IPv4",
+                "shop/web:http TCP IPv4"
+            ]
+        );
     }
 
     #[test]
@@ -343,14 +476,44 @@ mod tests {
         let verdicts: Vec<_> = services
             .iter()
             .flat_map(|s| &s.frontends)
-            .map(|f| (f.kind, f.address.to_string(), f.policy, f.local_endpoints, f.cluster_endpoints, f.verdict))
+            .map(|f| {
+                (
+                    f.kind,
+                    f.address.to_string(),
+                    f.policy,
+                    f.local_endpoints,
+                    f.cluster_endpoints,
+                    f.verdict,
+                )
+            })
             .collect();
         assert_eq!(
             verdicts,
             [
-                ("ClusterIP", "fd00::a".into(), "Cluster", 0, 1, Verdict::Translate),
-                ("ClusterIP", "10.96.0.11".into(), "Cluster", 0, 0, Verdict::Reject),
-                ("ClusterIP", "10.96.0.10".into(), "Cluster", 2, 2, Verdict::Translate),
+                (
+                    "ClusterIP",
+                    "fd00::a".into(),
+                    "Cluster",
+                    0,
+                    1,
+                    Verdict::Translate
+                ),
+                (
+                    "ClusterIP",
+                    "10.96.0.11".into(),
+                    "Cluster",
+                    0,
+                    0,
+                    Verdict::Reject
+                ),
+                (
+                    "ClusterIP",
+                    "10.96.0.10".into(),
+                    "Cluster",
+                    2,
+                    2,
+                    Verdict::Translate
+                ),
                 ("NodePort", "0.0.0.0".into(), "Local", 0, 1, Verdict::Drop),
             ]
         );
@@ -362,7 +525,16 @@ mod tests {
         let endpoints: Vec<_> = services[2]
             .endpoints
             .iter()
-            .map(|e| (e.address.to_string(), e.local, e.host, e.in_local_set, e.in_cluster_set, e.serving))
+            .map(|e| {
+                (
+                    e.address.to_string(),
+                    e.local,
+                    e.host,
+                    e.in_local_set,
+                    e.in_cluster_set,
+                    e.serving,
+                )
+            })
             .collect();
         assert_eq!(
             endpoints,
@@ -379,7 +551,11 @@ mod tests {
         let mut tables = sample::tables();
         tables.names.clear();
         for (_, frontend) in &mut tables.frontends4 {
-            (frontend.block, frontend.cluster_first, frontend.cluster_count) = (u32::MAX - 1, u32::MAX, u32::MAX);
+            (
+                frontend.block,
+                frontend.cluster_first,
+                frontend.cluster_count,
+            ) = (u32::MAX - 1, u32::MAX, u32::MAX);
         }
         let services = tables.services();
         assert_eq!(services[0].full_name(), "?/#1");
@@ -390,7 +566,13 @@ mod tests {
     fn a_torn_or_misplaced_frontend_is_noticed() {
         let (key, whole) = sample::tables().frontends4[0];
         assert!(is_whole(&key, &whole));
-        assert!(!is_whole(&key, &Frontend { generation: 6, ..whole }));
+        assert!(!is_whole(
+            &key,
+            &Frontend {
+                generation: 6,
+                ..whole
+            }
+        ));
         assert!(!is_whole(&FrontendKey { port: 81, ..key }, &whole));
     }
 }

@@ -10,10 +10,11 @@
 //! | `output` | tables for people, TSV for pipes, JSON for programs |
 
 pub mod agent;
+mod ask;
 mod endpoint;
 pub mod live;
-mod output;
-mod query;
+pub mod output;
+pub mod query;
 mod read;
 mod service;
 mod status;
@@ -33,7 +34,12 @@ pub const API_VERSION: &str = "beeline.dev/v1";
 
 /// An eBPF service load balancer for Kubernetes.
 #[derive(Parser, Debug)]
-#[command(name = "beeline", version, arg_required_else_help = true, disable_help_subcommand = true)]
+#[command(
+    name = "beeline",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
 #[command(after_help = "Exit codes: 0 fine, 1 error, 2 wrong usage, 3 problems found.")]
 pub struct Cli {
     #[command(subcommand)]
@@ -159,7 +165,13 @@ pub struct CommandError {
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let clean = output::clean;
-        write!(f, "{}\n  cause: {}\n  try:   {}", clean(&self.what), clean(&self.cause), clean(&self.next))
+        write!(
+            f,
+            "{}\n  cause: {}\n  try:   {}",
+            clean(&self.what),
+            clean(&self.cause),
+            clean(&self.next)
+        )
     }
 }
 
@@ -183,7 +195,9 @@ pub fn look(command: &Command) -> Exit {
 /// The text of a command that only looks.
 fn run(command: &Command) -> Result<Printed, CommandError> {
     match command {
-        Command::Service(ServiceCommand::List(list)) => service::list(&read::tables(&list.place.bpffs)?, list),
+        Command::Service(ServiceCommand::List(list)) => {
+            service::list(&read::tables(&list.place.bpffs)?, list)
+        }
         Command::Service(ServiceCommand::Get { service, list }) => {
             service::get(&read::tables(&list.place.bpffs)?, service, list)
         }
@@ -193,17 +207,26 @@ fn run(command: &Command) -> Result<Printed, CommandError> {
         Command::Status(args) => Ok(status::status(args)),
         Command::Version { show } => Ok(version(*show)),
         // `main` runs these itself, as they change the node.
-        Command::Agent(_) | Command::Cleanup(_) => Ok(Printed { text: String::new(), exit: Exit::Fine }),
+        Command::Agent(_) | Command::Cleanup(_) => Ok(Printed {
+            text: String::new(),
+            exit: Exit::Fine,
+        }),
     }
 }
 
 fn version(show: Show) -> Printed {
     let (version, abi) = (env!("CARGO_PKG_VERSION"), lb_ebpf::abi::ABI_VERSION);
     let text = match show.output {
-        Format::Json => output::json_object("Version", &serde_json::json!({ "version": version, "abi": abi })),
+        Format::Json => output::json_object(
+            "Version",
+            &serde_json::json!({ "version": version, "abi": abi }),
+        ),
         Format::Table | Format::Wide => format!("beeline {version} (table layout {abi})\n"),
     };
-    Printed { text, exit: Exit::Fine }
+    Printed {
+        text,
+        exit: Exit::Fine,
+    }
 }
 
 impl Show {
@@ -254,14 +277,26 @@ mod tests {
                 panic!("{line}: {error}");
             }
         }
-        for line in ["beeline", "beeline service list -A -n x", "beeline service get a/b/c", "beeline status -o yaml"] {
+        for line in [
+            "beeline",
+            "beeline service list -A -n x",
+            "beeline service get a/b/c",
+            "beeline status -o yaml",
+        ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }
 
     #[test]
     fn errors_say_what_why_and_what_next() {
-        let error = CommandError { what: "no table".into(), cause: "no\u{1b}[31m agent".into(), next: "run one".into() };
-        assert_eq!(error.to_string(), "no table\n  cause: no[31m agent\n  try:   run one");
+        let error = CommandError {
+            what: "no table".into(),
+            cause: "no\u{1b}[31m agent".into(),
+            next: "run one".into(),
+        };
+        assert_eq!(
+            error.to_string(),
+            "no table\n  cause: no[31m agent\n  try:   run one"
+        );
     }
 }

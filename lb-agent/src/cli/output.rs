@@ -63,7 +63,9 @@ const ALARMING: [&str; 2] = ["REJECT", "DROP"];
 
 /// Renders rows under a header. Cells are cleaned, so text from the cluster may be passed as it is.
 pub(super) fn columns(palette: Palette, header: &[&str], rows: Vec<Vec<String>>) -> String {
-    let rows = rows.into_iter().map(|row| row.iter().map(|cell| clean(cell)).collect::<Vec<_>>());
+    let rows = rows
+        .into_iter()
+        .map(|row| row.iter().map(|cell| clean(cell)).collect::<Vec<_>>());
     if palette == Palette::Pipe {
         let mut text = header.join("\t") + "\n";
         for row in rows {
@@ -99,7 +101,9 @@ pub(super) fn json_list<T: Serialize>(kind: &str, items: &[T]) -> String {
 /// A versioned JSON object; `fields` must be one.
 pub(super) fn json_object<T: Serialize>(kind: &str, fields: &T) -> String {
     let mut object = json!({ "apiVersion": API_VERSION, "kind": kind });
-    if let (Some(object), Ok(Value::Object(fields))) = (object.as_object_mut(), serde_json::to_value(fields)) {
+    if let (Some(object), Ok(Value::Object(fields))) =
+        (object.as_object_mut(), serde_json::to_value(fields))
+    {
         object.extend(fields);
     }
     pretty(&object)
@@ -109,7 +113,9 @@ pub(super) fn json_object<T: Serialize>(kind: &str, fields: &T) -> String {
 /// marks that reorder text.
 pub(super) fn clean(text: &str) -> String {
     let reorders = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().filter(|c| !c.is_control() && !reorders(*c)).collect()
+    text.chars()
+        .filter(|c| !c.is_control() && !reorders(*c))
+        .collect()
 }
 
 fn pretty(value: &Value) -> String {
@@ -121,12 +127,18 @@ mod tests {
     use super::*;
 
     fn rows() -> Vec<Vec<String>> {
-        vec![vec!["a".into(), "x\u{1b}[2J\t".into()], vec!["long-name".into(), "DROP".into()]]
+        vec![
+            vec!["a".into(), "x\u{1b}[2J\t".into()],
+            vec!["long-name".into(), "DROP".into()],
+        ]
     }
 
     #[test]
     fn pipes_get_tab_separated_values() {
-        assert_eq!(columns(Palette::Pipe, &["NAME", "VERDICT"], rows()), "NAME\tVERDICT\na\tx[2J\nlong-name\tDROP\n");
+        assert_eq!(
+            columns(Palette::Pipe, &["NAME", "VERDICT"], rows()),
+            "NAME\tVERDICT\na\tx[2J\nlong-name\tDROP\n"
+        );
     }
 
     #[test]
@@ -135,15 +147,24 @@ mod tests {
             columns(Palette::Plain, &["NAME", "VERDICT"], rows()),
             "NAME       VERDICT\na          x[2J\nlong-name  DROP\n"
         );
-        assert!(columns(Palette::Colour, &["NAME", "VERDICT"], rows()).contains("\u{1b}[31;1mDROP\u{1b}[0m\n"));
+        assert!(
+            columns(Palette::Colour, &["NAME", "VERDICT"], rows())
+                .contains("\u{1b}[31;1mDROP\u{1b}[0m\n")
+        );
     }
 
     #[test]
     fn json_carries_version_and_kind() {
         let value: Value = serde_json::from_str(&json_object("Thing", &json!({ "x": 1 }))).unwrap();
-        assert_eq!(value, json!({ "apiVersion": "beeline.dev/v1", "kind": "Thing", "x": 1 }));
+        assert_eq!(
+            value,
+            json!({ "apiVersion": "beeline.dev/v1", "kind": "Thing", "x": 1 })
+        );
         let list: Value = serde_json::from_str(&json_list("ThingList", &[1, 2])).unwrap();
-        assert_eq!(list, json!({ "apiVersion": "beeline.dev/v1", "kind": "ThingList", "items": [1, 2] }));
+        assert_eq!(
+            list,
+            json!({ "apiVersion": "beeline.dev/v1", "kind": "ThingList", "items": [1, 2] })
+        );
     }
 
     #[test]

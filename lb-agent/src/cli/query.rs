@@ -16,9 +16,14 @@ pub struct ServiceQuery {
 
 impl ServiceQuery {
     pub(super) fn matches(&self, service: &ServicePort) -> bool {
-        let equal = |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
+        let equal =
+            |wanted: &Option<String>, is: &str| wanted.as_deref().is_none_or(|wanted| wanted == is);
         let port = |wanted: &str| {
-            wanted == service.port_name || service.frontends.iter().any(|frontend| wanted == frontend.port.to_string())
+            wanted == service.port_name
+                || service
+                    .frontends
+                    .iter()
+                    .any(|frontend| wanted == frontend.port.to_string())
         };
         equal(&self.namespace, &service.namespace)
             && equal(&self.name, &service.name)
@@ -39,11 +44,19 @@ impl FromStr for ServiceQuery {
             None => (None, service),
         };
         let parts = [namespace, Some(name), port];
-        if parts.iter().flatten().any(|part| part.is_empty() || part.contains(['/', ':'])) {
+        if parts
+            .iter()
+            .flatten()
+            .any(|part| part.is_empty() || part.contains(['/', ':']))
+        {
             return Err("expected NAME, NAMESPACE/NAME or NAMESPACE/NAME:PORT".into());
         }
         let [namespace, name, port] = parts.map(|part| part.map(str::to_owned));
-        Ok(ServiceQuery { namespace, name, port })
+        Ok(ServiceQuery {
+            namespace,
+            name,
+            port,
+        })
     }
 }
 
@@ -53,7 +66,9 @@ impl fmt::Display for ServiceQuery {
             write!(f, "{namespace}/")?;
         }
         f.write_str(self.name.as_deref().unwrap_or("*"))?;
-        self.port.as_ref().map_or(Ok(()), |port| write!(f, ":{port}"))
+        self.port
+            .as_ref()
+            .map_or(Ok(()), |port| write!(f, ":{port}"))
     }
 }
 

@@ -8,12 +8,23 @@ use super::{CommandError, Exit, ListArgs, Printed, endpoint};
 /// Every frontend, one a line.
 pub(super) fn list(tables: &LiveTables, args: &ListArgs) -> Result<Printed, CommandError> {
     let query = args.query(None);
-    let services: Vec<ServicePort> = tables.services().into_iter().filter(|s| query.matches(s)).collect();
-    Ok(Printed { text: render(&services, args.show.output, args.show.palette()), exit: Exit::Fine })
+    let services: Vec<ServicePort> = tables
+        .services()
+        .into_iter()
+        .filter(|s| query.matches(s))
+        .collect();
+    Ok(Printed {
+        text: render(&services, args.show.output, args.show.palette()),
+        exit: Exit::Fine,
+    })
 }
 
 /// Frontends and endpoints of one service.
-pub(super) fn get(tables: &LiveTables, service: &ServiceQuery, args: &ListArgs) -> Result<Printed, CommandError> {
+pub(super) fn get(
+    tables: &LiveTables,
+    service: &ServiceQuery,
+    args: &ListArgs,
+) -> Result<Printed, CommandError> {
     let query = args.query(Some(service));
     let services = select(tables, &query, args)?;
     let (format, palette) = (args.show.output, args.show.palette());
@@ -22,7 +33,10 @@ pub(super) fn get(tables: &LiveTables, service: &ServiceQuery, args: &ListArgs) 
         text.push('\n');
         text.push_str(&endpoint::render(&services, format, palette));
     }
-    Ok(Printed { text, exit: Exit::Fine })
+    Ok(Printed {
+        text,
+        exit: Exit::Fine,
+    })
 }
 
 /// The service ports a query names; naming none that exists is an error with advice.
@@ -32,11 +46,17 @@ pub(super) fn select(
     args: &ListArgs,
 ) -> Result<Vec<ServicePort>, CommandError> {
     let all = tables.services();
-    let found: Vec<ServicePort> = all.iter().filter(|service| query.matches(service)).cloned().collect();
+    let found: Vec<ServicePort> = all
+        .iter()
+        .filter(|service| query.matches(service))
+        .cloned()
+        .collect();
     if !found.is_empty() || query.name.is_none() {
         return Ok(found);
     }
-    let elsewhere = all.iter().find(|service| Some(&service.name) == query.name.as_ref());
+    let elsewhere = all
+        .iter()
+        .find(|service| Some(&service.name) == query.name.as_ref());
     Err(CommandError {
         what: format!("no service {query} in the kernel's tables"),
         cause: match elsewhere {
@@ -48,15 +68,24 @@ pub(super) fn select(
 }
 
 fn render(services: &[ServicePort], format: Format, palette: Palette) -> String {
-    let mut header = vec!["SERVICE", "PROTOCOL", "TYPE", "FRONTEND", "POLICY", "AFFINITY", "LOCAL", "CLUSTER"];
+    let mut header = vec![
+        "SERVICE", "PROTOCOL", "TYPE", "FRONTEND", "POLICY", "AFFINITY", "LOCAL", "CLUSTER",
+    ];
     match format {
         Format::Json => return output::json_list("ServiceList", services),
         Format::Table => {}
         Format::Wide => header.extend(["SOURCE-RANGES", "ID", "GENERATION", "BLOCK"]),
     }
     header.push("VERDICT");
-    let lines = services.iter().flat_map(|service| service.frontends.iter().map(move |frontend| (service, frontend)));
-    let rows = lines.map(|(service, frontend)| row(service, frontend, format)).collect();
+    let lines = services.iter().flat_map(|service| {
+        service
+            .frontends
+            .iter()
+            .map(move |frontend| (service, frontend))
+    });
+    let rows = lines
+        .map(|(service, frontend)| row(service, frontend, format))
+        .collect();
     output::columns(palette, &header, rows)
 }
 
@@ -77,7 +106,9 @@ fn row(service: &ServicePort, frontend: &LiveFrontend, format: Format) -> Vec<St
     ];
     if format == Format::Wide {
         row.push(if frontend.source_ranges { "yes" } else { "-" }.into());
-        row.extend([service.id, frontend.generation, frontend.block].map(|number| number.to_string()));
+        row.extend(
+            [service.id, frontend.generation, frontend.block].map(|number| number.to_string()),
+        );
     }
     row.push(frontend.verdict.as_str().into());
     row
@@ -105,14 +136,24 @@ shop/web:http           TCP       NodePort   0.0.0.0:30080   Local    -         
 
     #[test]
     fn json_names_everything_the_table_shows() {
-        let text = render(&sample::tables().services()[2..], Format::Json, Palette::Pipe);
+        let text = render(
+            &sample::tables().services()[2..],
+            Format::Json,
+            Palette::Pipe,
+        );
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["kind"], "ServiceList");
         let item = &value["items"][0];
-        assert_eq!((&item["namespace"], &item["name"], &item["portName"]), (&"shop".into(), &"web".into(), &"http".into()));
+        assert_eq!(
+            (&item["namespace"], &item["name"], &item["portName"]),
+            (&"shop".into(), &"web".into(), &"http".into())
+        );
         let node_port = &item["frontends"][1];
         assert_eq!(node_port["type"], "NodePort");
-        assert_eq!((&node_port["port"], &node_port["verdict"]), (&30_080.into(), &"DROP".into()));
+        assert_eq!(
+            (&node_port["port"], &node_port["verdict"]),
+            (&30_080.into(), &"DROP".into())
+        );
         assert_eq!(item["frontends"][0]["affinitySeconds"], 10_800);
         assert_eq!(item["endpoints"][0]["address"], "10.244.0.1");
     }
