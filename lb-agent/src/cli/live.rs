@@ -4,7 +4,7 @@
 //! has it; what the API server says plays no part.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use lb_ebpf::abi::endpoint::{self, Endpoint, EndpointState};
 use lb_ebpf::abi::family::{Family, V4, V6};
@@ -274,11 +274,7 @@ fn order(kind: &str) -> u8 {
 }
 
 fn address<F: Family>(address: F::Addr) -> IpAddr {
-    let wide = F::wide(address);
-    match F::VERSION {
-        4 => Ipv4Addr::new(wide[12], wide[13], wide[14], wide[15]).into(),
-        _ => Ipv6Addr::from(wide).into(),
-    }
+    F::wide(address).into()
 }
 
 fn protocol_name(protocol: u8) -> &'static str {
@@ -303,6 +299,8 @@ fn text(bytes: &[u8]) -> String {
 pub(super) mod sample {
     //! Two services: one with endpoints here and elsewhere and a NodePort of policy Local, one without any.
 
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
 
     pub(crate) fn tables() -> LiveTables {
@@ -314,7 +312,7 @@ pub(super) mod sample {
             .insert(3, name("kube-system", "dns\u{1b}[2J", "dns"));
         tables.frontends4 = vec![
             frontend(
-                [10, 96, 0, 10],
+                Ipv4Addr::new(10, 96, 0, 10).into(),
                 80,
                 lb_ebpf::abi::TCP,
                 Frontend {
@@ -329,7 +327,7 @@ pub(super) mod sample {
                 },
             ),
             frontend(
-                [0; 4],
+                Ipv4Addr::UNSPECIFIED.into(),
                 30_080,
                 lb_ebpf::abi::TCP,
                 Frontend {
@@ -343,7 +341,7 @@ pub(super) mod sample {
                 },
             ),
             frontend(
-                [10, 96, 0, 11],
+                Ipv4Addr::new(10, 96, 0, 11).into(),
                 443,
                 lb_ebpf::abi::TCP,
                 Frontend {
@@ -354,7 +352,7 @@ pub(super) mod sample {
             ),
         ];
         tables.frontends6 = vec![frontend(
-            std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 10).octets(),
+            Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 10).into(),
             53,
             lb_ebpf::abi::UDP,
             Frontend {
@@ -374,7 +372,7 @@ pub(super) mod sample {
             (4099, 9, 0, 19, 2),
             (4100, 3, 0, 13, 1),
         ] {
-            let address = [10, 244, 0, last];
+            let address = Ipv4Addr::new(10, 244, 0, last).into();
             tables.endpoints4.insert(
                 index,
                 Endpoint {
@@ -386,7 +384,7 @@ pub(super) mod sample {
                 },
             );
         }
-        let address = std::net::Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 3).octets();
+        let address = Ipv6Addr::new(0xfd01, 0, 0, 0, 0, 0, 0, 3).into();
         tables.endpoints6.insert(
             7,
             Endpoint {

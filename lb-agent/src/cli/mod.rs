@@ -179,7 +179,7 @@ impl std::error::Error for CommandError {}
 
 /// Runs a command that only looks, prints its result and returns its exit code.
 pub fn look(command: &Command) -> Exit {
-    match run(command) {
+    match answer(command) {
         Ok(printed) => {
             // A reader that went away (`| head`) is no error of ours.
             let _ = std::io::stdout().lock().write_all(printed.text.as_bytes());
@@ -192,8 +192,8 @@ pub fn look(command: &Command) -> Exit {
     }
 }
 
-/// The text of a command that only looks.
-fn run(command: &Command) -> Result<Printed, CommandError> {
+/// What a command that only looks has to say. `agent` and `cleanup` change the node and are not among them.
+pub fn answer(command: &Command) -> Result<Printed, CommandError> {
     match command {
         Command::Service(ServiceCommand::List(list)) => {
             service::list(&read::tables(&list.place.bpffs)?, list)
@@ -206,10 +206,10 @@ fn run(command: &Command) -> Result<Printed, CommandError> {
         }
         Command::Status(args) => Ok(status::status(args)),
         Command::Version { show } => Ok(version(*show)),
-        // `main` runs these itself, as they change the node.
-        Command::Agent(_) | Command::Cleanup(_) => Ok(Printed {
-            text: String::new(),
-            exit: Exit::Fine,
+        Command::Agent(_) | Command::Cleanup(_) => Err(CommandError {
+            what: "this command changes the node and does not only look".into(),
+            cause: "the program took a wrong turn".into(),
+            next: "please report it".into(),
         }),
     }
 }
