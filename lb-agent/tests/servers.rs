@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use clap::Parser as _;
+use lb_agent::cli::{self, Cli, Exit};
 use lb_agent::config::{BindAddress, Config, Devices, SocketLb, SocketPeer, SourceConfig};
 use lb_agent::health::http::{self, Reach};
 use lb_agent::health::service::ServiceHealth;
@@ -217,6 +219,57 @@ async fn metrics_and_neighbours_are_served() {
     assert!(
         status.contains("\"kind\":\"AgentStatus\"") && status.contains("manifests in /etc/beeline"),
         "{status}"
+    );
+}
+
+#[tokio::test]
+async fn status_asks_the_living_agent() {
+    let health = Health::default();
+    health.describe(|status| {
+        status.node_name = "node-1".into();
+        status.source_connected = true;
+        status.refused(
+            "Service shop/odd",
+            "externalIP 127.0.0.1 is a loopback address",
+        );
+    });
+    health.set_ready();
+    let handlers = [
+        probes::handler(health.clone(), Metrics::default()),
+        serve::handler(
+            &config(),
+            Metrics::default(),
+            health,
+            Arc::new(|_: &Metrics| ()),
+        ),
+    ];
+    let [probes, metrics] = handlers.map(|handler| {
+        let listener = http::bind(V4, Reach::BothFamilies).unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(http::serve_on(listener, handler));
+        address
+    });
+    let line =
+        format!("beeline status --bpffs /nonexistent --healthz {probes} --metrics {metrics}");
+    let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+    let printed = tokio::task::spawn_blocking(move || cli::answer(&cli.command).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(printed.exit, Exit::Problems);
+    for line in [
+        "PROBLEM   Service shop/odd: externalIP 127.0.0.1 is a loopback address",
+        "Agent     healthy, ",
+    ] {
+        assert!(
+            printed.text.contains(line),
+            "no {line:?} in\n{}",
+            printed.text
+        );
+    }
+    assert!(
+        !printed.text.contains("does not answer"),
+        "{}",
+        printed.text
     );
 }
 

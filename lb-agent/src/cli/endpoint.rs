@@ -95,7 +95,7 @@ fn sets(endpoint: &LiveEndpoint) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::live::sample;
+    use crate::cli::sample;
 
     #[test]
     fn a_line_says_where_an_endpoint_is_and_who_may_use_it() {

@@ -16,6 +16,8 @@ pub mod live;
 pub mod output;
 pub mod query;
 mod read;
+#[cfg(test)]
+mod sample;
 mod service;
 mod status;
 

@@ -119,7 +119,21 @@ pub(super) fn clean(text: &str) -> String {
 }
 
 fn pretty(value: &Value) -> String {
-    format!("{value:#}\n")
+    format!("{:#}\n", cleaned(value))
+}
+
+/// Every text in it cleaned, as JSON is read on terminals, too.
+fn cleaned(value: &Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(clean(text)),
+        Value::Array(items) => Value::Array(items.iter().map(cleaned).collect()),
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, value)| (clean(name), cleaned(value)))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
+    }
 }
 
 #[cfg(test)]
@@ -170,5 +184,7 @@ mod tests {
     #[test]
     fn control_characters_are_taken_out() {
         assert_eq!(clean("a\u{1b}[31mb\u{7f}\u{9b}c\u{202e}d\n"), "a[31mbcd");
+        let list = json_list("L", &[json!({ "k\u{9b}": ["v\u{9b}", 1] })]);
+        assert!(!list.contains('\u{9b}') && list.contains("\"v\""), "{list}");
     }
 }

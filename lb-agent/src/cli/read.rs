@@ -336,7 +336,7 @@ fn absent(bpffs: &Path, pins: &Pins, error: &io::Error) -> CommandError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::live::sample;
+    use crate::cli::sample;
 
     #[test]
     fn endpoint_records_are_counted_once_a_block() {

@@ -117,7 +117,7 @@ fn row(service: &ServicePort, frontend: &LiveFrontend, format: Format) -> Vec<St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::live::sample;
+    use crate::cli::sample;
 
     #[test]
     fn a_line_says_where_a_frontend_leads() {

@@ -3,13 +3,15 @@
 //! The kernel's tables are the witness; the agent is asked, too, and its silence is a finding and no
 //! failure, as traffic goes on without it.
 
+mod text;
+
 use std::collections::BTreeMap;
 
 use lb_ebpf::abi::{device, settings};
 use serde::Serialize;
 
 use super::live::{LiveTables, ServicePort, Verdict};
-use super::output::{self, Format, Palette};
+use super::output::{self, Format};
 use super::read::{self, Hook, Inventory, Usage};
 use super::{CommandError, Exit, Printed, StatusArgs, ask};
 use crate::health::status::AgentStatus;
@@ -17,7 +19,8 @@ use crate::health::status::AgentStatus;
 /// A table of fixed size is a problem from here on, in percent.
 const FULL_PERCENT: usize = 90;
 
-/// Counters that mean lost traffic, and what to do.
+/// Counters that tell of lost traffic. They count from when the tables were made, so they are worth a note for ever
+/// but no problem of this moment.
 const BAD_COUNTERS: [(&str, &str); 4] = [
     (
         "flow_table_full",
@@ -41,12 +44,17 @@ const BAD_COUNTERS: [(&str, &str); 4] = [
 #[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Report {
+    /// What needs attention now.
     problems: Vec<String>,
+    /// What was wrong at some time.
+    notes: Vec<String>,
     version: &'static str,
     abi: u32,
     kernel: String,
     pins: String,
     agent: Agent,
+    /// The tables could be read; what follows is empty otherwise.
+    tables_read: bool,
     hooks: Vec<HookLine>,
     /// Whose sockets are translated when they connect.
     sockets: &'static str,
@@ -107,7 +115,9 @@ pub(super) fn status(args: &StatusArgs) -> Printed {
     };
     let text = match args.show.output {
         Format::Json => output::json_object("Status", &report),
-        Format::Table | Format::Wide => render(&report, args.show.output, args.show.palette()),
+        Format::Table | Format::Wide => {
+            text::render(&report, args.show.output, args.show.palette())
+        }
     };
     Printed { text, exit }
 }
@@ -154,6 +164,7 @@ impl Report {
         inventory: Inventory,
         interfaces: &BTreeMap<u32, String>,
     ) {
+        self.tables_read = true;
         let frontends = || services.iter().flat_map(|service| &service.frontends);
         self.services = services.len();
         self.frontends = frontends().count();
@@ -173,10 +184,6 @@ impl Report {
                 )
             })
             .collect();
-        if inventory.hooks.is_empty() {
-            self.problems
-                .push("no program is attached: nothing is translated; start the agent".into());
-        }
         for hook in inventory.hooks {
             let device = hook.interface.map(|index| {
                 interfaces
@@ -191,6 +198,12 @@ impl Report {
             flags if flags & settings::SOCKETS_HOST != 0 => "host",
             _ => "off",
         };
+        if self.sockets != "off" && self.hooks.iter().all(|hook| hook.hook.interface.is_some()) {
+            self.problems.push(
+                "no socket hook is attached, though the settings want them; restart the agent"
+                    .into(),
+            );
+        }
         self.devices = inventory
             .devices
             .iter()
@@ -209,7 +222,7 @@ impl Report {
         self.tables = inventory.usage;
         for (label, meaning) in BAD_COUNTERS {
             if let Some(count @ 1..) = self.counters.get(label) {
-                self.problems.push(format!(
+                self.notes.push(format!(
                     "{label} = {count} since the tables were made: {meaning}"
                 ));
             }
@@ -219,8 +232,13 @@ impl Report {
     fn agent_problems(&mut self) {
         let agent = &self.agent;
         if !agent.alive {
-            let text = "the agent does not answer: the kernel goes on with its last state, changes are not followed";
-            self.problems.insert(0, text.into());
+            let meaning = if self.tables_read {
+                "the kernel goes on with its last state, changes are not followed"
+            } else {
+                "is it running?"
+            };
+            self.problems
+                .insert(0, format!("the agent does not answer: {meaning}"));
             return;
         }
         if !agent.healthy {
@@ -246,89 +264,6 @@ impl Report {
     }
 }
 
-fn render(report: &Report, format: Format, palette: Palette) -> String {
-    let kernel = format!(
-        "{} (table layout {}), kernel {}",
-        report.version, report.abi, report.kernel
-    );
-    let mut text = field("Beeline", &kernel);
-    for problem in &report.problems {
-        let problem = palette.alarm(&output::clean(problem));
-        text.push_str(&format!("PROBLEM   {problem}\n"));
-    }
-    if report.problems.is_empty() {
-        text.push_str(&field("Problems", "none"));
-    }
-    text.push_str(&field("Agent", &agent_line(&report.agent)));
-    text.push_str(&field("Sockets", &sockets_line(report)));
-    text.push_str(&field("Devices", &devices_line(report)));
-    text.push_str(&field("Pins", &report.pins));
-    let services = format!(
-        "{} service ports, {} frontends ({} reject, {} drop), {} endpoints",
-        report.services, report.frontends, report.rejecting, report.dropping, report.endpoints
-    );
-    text.push_str(&field("Services", &services));
-    if !report.tables.is_empty() {
-        let rows = report.tables.iter().map(|usage| {
-            let numbers =
-                [usage.used, usage.capacity, usage.limit].map(|number| number.to_string());
-            std::iter::once(usage.table.to_owned())
-                .chain(numbers)
-                .collect()
-        });
-        text.push_str(&format!("\n{}", palette.heading("Tables\n")));
-        text.push_str(&output::columns(
-            palette,
-            &["TABLE", "USED", "CAPACITY", "LIMIT"],
-            rows.collect(),
-        ));
-    }
-    let counters: Vec<Vec<String>> = lb_ebpf::abi::counter::ALL
-        .iter()
-        .filter_map(|(_, label, meaning)| Some((*label, *meaning, *report.counters.get(label)?)))
-        .filter(|(_, _, count)| *count > 0 || format == Format::Wide)
-        .map(|(label, meaning, count)| {
-            vec![label.to_owned(), count.to_string(), meaning.to_owned()]
-        })
-        .collect();
-    if !counters.is_empty() {
-        text.push_str(&format!(
-            "\n{}",
-            palette.heading("Counters since the tables were made\n")
-        ));
-        text.push_str(&output::columns(
-            palette,
-            &["COUNTER", "COUNT", "MEANING"],
-            counters,
-        ));
-    }
-    text
-}
-
-fn agent_line(agent: &Agent) -> String {
-    match (agent.alive, &agent.status) {
-        (false, _) => "does not answer".into(),
-        (true, None) => "alive; its metrics address does not answer (--metrics)".into(),
-        (true, Some(status)) => {
-            let health = if agent.healthy {
-                "healthy"
-            } else {
-                "NOT HEALTHY"
-            };
-            let source = if status.source_connected {
-                "connected"
-            } else {
-                "NOT CONNECTED"
-            };
-            let sync = status.last_sync.as_deref().unwrap_or("never");
-            format!(
-                "{health}, version {}, node {}, source {} ({source}), last sync {sync}",
-                status.version, status.node_name, status.source
-            )
-        }
-    }
-}
-
 fn device_line(
     index: u32,
     device: &device::Device,
@@ -346,54 +281,6 @@ fn device_line(
         },
         mtu: device.mtu,
     }
-}
-
-fn sockets_line(report: &Report) -> String {
-    let hooks: Vec<&str> = report
-        .hooks
-        .iter()
-        .filter(|h| h.hook.interface.is_none())
-        .map(|h| h.hook.name.as_str())
-        .collect();
-    let whose = match report.sockets {
-        "all" => "of every network namespace",
-        "host" => "of the host's network namespace",
-        _ => "of nobody",
-    };
-    format!("{whose}; attached: {}", listed(&hooks))
-}
-
-fn devices_line(report: &Report) -> String {
-    let named = |role| -> Vec<&str> {
-        report
-            .devices
-            .iter()
-            .filter(|device| device.role == role)
-            .map(|device| device.name.as_str())
-            .collect()
-    };
-    let attached = report
-        .hooks
-        .iter()
-        .filter(|hook| hook.hook.interface.is_some_and(|index| index != 0))
-        .count();
-    format!(
-        "uplinks: {}; pods: {}; {attached} programs attached",
-        listed(&named("uplink")),
-        listed(&named("pod"))
-    )
-}
-
-fn listed(names: &[&str]) -> String {
-    if names.is_empty() {
-        "none".to_owned()
-    } else {
-        names.join(" ")
-    }
-}
-
-fn field(label: &str, value: &str) -> String {
-    format!("{label:<10}{}\n", output::clean(value))
 }
 
 /// Names of this network namespace's interfaces, by index.
@@ -421,7 +308,8 @@ fn kernel() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::live::sample;
+    use crate::cli::output::Palette;
+    use crate::cli::sample;
 
     fn inventory() -> Inventory {
         let hook = |name: &str, interface| Hook {
@@ -492,7 +380,7 @@ mod tests {
 
     #[test]
     fn a_healthy_node_has_no_problems() {
-        let text = render(&made(inventory(), healthy()), Format::Table, Palette::Plain);
+        let text = text::render(&made(inventory(), healthy()), Format::Table, Palette::Plain);
         for line in [
             "Problems  none",
             "Agent     healthy, version 1.2.3, node node-1, source manifests in /m (connected), last sync 2026-01-01T00:00:00Z",
@@ -537,8 +425,12 @@ mod tests {
             status.refused("Service a/b", "loopback\u{1b}[2J address");
         }
         let report = made(inventory, agent);
-        assert_eq!(report.problems.len(), 4, "{:?}", report.problems);
-        assert!(!render(&report, Format::Table, Palette::Plain).contains('\u{1b}'));
+        assert_eq!(
+            (report.problems.len(), report.notes.len()),
+            (3, 1),
+            "{report:?}"
+        );
+        assert!(!text::render(&report, Format::Table, Palette::Plain).contains('\u{1b}'));
     }
 
     #[test]

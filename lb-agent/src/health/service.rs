@@ -35,7 +35,11 @@ impl ServiceHealth {
     /// Replaces the whole set. Returns at once; ports open and close in the background, and one that
     /// cannot be opened is tried again until it can.
     pub fn set(&self, desired: Vec<HealthCheck>) {
-        self.desired.send_replace(desired);
+        self.desired.send_if_modified(|known| {
+            let news = *known != desired;
+            *known = desired;
+            news
+        });
     }
 }
 
