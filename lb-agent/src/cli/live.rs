@@ -41,6 +41,7 @@ pub struct ServicePort {
     pub id: u32,
     pub frontends: Vec<LiveFrontend>,
     /// By address and port, each once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<LiveEndpoint>,
 }
 

@@ -7,12 +7,11 @@ use super::{CommandError, Exit, ListArgs, Printed, endpoint};
 
 /// Every frontend, one a line.
 pub(super) fn list(tables: &LiveTables, args: &ListArgs) -> Result<Printed, CommandError> {
-    let query = args.query(None);
-    let services: Vec<ServicePort> = tables
-        .services()
-        .into_iter()
-        .filter(|s| query.matches(s))
-        .collect();
+    let mut services = select(tables, &args.query(None), args)?;
+    // `endpoint list` has them; here they would be most of the text.
+    services
+        .iter_mut()
+        .for_each(|service| service.endpoints.clear());
     Ok(Printed {
         text: render(&services, args.show.output, args.show.palette()),
         exit: Exit::Fine,
