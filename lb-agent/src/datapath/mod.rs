@@ -1,8 +1,13 @@
 //! The kernel's side: load, pin, attach, adopt, and carry out plans. All aya calls are below this module.
 
+pub mod apply;
+pub mod attach;
+pub mod grace;
 pub mod growing;
 pub mod object;
 pub mod pins;
+pub mod programs;
+pub mod read;
 pub mod segments;
 pub mod tables;
 
