@@ -7,7 +7,7 @@
 use aya_ebpf::bindings::bpf_timer;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
-use lb_ebpf::abi::address::AddressUse;
+use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
 use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
 use lb_ebpf::abi::counter::COUNTERS as COUNTER_SLOTS;
 use lb_ebpf::abi::device::Device;
@@ -45,9 +45,9 @@ pub(crate) static FRONTENDS4: Growing<FrontendKey<V4>, Frontend> = Growing::new(
 #[btf_map(name = "frontends6")]
 pub(crate) static FRONTENDS6: Growing<FrontendKey<V6>, Frontend> = Growing::new();
 #[btf_map(name = "addresses4")]
-pub(crate) static ADDRESSES4: Growing<[u8; 4], AddressUse> = Growing::new();
+pub(crate) static ADDRESSES4: Growing<Address4, AddressUse> = Growing::new();
 #[btf_map(name = "addresses6")]
-pub(crate) static ADDRESSES6: Growing<[u8; 16], AddressUse> = Growing::new();
+pub(crate) static ADDRESSES6: Growing<Address6, AddressUse> = Growing::new();
 #[btf_map(name = "endpoints4")]
 pub(crate) static ENDPOINTS4: Segments<Endpoint<V4>> = Segments::new();
 #[btf_map(name = "endpoints6")]
