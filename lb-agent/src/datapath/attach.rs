@@ -7,7 +7,10 @@ use std::fs::File;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact, qdisc_detach_program};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
+    qdisc_detach_program,
+};
 use aya::programs::{SchedClassifier, TcAttachType};
 
 use super::pins::Pins;
@@ -36,7 +39,10 @@ pub enum Direction {
 }
 
 /// Programs on a pod-facing device.
-pub const POD_PROGRAMS: [(Direction, &str); 2] = [(Direction::Ingress, "pod_ingress"), (Direction::Egress, "pod_egress")];
+pub const POD_PROGRAMS: [(Direction, &str); 2] = [
+    (Direction::Ingress, "pod_ingress"),
+    (Direction::Egress, "pod_egress"),
+];
 
 /// How packet programs are attached on this kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,11 +79,16 @@ impl PacketHook {
 /// Attaches the socket hooks to a cgroup. Returns how many changed.
 pub fn attach_sockets(pins: &Pins, programs: &Programs, directory: &Path) -> Result<usize> {
     let opened = File::open(directory).and_then(|file| Ok((file, cgroup::id(directory)?)));
-    let (file, id) = opened.map_err(|e| Error::io(format!("open cgroup {}", directory.display()), e))?;
+    let (file, id) =
+        opened.map_err(|e| Error::io(format!("open cgroup {}", directory.display()), e))?;
     let mut changes = 0;
     for (name, attach) in SOCKET_HOOKS {
         let (program, program_id) = programs.get(name)?;
-        let wanted = Wanted { pin: pins.link(name), program, program_id };
+        let wanted = Wanted {
+            pin: pins.link(name),
+            program,
+            program_id,
+        };
         let change = wanted.ensure(
             |link| link.target == id as u32,
             || program.attach(file.as_raw_fd() as u32, attach, Position::Unordered),
@@ -97,7 +108,12 @@ pub fn detach_sockets(pins: &Pins) -> Result<usize> {
 }
 
 /// Attaches the programs of a pod-facing device.
-pub fn attach_device(pins: &Pins, programs: &Programs, hook: PacketHook, device: (u32, &str)) -> Result<Change> {
+pub fn attach_device(
+    pins: &Pins,
+    programs: &Programs,
+    hook: PacketHook,
+    device: (u32, &str),
+) -> Result<Change> {
     let (index, name) = device;
     let mut most = Change::None;
     for (direction, program_name) in POD_PROGRAMS {
@@ -105,8 +121,15 @@ pub fn attach_device(pins: &Pins, programs: &Programs, hook: PacketHook, device:
             PacketHook::Tcx => {
                 let (program, program_id) = programs.get(program_name)?;
                 let (attach, position) = direction.tcx();
-                Wanted { pin: pins.link(&link_name(index, direction)), program, program_id }
-                    .ensure(|link| link.target == index, || program.attach(index, attach, position))?
+                Wanted {
+                    pin: pins.link(&link_name(index, direction)),
+                    program,
+                    program_id,
+                }
+                .ensure(
+                    |link| link.target == index,
+                    || program.attach(index, attach, position),
+                )?
             }
             PacketHook::Clsact => attach_filter(&pins.program(program_name), name, direction)?,
         };
@@ -134,7 +157,15 @@ pub fn linked_devices(pins: &Pins) -> Result<Vec<u32>> {
     let paths = super::pins::list(&pins.links()).map_err(|e| Error::io("list pinned links", e))?;
     let mut indices: Vec<u32> = paths
         .iter()
-        .filter_map(|path| path.file_name()?.to_str()?.strip_prefix("tc-")?.split('-').next()?.parse().ok())
+        .filter_map(|path| {
+            path.file_name()?
+                .to_str()?
+                .strip_prefix("tc-")?
+                .split('-')
+                .next()?
+                .parse()
+                .ok()
+        })
         .collect();
     indices.dedup();
     Ok(indices)
@@ -142,23 +173,35 @@ pub fn linked_devices(pins: &Pins) -> Result<Vec<u32>> {
 
 /// Detaches a pinned link and removes its name; whether there was one.
 pub fn drop_link(path: &Path) -> Result<bool> {
-    let Some(fd) = pin::get_if_present(path)? else { return Ok(false) };
+    let Some(fd) = pin::get_if_present(path)? else {
+        return Ok(false);
+    };
     // Others may hold the link open: a removed name alone would leave it attached. One whose device or cgroup has
     // gone is detached already.
     let detached = Link::from_fd(fd).detach();
     pin::remove(path)?;
     match detached {
-        Err(error) if !matches!(error.errno(), libc::ENOLINK | libc::ENODEV | libc::EOPNOTSUPP) => Err(error.into()),
+        Err(error)
+            if !matches!(
+                error.errno(),
+                libc::ENOLINK | libc::ENODEV | libc::EOPNOTSUPP
+            ) =>
+        {
+            Err(error.into())
+        }
         _ => Ok(true),
     }
 }
 
-/// Takes a filter of ours off a device; absent ones and absent devices are fine.
-pub fn detach_filter(device: &str, direction: Direction, program: &str) -> Result<()> {
+/// Takes a filter of ours off a device; whether there was one. An absent device has none.
+pub fn detach_filter(device: &str, direction: Direction, program: &str) -> Result<bool> {
     match qdisc_detach_program(device, direction.clsact(), program) {
-        Ok(()) => Ok(()),
-        Err(error) if is_absent(&error) => Ok(()),
-        Err(error) => Err(Error::Load { what: format!("nothing: detach {program} from {device}"), source: Box::new(error) }),
+        Ok(()) => Ok(true),
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(Error::io(
+            format!("detach {program} from device {device}"),
+            std::io::Error::other(error),
+        )),
     }
 }
 
@@ -216,7 +259,11 @@ impl Direction {
             Self::Egress => 0xc000,
         };
         // A handle of our own, so that a replacement meets our filter and nobody else's.
-        NlOptions { priority, handle: TcHandle::new(0, FILTER_HANDLE), classid: None }
+        NlOptions {
+            priority,
+            handle: TcHandle::new(0, FILTER_HANDLE),
+            classid: None,
+        }
     }
 }
 
@@ -235,13 +282,23 @@ fn attach_filter(pin: &Path, device: &str, direction: Direction) -> Result<Chang
     let mut program = SchedClassifier::from_pin(pin).map_err(|e| failed(Box::new(e)))?;
     let options = direction.filter_options();
     let (priority, handle) = (options.priority, options.handle);
-    let attached = program.attach_with_options(device, direction.clsact(), TcAttachOptions::Netlink(options));
+    let attached = program.attach_with_options(
+        device,
+        direction.clsact(),
+        TcAttachOptions::Netlink(options),
+    );
     let (id, change) = match attached {
         Ok(id) => (id, Change::Attached),
         Err(error) if is_errno(&error, libc::EEXIST) => {
-            let existing = SchedClassifierLink::attached(device, direction.clsact(), priority, handle, None)
-                .map_err(|e| failed(Box::new(e)))?;
-            (program.attach_to_link(existing).map_err(|e| failed(Box::new(e)))?, Change::Replaced)
+            let existing =
+                SchedClassifierLink::attached(device, direction.clsact(), priority, handle, None)
+                    .map_err(|e| failed(Box::new(e)))?;
+            (
+                program
+                    .attach_to_link(existing)
+                    .map_err(|e| failed(Box::new(e)))?,
+                Change::Replaced,
+            )
         }
         Err(error) => return Err(failed(Box::new(error))),
     };
@@ -252,15 +309,19 @@ fn attach_filter(pin: &Path, device: &str, direction: Direction) -> Result<Chang
 }
 
 fn is_absent(error: &(dyn std::error::Error + 'static)) -> bool {
-    [libc::ENOENT, libc::ENODEV, libc::EINVAL].into_iter().any(|errno| is_errno(error, errno))
+    [libc::ENOENT, libc::ENODEV, libc::EINVAL]
+        .into_iter()
+        .any(|errno| is_errno(error, errno))
         || chain(error).any(|e| {
-            e.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+            e.downcast_ref::<std::io::Error>()
+                .is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound)
         })
 }
 
 fn is_errno(error: &(dyn std::error::Error + 'static), errno: i32) -> bool {
     chain(error).any(|e| {
-        e.downcast_ref::<std::io::Error>().is_some_and(|e| e.raw_os_error() == Some(errno))
+        e.downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.raw_os_error() == Some(errno))
     })
 }
 

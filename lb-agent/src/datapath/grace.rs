@@ -61,11 +61,18 @@ struct Barrier {
 
 impl Barrier {
     fn new() -> Result<Self> {
-        let inner = Map::create(&Definition::plain("grace_inner", MapKind::Array, (4, 4), 1).spec())?;
+        let inner =
+            Map::create(&Definition::plain("grace_inner", MapKind::Array, (4, 4), 1).spec())?;
         let outer = Definition::plain("grace", MapKind::ArrayOfMaps, (4, 4), 1);
-        let outer = Map::create(&MapSpec { inner: Some(inner.as_fd()), ..outer.spec() })?;
+        let outer = Map::create(&MapSpec {
+            inner: Some(inner.as_fd()),
+            ..outer.spec()
+        })?;
         // Never pinned, so where inner maps would be pinned does not matter.
-        Ok(Self { outer: Outer::new(outer, std::path::Path::new(""))?, inner })
+        Ok(Self {
+            outer: Outer::new(outer, std::path::Path::new(""))?,
+            inner,
+        })
     }
 
     fn wait(&self) -> crate::sys::bpf::Result<()> {

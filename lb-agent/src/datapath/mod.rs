@@ -2,8 +2,10 @@
 
 pub mod apply;
 pub mod attach;
+pub mod engine;
 pub mod grace;
 pub mod growing;
+pub mod interfaces;
 pub mod object;
 pub mod pins;
 pub mod programs;
@@ -16,6 +18,12 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::sys::bpf;
+
+pub use apply::{Applied, Failure};
+pub use engine::{Config, Datapath, DeviceChanges};
+pub use grace::Grace;
+pub use interfaces::{Interfaces, Picture, Selection};
+pub use read::{KernelState, Reader};
 
 /// What went wrong on the kernel's side, and what to do about it.
 #[derive(Debug)]

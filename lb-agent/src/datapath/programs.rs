@@ -38,7 +38,10 @@ impl Programs {
             && let Some(programs) = open_pinned(pins, definitions)?
         {
             tracing::info!(programs = programs.len(), "adopted the running programs");
-            return Ok(Self { programs, adopted: true });
+            return Ok(Self {
+                programs,
+                adopted: true,
+            });
         }
         // A crash from here on leaves a record that equals no object.
         about.write([0; 2])?;
@@ -48,7 +51,10 @@ impl Programs {
         about.write(identity)?;
         remove_strangers(pins, definitions)?;
         tracing::info!(programs = programs.len(), "loaded the programs");
-        Ok(Self { programs, adopted: false })
+        Ok(Self {
+            programs,
+            adopted: false,
+        })
     }
 
     /// Whether they were there already.
@@ -75,21 +81,31 @@ impl Programs {
 
 /// Loads the object by aya over our pinned tables and pins its programs.
 fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<()> {
-    let paths: Vec<(&str, std::path::PathBuf)> =
-        definitions.tables().map(|table| (table.name.as_str(), pins.map(&table.name))).collect();
+    let paths: Vec<(&str, std::path::PathBuf)> = definitions
+        .tables()
+        .map(|table| (table.name.as_str(), pins.map(&table.name)))
+        .collect();
     let mut loader = EbpfLoader::new();
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
-    let mut object = loader.load(object).map_err(|source| failed("the eBPF object", source))?;
+    let mut object = loader
+        .load(object)
+        .map_err(|source| failed("the eBPF object", source))?;
     for (name, program) in object.programs_mut() {
         match program {
             AyaProgram::SchedClassifier(tc) => tc.load(),
             AyaProgram::CgroupSockAddr(socket) => socket.load(),
-            _ => return Err(Error::Object(format!("program {name} is of a kind that the agent cannot load"))),
+            _ => {
+                return Err(Error::Object(format!(
+                    "program {name} is of a kind that the agent cannot load"
+                )));
+            }
         }
         .map_err(|source| failed(&format!("program {name}"), source))?;
-        let fd = program.fd().map_err(|source| failed(&format!("program {name}"), source))?;
+        let fd = program
+            .fd()
+            .map_err(|source| failed(&format!("program {name}"), source))?;
         pin::pin_over(fd.as_fd(), &pins.program(name))?;
     }
     Ok(())
@@ -99,7 +115,9 @@ fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<()> {
 fn open_pinned(pins: &Pins, definitions: &Definitions) -> Result<Option<BTreeMap<String, Pinned>>> {
     let mut programs = BTreeMap::new();
     for name in definitions.programs() {
-        let Some(fd) = pin::get_if_present(&pins.program(name))? else { return Ok(None) };
+        let Some(fd) = pin::get_if_present(&pins.program(name))? else {
+            return Ok(None);
+        };
         let program = Program::from_fd(fd);
         let id = program.info()?.id;
         programs.insert(name.to_owned(), Pinned { program, id });
@@ -110,7 +128,11 @@ fn open_pinned(pins: &Pins, definitions: &Definitions) -> Result<Option<BTreeMap
 /// Removes pins of programs that this object does not have; links keep what is still attached.
 fn remove_strangers(pins: &Pins, definitions: &Definitions) -> Result<()> {
     let paths = list(&pins.programs()).map_err(|e| Error::io("list pinned programs", e))?;
-    let is_ours = |path: &Path| definitions.programs().any(|name| path.file_name() == Some(name.as_ref()));
+    let is_ours = |path: &Path| {
+        definitions
+            .programs()
+            .any(|name| path.file_name() == Some(name.as_ref()))
+    };
     for path in paths.iter().filter(|path| !is_ours(path)) {
         pin::remove(path)?;
     }
@@ -119,7 +141,10 @@ fn remove_strangers(pins: &Pins, definitions: &Definitions) -> Result<()> {
 
 fn failed(what: &str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
     // aya's own text names the call; the verifier's log, where there is one, is the source's.
-    Error::Load { what: what.to_owned(), source: Box::new(source) }
+    Error::Load {
+        what: what.to_owned(),
+        source: Box::new(source),
+    }
 }
 
 /// A pinned record of which object the pinned programs come from.
@@ -148,7 +173,12 @@ impl About {
         let mut value = [0; 16];
         self.map.lookup_into(&[0; 4], &mut value)?;
         let (low, high) = value.split_at(8);
-        let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        let word = |bytes: &[u8]| {
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |word, &byte| word << 8 | u64::from(byte))
+        };
         Ok([word(low), word(high)])
     }
 
@@ -165,7 +195,10 @@ impl About {
 fn identity(object: &[u8]) -> [u64; 2] {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for chunk in object.chunks(8) {
-        let word = chunk.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        let word = chunk
+            .iter()
+            .rev()
+            .fold(0, |word, &byte| word << 8 | u64::from(byte));
         hash = (hash ^ word).wrapping_mul(0x0100_0000_01b3);
         hash ^= hash >> 29;
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lb_ebpf::abi::address::AddressUse;
+use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
 use lb_ebpf::abi::device::Device;
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
 use lb_ebpf::abi::family::{V4, V6};
@@ -25,8 +25,8 @@ pub struct KernelState {
     pub names: Vec<(u32, ServiceName)>,
     pub frontends4: Vec<(FrontendKey<V4>, Frontend)>,
     pub frontends6: Vec<(FrontendKey<V6>, Frontend)>,
-    pub addresses4: Vec<([u8; 4], AddressUse)>,
-    pub addresses6: Vec<([u8; 16], AddressUse)>,
+    pub addresses4: Vec<(Address4, AddressUse)>,
+    pub addresses6: Vec<(Address6, AddressUse)>,
     /// Records that were never written are zero; ones no frontend names are stale.
     pub endpoints4: Vec<(u32, Endpoint<V4>)>,
     pub endpoints6: Vec<(u32, Endpoint<V6>)>,
@@ -85,7 +85,9 @@ impl Reader {
             endpoints6: entries(&self.segments(table::ENDPOINTS6)?)?,
             states: entries(&self.segments(table::ENDPOINT_STATE)?)?,
             tombstones: self.grown(table::TOMBSTONES)?,
-            source_ranges: self.table::<SourceRangeKey, SourceRange>(table::SOURCE_RANGES)?.entries()?,
+            source_ranges: self
+                .table::<SourceRangeKey, SourceRange>(table::SOURCE_RANGES)?
+                .entries()?,
         })
     }
 
@@ -156,7 +158,8 @@ impl Reader {
         if count == 0 {
             return Ok(records);
         }
-        let segment: Table<u32, V> = Table::open_read_only(&self.inner(name, first >> SEGMENT_SHIFT))?;
+        let segment: Table<u32, V> =
+            Table::open_read_only(&self.inner(name, first >> SEGMENT_SHIFT))?;
         let offset = first & ((1 << SEGMENT_SHIFT) - 1);
         for index in offset..offset.saturating_add(count).min(segment.max_entries()) {
             records.extend(segment.get(&index)?);

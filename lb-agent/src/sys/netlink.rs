@@ -5,6 +5,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 
+use tokio::io::unix::AsyncFd;
+
 /// A netlink socket of one protocol, closed on drop.
 #[derive(Debug)]
 pub struct Socket {
@@ -49,6 +51,13 @@ impl Socket {
         } else {
             Ok(Self { fd })
         }
+    }
+
+    /// Registers the socket with the calling tokio runtime.
+    pub fn watched(self) -> io::Result<AsyncFd<Self>> {
+        // SAFETY: the socket owns its descriptor, always tells the same one, and closes it only when dropped by
+        // the `AsyncFd`, after that has deregistered it.
+        unsafe { AsyncFd::register(self) }.map_err(Into::into)
     }
 
     /// Sends a message to the kernel.
