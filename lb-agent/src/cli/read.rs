@@ -1,24 +1,25 @@
 //! Reads the live tables through their pins, with or without a running agent. Changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::Path;
 
 use lb_ebpf::abi::device::Device;
-use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
 use lb_ebpf::abi::settings::Settings;
-use lb_ebpf::abi::{ABI_VERSION, Record, SEGMENT_RECORDS, SEGMENT_SHIFT, table};
+use lb_ebpf::abi::{ABI_VERSION, Record, SEGMENT_RECORDS, table};
 
 use super::CommandError;
 use super::live::{self, LiveTables};
+use crate::datapath::Error;
 use crate::datapath::growing::LIMIT;
 use crate::datapath::pins::{self, Pins};
-use crate::sys::bpf::{Counters, Error, Link, Map, Outer, Table};
+use crate::datapath::read::Reader;
+use crate::sys::bpf::{Link, Map, Outer, Table};
 
-/// A frontend that changed under the reader is read again this often.
+/// Frontends are read again this often while some change under the reader.
 const RETRIES: usize = 8;
 
 /// How full a table is.
@@ -52,76 +53,55 @@ pub(super) struct Inventory {
     /// By number.
     pub counters: Vec<u64>,
     pub devices: Vec<(u32, Device)>,
-    pub settings: Option<Settings>,
+    pub settings: Settings,
     pub hooks: Vec<Hook>,
 }
 
 /// The tables that say where traffic goes.
 pub(super) fn tables(bpffs: &Path) -> Result<LiveTables, CommandError> {
-    let reader = Reader::open(bpffs)?;
-    reader.tables().map_err(|error| reader.failed(&error))
+    let place = Place::open(bpffs)?;
+    place
+        .tables()
+        .map_err(|error| unreadable(&place.pins, &error))
 }
 
 /// Usage, counters, devices, settings and hooks.
 pub(super) fn inventory(bpffs: &Path, tables: &LiveTables) -> Result<Inventory, CommandError> {
-    let reader = Reader::open(bpffs)?;
-    reader
+    let place = Place::open(bpffs)?;
+    place
         .inventory(tables)
-        .map_err(|error| reader.failed(&error))
+        .map_err(|error| unreadable(&place.pins, &error))
 }
 
-struct Reader {
+struct Place {
     pins: Pins,
+    reader: Reader,
 }
 
-impl Reader {
+impl Place {
     fn open(bpffs: &Path) -> Result<Self, CommandError> {
         let pins = Pins::new(bpffs);
-        match fs::read_dir(pins.maps()) {
-            Ok(_) => Ok(Reader { pins }),
-            Err(error) => Err(absent(bpffs, &pins, &error)),
+        // Listed to tell "not there" from "not allowed" before anything else fails for either reason.
+        if let Err(error) = fs::read_dir(pins.maps()) {
+            return Err(absent(bpffs, &pins, &error));
         }
+        let reader = Reader::open(bpffs).map_err(|error| unreadable(&pins, &error))?;
+        Ok(Place { pins, reader })
     }
 
     /// Frontends first: what they lead to was written before them, and stays for a while after them.
     fn tables(&self) -> Result<LiveTables, Error> {
+        let frontends4 = whole(|| self.reader.frontends4())?;
+        let frontends6 = whole(|| self.reader.frontends6())?;
+        let state = self.reader.state()?;
         Ok(LiveTables {
-            frontends4: self.frontends::<V4>(table::FRONTENDS4)?,
-            frontends6: self.frontends::<V6>(table::FRONTENDS6)?,
-            endpoints4: self.segments::<Endpoint<V4>>(table::ENDPOINTS4)?,
-            endpoints6: self.segments::<Endpoint<V6>>(table::ENDPOINTS6)?,
-            states: self.segments(table::ENDPOINT_STATE)?,
-            names: match self.growing(table::NAMES)? {
-                Some(names) => names.entries()?.into_iter().collect(),
-                None => BTreeMap::new(),
-            },
+            names: state.names.into_iter().collect(),
+            frontends4,
+            frontends6,
+            endpoints4: state.endpoints4.into_iter().collect(),
+            endpoints6: state.endpoints6.into_iter().collect(),
+            states: state.states.into_iter().collect(),
         })
-    }
-
-    fn frontends<F: Family>(&self, name: &str) -> Result<Vec<(FrontendKey<F>, Frontend)>, Error>
-    where
-        FrontendKey<F>: Record,
-    {
-        let Some(table) = self.growing::<FrontendKey<F>, Frontend>(name)? else {
-            return Ok(Vec::new());
-        };
-        // A walk may meet an entry twice while others come and go.
-        let mut whole = HashMap::new();
-        for (key, mut value) in table.entries()? {
-            for _ in 0..RETRIES {
-                if live::is_whole(&key, &value) {
-                    break;
-                }
-                match table.get(&key)? {
-                    Some(again) => value = again,
-                    None => break,
-                }
-            }
-            if live::is_whole(&key, &value) {
-                whole.insert(key, value);
-            }
-        }
-        Ok(whole.into_iter().collect())
     }
 
     fn inventory(&self, tables: &LiveTables) -> Result<Inventory, Error> {
@@ -143,51 +123,29 @@ impl Reader {
         ] {
             usage.push(self.fixed_usage(name)?);
         }
-        let devices =
-            Table::<u32, Device>::open_read_only(&self.pins.map(table::DEVICES))?.entries()?;
-        let settings =
-            Table::<u32, Settings>::open_read_only(&self.pins.map(table::SETTINGS))?.get(&0)?;
-        let counters =
-            Counters::new(Map::open_read_only(&self.pins.map(table::COUNTERS))?)?.read()?;
         Ok(Inventory {
             usage,
-            counters,
-            devices,
-            settings,
+            counters: self.reader.counters()?,
+            devices: self.reader.devices()?,
+            settings: self.reader.settings()?,
             hooks: self.hooks()?,
         })
     }
 
     fn outer(&self, name: &str) -> Result<Outer, Error> {
-        Outer::new(
+        Ok(Outer::new(
             Map::open_read_only(&self.pins.map(name))?,
             &self.pins.inner(),
-        )
-    }
-
-    fn growing<K: Record, V: Record>(&self, name: &str) -> Result<Option<Table<K, V>>, Error> {
-        self.outer(name)?.open_inner(0)?.map(Table::new).transpose()
-    }
-
-    fn segments<V: Record>(&self, name: &str) -> Result<BTreeMap<u32, V>, Error> {
-        let outer = self.outer(name)?;
-        let mut records = BTreeMap::new();
-        for slot in 0..outer.slots() {
-            if let Some(segment) = outer.open_inner(slot)? {
-                let first = slot << SEGMENT_SHIFT;
-                let segment = Table::<u32, V>::new(segment)?.entries()?;
-                records.extend(
-                    segment
-                        .into_iter()
-                        .map(|(offset, record)| (first + offset, record)),
-                );
-            }
-        }
-        Ok(records)
+        )?)
     }
 
     fn growing_usage<K: Record, V: Record>(&self, name: &'static str) -> Result<Usage, Error> {
-        let (used, capacity) = match self.growing::<K, V>(name)? {
+        let (used, capacity) = match self
+            .outer(name)?
+            .open_inner(0)?
+            .map(Table::<K, V>::new)
+            .transpose()?
+        {
             Some(table) => (table.count()?, table.max_entries() as usize),
             None => (0, 0),
         };
@@ -251,7 +209,7 @@ impl Reader {
             let info = match Link::open(&path).and_then(|link| link.info()) {
                 Ok(info) => info,
                 Err(error) if error.is_absent() => continue,
-                Err(error) => return Err(error),
+                Err(error) => return Err(error.into()),
             };
             let name = path
                 .file_name()
@@ -267,23 +225,40 @@ impl Reader {
         }
         Ok(hooks)
     }
+}
 
-    fn failed(&self, error: &Error) -> CommandError {
-        let next = match error.errno() {
-            libc::EPERM | libc::EACCES => {
-                "run it as root, or with CAP_BPF and access to the pins".to_owned()
-            }
-            libc::ENOENT => {
-                "run it again: the agent may just have been starting or cleaning up".to_owned()
-            }
-            _ => "start the agent anew; if that does not help, `beeline cleanup` and start it"
-                .to_owned(),
-        };
-        CommandError {
-            what: format!("tables at {} cannot be read", self.pins.root().display()),
-            cause: error.to_string(),
-            next,
+/// Reads until no frontend was changing under the reader; after [`RETRIES`] those that still are stay out.
+fn whole<F: Family>(
+    read: impl Fn() -> Result<Vec<(FrontendKey<F>, Frontend)>, Error>,
+) -> Result<Vec<(FrontendKey<F>, Frontend)>, Error> {
+    let is_whole = |(key, value): &(FrontendKey<F>, Frontend)| live::is_whole(key, value);
+    let mut rows = read()?;
+    for _ in 0..RETRIES {
+        if rows.iter().all(is_whole) {
+            break;
         }
+        rows = read()?;
+    }
+    rows.retain(is_whole);
+    // A walk may meet an entry twice while others come and go.
+    let rows: HashMap<_, _> = rows.into_iter().collect();
+    Ok(rows.into_iter().collect())
+}
+
+fn unreadable(pins: &Pins, error: &Error) -> CommandError {
+    let next = match error {
+        Error::Kernel(kernel) if matches!(kernel.errno(), libc::EPERM | libc::EACCES) => {
+            "run it as root, or with CAP_BPF and access to the pins"
+        }
+        Error::Kernel(kernel) if kernel.is_absent() => {
+            "run it again: the agent may just have been starting or cleaning up"
+        }
+        _ => "start the agent anew; if that does not help, `beeline cleanup` and start it",
+    };
+    CommandError {
+        what: format!("tables at {} cannot be read", pins.root().display()),
+        cause: error.to_string(),
+        next: next.into(),
     }
 }
 

@@ -193,7 +193,7 @@ impl Report {
             });
             self.hooks.push(HookLine { hook, device });
         }
-        self.sockets = match inventory.settings.map_or(0, |settings| settings.flags) {
+        self.sockets = match inventory.settings.flags {
             flags if flags & settings::SOCKETS_ALL != 0 => "all",
             flags if flags & settings::SOCKETS_HOST != 0 => "host",
             _ => "off",
@@ -346,10 +346,10 @@ mod tests {
                     },
                 ),
             ],
-            settings: Some(settings::Settings {
+            settings: settings::Settings {
                 flags: settings::SOCKETS_ALL,
                 ..settings::Settings::default()
-            }),
+            },
         }
     }
 
