@@ -7,12 +7,15 @@ use std::sync::Arc;
 
 use clap::Parser as _;
 use lb_agent::cli::{self, Cli, CommandError, Exit};
+use lb_agent::datapath::engine::{Config, Datapath};
 use lb_agent::datapath::object::{self, Definitions};
 use lb_agent::datapath::pins::Pins;
 use lb_agent::datapath::tables::Tables;
+use lb_agent::sys::cgroup;
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState, LOCAL, SERVING};
 use lb_ebpf::abi::frontend::{CLUSTER_IP, Frontend, FrontendKey, HAS_ENDPOINTS, key_check};
 use lb_ebpf::abi::name::ServiceName;
+use lb_ebpf::abi::settings::{SOCKETS_ALL, Settings};
 
 /// A BPF file system that is unmounted, with all pins in it, when this is dropped.
 struct Bpffs(PathBuf);
@@ -36,6 +39,24 @@ impl Bpffs {
 impl Drop for Bpffs {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(&self.0).status();
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// A cgroup without processes, so that hooks on it concern nobody.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn create() -> Self {
+        let root = cgroup::root().expect("a cgroup v2 hierarchy");
+        let path = root.join(format!("beeline-commands-{}", std::process::id()));
+        std::fs::create_dir(&path).expect("making a cgroup needs root");
+        Cgroup(path)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
         let _ = std::fs::remove_dir(&self.0);
     }
 }
@@ -175,4 +196,28 @@ fn commands_read_live_tables_without_an_agent() {
             status.text
         );
     }
+
+    // With programs attached, and the agent gone again.
+    let cgroup = Cgroup::create();
+    let config = Config {
+        bpffs: bpffs.0.clone(),
+        packet_hook: None,
+    };
+    let datapath = Datapath::open(&config).unwrap();
+    datapath
+        .set_settings(&Settings {
+            flags: SOCKETS_ALL,
+            ..Settings::default()
+        })
+        .unwrap();
+    assert_eq!(datapath.attach_sockets(&cgroup.0).unwrap(), 8);
+    drop(datapath);
+    let status = text(
+        "status --healthz 127.0.0.1:9 --metrics 127.0.0.1:9",
+        &bpffs.0,
+    );
+    let line = "Sockets   of every network namespace; attached: connect4 connect6 peername4 peername6 recvmsg4 recvmsg6 \
+                sendmsg4 sendmsg6\n";
+    assert!(status.contains(line), "no {line:?} in\n{status}");
+    assert_eq!(status.matches("PROBLEM").count(), 1, "{status}");
 }
