@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use super::CommandError;
+use super::logging::LogFormat;
 use crate::config::{
     self, BindAddress, Config, Devices, Refused, SocketLb, SocketPeer, SourceConfig,
 };
@@ -50,13 +51,6 @@ pub struct AgentArgs {
     /// How to log to standard error
     #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
-pub enum LogFormat {
-    Text,
-    Json,
 }
 
 impl AgentArgs {

@@ -7,12 +7,14 @@
 //! | [`live`] | tables joined into services, frontends and endpoints (pure) |
 //! | `query` | which services a command is about |
 //! | `service`, `endpoint`, `status` | one command a file |
+//! | [`logging`] | where the agent's log lines go |
 //! | `output` | tables for people, TSV for pipes, JSON for programs |
 
 pub mod agent;
 mod ask;
 mod endpoint;
 pub mod live;
+pub mod logging;
 pub mod output;
 pub mod query;
 mod read;
@@ -28,6 +30,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::cleanup;
 use output::{Format, Palette};
 use query::ServiceQuery;
 
@@ -179,8 +182,8 @@ impl fmt::Display for CommandError {
 
 impl std::error::Error for CommandError {}
 
-/// Runs a command that only looks, prints its result and returns its exit code.
-pub fn look(command: &Command) -> Exit {
+/// Runs a command, prints its result and returns its exit code.
+pub fn run(command: &Command) -> Exit {
     match answer(command) {
         Ok(printed) => {
             // A reader that went away (`| head`) is no error of ours.
@@ -194,7 +197,7 @@ pub fn look(command: &Command) -> Exit {
     }
 }
 
-/// What a command that only looks has to say. `agent` and `cleanup` change the node and are not among them.
+/// What a command has to say. `agent` is not among them: it is `main`'s to start.
 pub fn answer(command: &Command) -> Result<Printed, CommandError> {
     match command {
         Command::Service(ServiceCommand::List(list)) => {
@@ -208,11 +211,24 @@ pub fn answer(command: &Command) -> Result<Printed, CommandError> {
         }
         Command::Status(args) => Ok(status::status(args)),
         Command::Version { show } => Ok(version(*show)),
-        Command::Agent(_) | Command::Cleanup(_) => Err(CommandError {
-            what: "this command changes the node and does not only look".into(),
+        Command::Cleanup(place) => Ok(cleaned_up(&place.bpffs)),
+        Command::Agent(_) => Err(CommandError {
+            what: "the agent was not started".into(),
             cause: "the program took a wrong turn".into(),
             next: "please report it".into(),
         }),
+    }
+}
+
+fn cleaned_up(bpffs: &Path) -> Printed {
+    let report = cleanup::cleanup(bpffs);
+    Printed {
+        exit: if report.is_complete() {
+            Exit::Fine
+        } else {
+            Exit::Error
+        },
+        text: format!("{report}\n"),
     }
 }
 
