@@ -10,6 +10,7 @@
 pub mod agent;
 pub mod cleanup;
 pub mod cli;
+pub mod config;
 pub mod datapath;
 pub mod health;
 pub mod metrics;

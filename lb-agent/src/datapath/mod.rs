@@ -1,1 +1,92 @@
 //! The kernel's side: load, pin, attach, adopt, and carry out plans. All aya calls are below this module.
+
+pub mod apply;
+pub mod attach;
+pub mod engine;
+pub mod grace;
+pub mod growing;
+pub mod interfaces;
+pub mod object;
+pub mod pins;
+pub mod programs;
+pub mod read;
+pub mod segments;
+pub mod tables;
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use crate::sys::bpf;
+
+pub use apply::{Applied, Failure};
+pub use engine::{Config, Datapath, DeviceChanges};
+pub use grace::Grace;
+pub use interfaces::{Interfaces, Picture, Selection};
+pub use read::{KernelState, Reader};
+
+/// What went wrong on the kernel's side, and what to do about it.
+#[derive(Debug)]
+pub enum Error {
+    /// The embedded object is missing or not what we expect.
+    Object(String),
+    /// `bpf(2)` refused.
+    Kernel(bpf::Error),
+    /// A pinned table is laid out otherwise.
+    Layout { path: PathBuf, mismatch: String },
+    /// aya could not load the object or a program of it.
+    Load {
+        what: String,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Another system call refused.
+    Io { attempt: String, source: io::Error },
+    /// The node lacks something.
+    Environment(String),
+}
+
+/// Result of this module's calls.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn io(attempt: impl Into<String>, source: io::Error) -> Self {
+        Self::Io {
+            attempt: attempt.into(),
+            source,
+        }
+    }
+}
+
+impl From<bpf::Error> for Error {
+    fn from(error: bpf::Error) -> Self {
+        Self::Kernel(error)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Object(text) | Self::Environment(text) => f.write_str(text),
+            Self::Kernel(error) => error.fmt(f),
+            Self::Layout { path, mismatch } => write!(
+                f,
+                "the table pinned at {} is laid out otherwise ({mismatch}): it was made by another build; \
+                 run `beeline cleanup` and start again",
+                path.display()
+            ),
+            Self::Load { what, source } => write!(f, "load {what}: {source}"),
+            Self::Io { attempt, source } => write!(f, "{attempt}: {source}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Kernel(error) => Some(error),
+            Self::Load { source, .. } => Some(&**source),
+            Self::Io { source, .. } => Some(source),
+            Self::Object(_) | Self::Environment(_) | Self::Layout { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! `beeline agent`: flags and what they become.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::CommandError;
+use super::logging::LogFormat;
+use crate::config::{
+    self, BindAddress, Config, Devices, Refused, SocketLb, SocketPeer, SourceConfig,
+};
+
+/// Where a BPF file system usually is.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+const HOSTNAME: &str = "/proc/sys/kernel/hostname";
+
+/// Flags of `beeline agent`. Log levels come from RUST_LOG, e.g. `RUST_LOG=debug`.
+#[derive(Args, Clone, Debug)]
+pub struct AgentArgs {
+    /// Follow the API server that this kubeconfig names [default: in-cluster]
+    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
+    kubeconfig: Option<PathBuf>,
+    /// Follow a directory of Service, EndpointSlice and Node manifests instead of an API server
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// Name of this node's Node object [default: the host name in lower case]
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", visible_alias = "hostname-override", value_parser = node_name)]
+    node_name: Option<String>,
+    /// BPF file system that keeps tables and programs alive across restarts
+    #[arg(long, value_name = "DIR", default_value = BPFFS)]
+    bpffs: PathBuf,
+    /// Root of the cgroup v2 hierarchy [default: found in the mounts]
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    /// Whose sockets go to endpoints when they connect: all, host or off
+    #[arg(long, value_name = "WHOSE", default_value = "all")]
+    socket_lb: SocketLb,
+    /// What getpeername() tells of a translated TCP socket: service or endpoint
+    #[arg(long, value_name = "WHAT", default_value = "service")]
+    socket_lb_peer: SocketPeer,
+    /// Devices of the packet path: auto, or names like eth0,veth1
+    #[arg(long, value_name = "auto|LIST", default_value = "auto")]
+    devices: Devices,
+    /// Address of /healthz, /livez and /readyz; off for none
+    #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256", value_parser = healthz_bind)]
+    healthz_bind_address: BindAddress,
+    /// Address of /metrics; off for none
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249", value_parser = metrics_bind)]
+    metrics_bind_address: BindAddress,
+    /// How to log to standard error
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+impl AgentArgs {
+    /// The settings these flags mean on this host.
+    pub fn config(&self) -> Result<Config, CommandError> {
+        let source = match (&self.kubeconfig, &self.manifests) {
+            (_, Some(directory)) => SourceConfig::Manifests(directory.clone()),
+            (Some(file), None) => SourceConfig::Kubeconfig(file.clone()),
+            (None, None) => SourceConfig::InCluster,
+        };
+        // An environment that sets NODE_NAME to nothing means that it does not know it.
+        let node_name = match self.node_name.as_deref().filter(|name| !name.is_empty()) {
+            Some(name) => name.to_owned(),
+            None => host_name()?,
+        };
+        Ok(Config {
+            source,
+            node_name,
+            bpffs: self.bpffs.clone(),
+            cgroup: self.cgroup.clone(),
+            socket_lb: self.socket_lb,
+            socket_lb_peer: self.socket_lb_peer,
+            devices: self.devices.clone(),
+            healthz_bind: self.healthz_bind_address,
+            metrics_bind: self.metrics_bind_address,
+        })
+    }
+}
+
+fn host_name() -> Result<String, CommandError> {
+    let read = std::fs::read_to_string(HOSTNAME).map_err(|error| error.to_string());
+    read.and_then(|name| config::node_name(&name).map_err(|refused| refused.to_string()))
+        .map_err(|cause| CommandError {
+            what: format!("no node name from {HOSTNAME}"),
+            cause,
+            next: "give the Node object's name with --node-name or NODE_NAME".into(),
+        })
+}
+
+fn node_name(text: &str) -> Result<String, Refused> {
+    if text.trim().is_empty() {
+        Ok(String::new())
+    } else {
+        config::node_name(text)
+    }
+}
+
+fn healthz_bind(text: &str) -> Result<BindAddress, Refused> {
+    BindAddress::parse(text, 10256)
+}
+
+fn metrics_bind(text: &str) -> Result<BindAddress, Refused> {
+    BindAddress::parse(text, 10249)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn config(flags: &str) -> Config {
+        let line = format!("beeline agent {flags}");
+        match Cli::try_parse_from(line.split_whitespace())
+            .unwrap()
+            .command
+        {
+            Command::Agent(args) => args.config().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn defaults_are_kube_proxys() {
+        let config = config("--node-name Node-1");
+        assert_eq!(config.source, SourceConfig::InCluster);
+        assert_eq!(config.node_name, "node-1");
+        assert_eq!(config.bpffs, PathBuf::from("/sys/fs/bpf"));
+        assert_eq!(
+            (config.socket_lb, config.socket_lb_peer),
+            (SocketLb::All, SocketPeer::Service)
+        );
+        assert_eq!(config.devices, Devices::Auto);
+        assert_eq!(
+            config.healthz_bind,
+            BindAddress(Some("0.0.0.0:10256".parse().unwrap()))
+        );
+        assert_eq!(
+            config.metrics_bind,
+            BindAddress(Some("127.0.0.1:10249".parse().unwrap()))
+        );
+    }
+
+    #[test]
+    fn flags_become_settings() {
+        let config = config(
+            "--manifests /m --hostname-override n2 --socket-lb off --socket-lb-peer endpoint --devices a,b \
+             --cgroup /c --healthz-bind-address off",
+        );
+        assert_eq!(config.source, SourceConfig::Manifests("/m".into()));
+        assert_eq!(config.node_name, "n2");
+        assert_eq!(
+            (config.socket_lb, config.socket_lb_peer),
+            (SocketLb::Off, SocketPeer::Endpoint)
+        );
+        assert_eq!(config.devices, Devices::List(vec!["a".into(), "b".into()]));
+        assert_eq!(config.cgroup, Some("/c".into()));
+        assert_eq!(config.healthz_bind, BindAddress(None));
+    }
+
+    #[test]
+    fn wrong_flags_are_refused_as_usage() {
+        for flags in [
+            "--kubeconfig a --manifests b",
+            "--socket-lb some",
+            "--devices a/b",
+            "--node-name a_b",
+            "--healthz-bind-address host:80",
+        ] {
+            let line = format!("beeline agent {flags}");
+            let error = Cli::try_parse_from(line.split_whitespace()).expect_err(flags);
+            assert_eq!(error.exit_code(), 2, "{flags}");
+        }
+    }
+}

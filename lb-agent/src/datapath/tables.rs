@@ -1,0 +1,150 @@
+//! Every table: opened where pinned, created where not, refused where laid out otherwise.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
+use lb_ebpf::abi::device::Device;
+use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
+use lb_ebpf::abi::family::{V4, V6};
+use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
+use lb_ebpf::abi::name::ServiceName;
+use lb_ebpf::abi::settings::Settings;
+use lb_ebpf::abi::socket::{Tombstone, TombstoneKey};
+use lb_ebpf::abi::source_range::{SourceRange, SourceRangeKey};
+use lb_ebpf::abi::{FLOW_SHARDS, table};
+
+use super::growing::Growing;
+use super::object::{Definition, Definitions};
+use super::pins::{Pins, check};
+use super::segments::Segments;
+use super::{Error, Result};
+use crate::sys::bpf::{Counters, Map, MapKind, Outer, Table, pin};
+
+/// The tables the agent writes to or reads from. The programs' others exist, too, but are theirs alone.
+#[derive(Debug)]
+pub struct Tables {
+    pub frontends4: Growing<FrontendKey<V4>, Frontend>,
+    pub frontends6: Growing<FrontendKey<V6>, Frontend>,
+    pub addresses4: Growing<Address4, AddressUse>,
+    pub addresses6: Growing<Address6, AddressUse>,
+    pub endpoints4: Segments<Endpoint<V4>>,
+    pub endpoints6: Segments<Endpoint<V6>>,
+    pub endpoint_state: Segments<EndpointState>,
+    pub names: Growing<u32, ServiceName>,
+    pub tombstones: Growing<TombstoneKey, Tombstone>,
+    pub source_ranges: Table<SourceRangeKey, SourceRange>,
+    pub devices: Table<u32, Device>,
+    pub settings: Table<u32, Settings>,
+    pub counters: Counters,
+}
+
+impl Tables {
+    /// Opens all tables, creating what is missing. Also what no agent touches is created here, so that one piece
+    /// of code decides about layouts.
+    pub fn open(pins: &Pins, definitions: &Arc<Definitions>) -> Result<Self> {
+        let mut created = 0;
+        for definition in definitions.tables() {
+            if pins.open(definition)?.is_none() {
+                let map = definitions.create(definition)?;
+                pin::pin(map.as_fd(), &pins.map(&definition.name))?;
+                created += 1;
+            }
+        }
+        if created > 0 {
+            tracing::info!(tables = created, directory = %pins.root().display(), "created tables");
+        }
+        let opener = Opener { pins, definitions };
+        for name in [
+            table::FLOWS4,
+            table::FLOWS6,
+            table::REPLIES4,
+            table::REPLIES6,
+        ] {
+            opener.fill_shards(name)?;
+        }
+        Ok(Self {
+            frontends4: opener.growing(table::FRONTENDS4)?,
+            frontends6: opener.growing(table::FRONTENDS6)?,
+            addresses4: opener.growing(table::ADDRESSES4)?,
+            addresses6: opener.growing(table::ADDRESSES6)?,
+            endpoints4: opener.segments(table::ENDPOINTS4)?,
+            endpoints6: opener.segments(table::ENDPOINTS6)?,
+            endpoint_state: opener.segments(table::ENDPOINT_STATE)?,
+            names: opener.growing(table::NAMES)?,
+            tombstones: opener.growing(table::TOMBSTONES)?,
+            source_ranges: Table::new(opener.map(table::SOURCE_RANGES)?)?,
+            devices: Table::new(opener.map(table::DEVICES)?)?,
+            settings: Table::new(opener.map(table::SETTINGS)?)?,
+            counters: Counters::new(opener.map(table::COUNTERS)?)?,
+        })
+    }
+
+    /// Writes the settings if they differ from what the programs read now; whether they did.
+    pub fn set_settings(&self, settings: &Settings) -> Result<bool> {
+        if self.settings.get(&0)?.as_ref() == Some(settings) {
+            return Ok(false);
+        }
+        self.settings
+            .put(&0, settings, crate::sys::bpf::WriteMode::Any)?;
+        Ok(true)
+    }
+}
+
+struct Opener<'a> {
+    pins: &'a Pins,
+    definitions: &'a Arc<Definitions>,
+}
+
+impl Opener<'_> {
+    fn map(&self, name: &str) -> Result<Map> {
+        let definition = self.definitions.table(name)?;
+        self.pins
+            .open(definition)?
+            .ok_or_else(|| Error::Object(format!("table {name} vanished while opening it")))
+    }
+
+    fn outer(&self, name: &str) -> Result<Outer> {
+        Ok(Outer::new(self.map(name)?, &self.pins.inner())?)
+    }
+
+    fn growing<K: lb_ebpf::abi::Record, V: lb_ebpf::abi::Record>(
+        &self,
+        name: &str,
+    ) -> Result<Growing<K, V>> {
+        Growing::open(self.outer(name)?, Arc::clone(self.definitions))
+    }
+
+    fn segments<V: lb_ebpf::abi::Record>(&self, name: &str) -> Result<Segments<V>> {
+        Segments::open(self.outer(name)?, Arc::clone(self.definitions))
+    }
+
+    /// Gives every shard of a flow table its current map (slot `2 i`); slot `2 i + 1`, the previous one while a
+    /// shard grows, stays empty.
+    fn fill_shards(&self, name: &str) -> Result<()> {
+        let outer = self.outer(name)?;
+        let definition = self.definitions.table(name)?.inner_definition()?;
+        let mut missing = Vec::new();
+        for shard in 0..FLOW_SHARDS {
+            let slot = 2 * shard;
+            match outer.open_inner(slot)? {
+                Some(map) => check(&map, definition, &outer.pin_path(slot), true)?,
+                None => missing.push((slot, self.definitions.create(definition)?)),
+            }
+        }
+        Ok(outer.set_many(&missing)?)
+    }
+}
+
+impl Definition {
+    /// The inner tables' definition of a table of tables.
+    pub fn inner_definition(&self) -> Result<&Definition> {
+        match &self.inner {
+            Some(inner) if self.kind == MapKind::ArrayOfMaps as u32 => Ok(inner),
+            _ => Err(Error::Object(format!(
+                "table {} of the eBPF object is no table of tables",
+                self.name
+            ))),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Health-check node ports: tells external load balancers whether this node has endpoints of a Service
+//! (spec H6-H13, and H15 as §8 corrects it: each family listens and counts for itself).
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hyper::StatusCode;
+use hyper::header::{HeaderName, HeaderValue};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
+use tracing::{debug, info, warn};
+
+use super::Health;
+use super::http::{self, Answer, Handler, Reach};
+use crate::model::HealthCheck;
+use crate::snapshot::{Family, ObjectName};
+
+/// The listeners of this node. They close when this is dropped.
+pub struct ServiceHealth {
+    desired: watch::Sender<Vec<HealthCheck>>,
+    task: JoinHandle<()>,
+}
+
+impl ServiceHealth {
+    /// Starts with no listener. Must be called within a Tokio runtime.
+    pub fn start(health: Health) -> Self {
+        let (desired, changes) = watch::channel(Vec::new());
+        let task = tokio::spawn(follow(changes, health));
+        ServiceHealth { desired, task }
+    }
+
+    /// Replaces the whole set. Returns at once; ports open and close in the background, and one that
+    /// cannot be opened is tried again until it can.
+    pub fn set(&self, desired: Vec<HealthCheck>) {
+        self.desired.send_if_modified(|known| {
+            let news = *known != desired;
+            *known = desired;
+            news
+        });
+    }
+}
+
+impl Drop for ServiceHealth {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What makes two listeners the same: a change of the port closes and opens (H13).
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Key {
+    service: ObjectName,
+    family: Family,
+    port: u16,
+}
+
+struct Listener {
+    local_endpoints: Arc<AtomicUsize>,
+    /// `None` while the port cannot be bound.
+    task: Option<AbortHandle>,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+async fn follow(mut changes: watch::Receiver<Vec<HealthCheck>>, health: Health) {
+    let mut listeners = HashMap::new();
+    loop {
+        let desired = changes.borrow_and_update().clone();
+        let all_open = reconcile(&mut listeners, &desired, &health);
+        let changed = tokio::select! {
+            changed = changes.changed() => changed,
+            () = tokio::time::sleep(http::BIND_RETRY), if !all_open => Ok(()),
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+/// Returns whether every wanted port is open.
+fn reconcile(
+    listeners: &mut HashMap<Key, Listener>,
+    desired: &[HealthCheck],
+    health: &Health,
+) -> bool {
+    let wanted: HashMap<Key, usize> = desired
+        .iter()
+        .map(|check| (key(check), check.local_endpoints))
+        .collect();
+    // Close first: a port may move from one Service to another.
+    listeners.retain(|key, _| {
+        let keep = wanted.contains_key(key);
+        if !keep {
+            debug!(service = %name(&key.service), port = key.port, "health-check port closed");
+        }
+        keep
+    });
+    let mut all_open = true;
+    for (key, local_endpoints) in wanted {
+        match listeners.get_mut(&key) {
+            Some(listener) => {
+                listener
+                    .local_endpoints
+                    .store(local_endpoints, Ordering::Relaxed);
+                if listener.task.is_none() {
+                    listener.task = open(&key, &listener.local_endpoints, health, Complain::No);
+                }
+                all_open &= listener.task.is_some();
+            }
+            None => {
+                let count = Arc::new(AtomicUsize::new(local_endpoints));
+                let task = open(&key, &count, health, Complain::Yes);
+                all_open &= task.is_some();
+                listeners.insert(
+                    key,
+                    Listener {
+                        local_endpoints: count,
+                        task,
+                    },
+                );
+            }
+        }
+    }
+    all_open
+}
+
+/// Whether a failure is news.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Complain {
+    Yes,
+    No,
+}
+
+fn open(
+    key: &Key,
+    count: &Arc<AtomicUsize>,
+    health: &Health,
+    complain: Complain,
+) -> Option<AbortHandle> {
+    let address = match key.family {
+        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    match http::bind(SocketAddr::new(address, key.port), Reach::OwnFamily) {
+        Ok(listener) => {
+            info!(service = %name(&key.service), family = ?key.family, port = key.port, "health-check port opened");
+            let handler = handler(key.service.clone(), Arc::clone(count), health.clone());
+            Some(tokio::spawn(http::serve_on(listener, handler)).abort_handle())
+        }
+        Err(error) => {
+            if complain == Complain::Yes {
+                warn!(
+                    service = %name(&key.service), family = ?key.family, port = key.port, %error,
+                    "health-check port not opened: {}; external load balancers will take this node for \
+                     unhealthy; free the port or change spec.healthCheckNodePort; trying again every 5 s",
+                    http::bind_hint(&error)
+                );
+            }
+            None
+        }
+    }
+}
+
+/// Any path, any method (H7).
+fn handler(service: ObjectName, count: Arc<AtomicUsize>, health: Health) -> Handler {
+    Arc::new(move |_method, _path| {
+        // H11: freshness alone, node eligibility is /healthz's business.
+        answer(
+            &service,
+            count.load(Ordering::Relaxed),
+            health.verdict().healthy,
+        )
+    })
+}
+
+fn answer(service: &ObjectName, local_endpoints: usize, proxy_healthy: bool) -> Answer {
+    let ok = local_endpoints > 0 && proxy_healthy;
+    let status = if ok {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let mut answer = Answer::json(
+        status,
+        &json!({
+            "service": { "namespace": &*service.namespace, "name": &*service.name },
+            "localEndpoints": local_endpoints,
+            "serviceProxyHealthy": proxy_healthy,
+        }),
+    );
+    let weight = HeaderName::from_static("x-load-balancing-endpoint-weight");
+    answer
+        .headers
+        .push((weight, HeaderValue::from(local_endpoints)));
+    answer
+}
+
+fn key(check: &HealthCheck) -> Key {
+    Key {
+        service: check.service.clone(),
+        family: check.family,
+        port: check.port,
+    }
+}
+
+fn name(object: &ObjectName) -> String {
+    format!("{}/{}", object.namespace, object.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn web() -> ObjectName {
+        ObjectName {
+            namespace: "shop".into(),
+            name: "web".into(),
+        }
+    }
+
+    #[test]
+    fn the_answer_names_service_count_and_weight() {
+        let good = answer(&web(), 2, true);
+        assert_eq!(good.status, 200);
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&good.body).unwrap(),
+            json!({ "service": { "namespace": "shop", "name": "web" }, "localEndpoints": 2, "serviceProxyHealthy": true })
+        );
+        let weight = good
+            .headers
+            .iter()
+            .find(|(name, _)| name == "x-load-balancing-endpoint-weight");
+        assert_eq!(weight.map(|(_, value)| value.to_str().unwrap()), Some("2"));
+    }
+
+    #[test]
+    fn no_local_endpoint_or_a_stale_proxy_is_503() {
+        assert_eq!(answer(&web(), 0, true).status, 503);
+        assert_eq!(answer(&web(), 2, false).status, 503);
+    }
+}
