@@ -10,3 +10,4 @@
 pub mod abi;
 pub mod checksum;
 pub mod clock;
+pub mod tcp_state;

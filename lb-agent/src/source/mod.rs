@@ -1,8 +1,26 @@
 //! Where cluster objects come from: a Kubernetes watch, or a directory of manifests.
+//!
+//! Both hand API objects to one [`convert::Converter`], so they mean the same whatever way they came.
 
 use tokio::sync::mpsc;
 
 use crate::snapshot::Event;
+
+pub mod address;
+mod catalog;
+mod connection;
+pub mod convert;
+pub mod directory;
+pub mod intern;
+pub mod kubernetes;
+mod manifest;
+mod outage;
+pub mod refused;
+
+pub use convert::Options;
+pub use directory::DirectorySource;
+pub use kubernetes::KubernetesSource;
+pub use refused::Refused;
 
 /// A source of cluster objects.
 ///

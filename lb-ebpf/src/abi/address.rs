@@ -2,7 +2,7 @@
 //!
 //! An address that is absent here is no business of ours, so traffic to it pays for one miss.
 
-/// Uses of one address. The key is the address itself (`[u8; 4]` or `[u8; 16]`).
+/// Uses of one address. The key is the address itself.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct AddressUse {
@@ -23,30 +23,107 @@ pub const LINGERING: u32 = 16;
 /// An address of this node, whether or not NodePorts are served on it.
 pub const NODE_LOCAL: u32 = 32;
 
-crate::assert_layout!(AddressUse = 4);
+crate::assert_layout!(AddressUse = 4, Address4 = 4, Address6 = 16);
 
-/// An IPv6 address as four words in memory order.
-#[inline(always)]
-pub fn words(a: [u8; 16]) -> [u32; 4] {
-    [
-        u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
-        u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
-        u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
-        u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
-    ]
+/// An IPv4 address, network order. A type of its own as its alignment lets the programs move it in one
+/// piece, and `bpftool` still prints octets.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub struct Address4 {
+    /// The octets as written.
+    pub octets: [u8; 4],
 }
 
-/// The inverse of [`words`].
-#[inline(always)]
-pub fn from_words(w: [u32; 4]) -> [u8; 16] {
-    let [a, b, c, d] = [
-        w[0].to_ne_bytes(),
-        w[1].to_ne_bytes(),
-        w[2].to_ne_bytes(),
-        w[3].to_ne_bytes(),
-    ];
-    [
-        a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2],
-        d[3],
-    ]
+/// An IPv6 address, network order; see [`Address4`]. Where a table serves both families, IPv4 is
+/// `::ffff:a.b.c.d`.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
+pub struct Address6 {
+    /// The octets as written.
+    pub octets: [u8; 16],
+}
+
+impl Address4 {
+    /// The address as one word in memory order.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        u32::from_ne_bytes(self.octets)
+    }
+
+    /// The inverse of [`Self::word`].
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        Self {
+            octets: word.to_ne_bytes(),
+        }
+    }
+}
+
+impl Address6 {
+    /// The address as four words in memory order.
+    #[inline(always)]
+    pub const fn words(self) -> [u32; 4] {
+        let a = self.octets;
+        [
+            u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
+            u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
+            u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
+            u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
+        ]
+    }
+
+    /// The inverse of [`Self::words`].
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        let [a, b, c, d] = [
+            words[0].to_ne_bytes(),
+            words[1].to_ne_bytes(),
+            words[2].to_ne_bytes(),
+            words[3].to_ne_bytes(),
+        ];
+        Self {
+            octets: [
+                a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
+                d[2], d[3],
+            ],
+        }
+    }
+}
+
+impl From<core::net::Ipv4Addr> for Address4 {
+    fn from(address: core::net::Ipv4Addr) -> Self {
+        Self {
+            octets: address.octets(),
+        }
+    }
+}
+
+impl From<core::net::Ipv6Addr> for Address6 {
+    fn from(address: core::net::Ipv6Addr) -> Self {
+        Self {
+            octets: address.octets(),
+        }
+    }
+}
+
+impl From<core::net::IpAddr> for Address6 {
+    fn from(address: core::net::IpAddr) -> Self {
+        match address {
+            core::net::IpAddr::V4(address) => address.to_ipv6_mapped().into(),
+            core::net::IpAddr::V6(address) => address.into(),
+        }
+    }
+}
+
+impl From<Address4> for core::net::IpAddr {
+    fn from(address: Address4) -> Self {
+        core::net::Ipv4Addr::from(address.octets).into()
+    }
+}
+
+impl From<Address6> for core::net::IpAddr {
+    /// IPv4-mapped addresses become IPv4 again.
+    fn from(address: Address6) -> Self {
+        core::net::Ipv6Addr::from(address.octets).to_canonical()
+    }
 }

@@ -1,12 +1,14 @@
 //! Session affinity `ClientIP` (spec §1.F), shared by socket hooks and packet path.
 
+use super::address::Address6;
+
 /// Client and service port.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct AffinityKey {
     /// Client address as 16 bytes (IPv4 as `::ffff:a.b.c.d`); a socket without a source address yet is
     /// filed under its network namespace, see [`netns_client`].
-    pub client: [u8; 16],
+    pub client: Address6,
     /// Service port id.
     pub service: u32,
     /// Zero.
@@ -18,7 +20,7 @@ pub struct AffinityKey {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Affinity {
     /// Endpoint address as 16 bytes.
-    pub endpoint_address: [u8; 16],
+    pub endpoint_address: Address6,
     /// Endpoint port, host order.
     pub endpoint_port: u16,
     /// The endpoint's flags, see [`super::endpoint`].
@@ -31,16 +33,20 @@ pub struct Affinity {
     pub service: u32,
     /// Last new connection, seconds.
     pub last_used: u32,
+    /// Timeout in force then, for the sweep; whoever looks a client up goes by the frontend's.
+    pub timeout: u32,
 }
 
 /// Client id of a network namespace: the discard prefix `100::/64` (RFC 6666), which no client has as its
 /// address, and the namespace cookie.
 #[inline(always)]
-pub fn netns_client(cookie: u64) -> [u8; 16] {
-    let c = cookie.to_be_bytes();
-    [
-        1, 0, 0, 0, 0, 0, 0, 0, c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7],
-    ]
+pub fn netns_client(cookie: u64) -> Address6 {
+    Address6::from_words([
+        0x0100_0000_u32.to_be(),
+        0,
+        (cookie >> 32) as u32,
+        cookie as u32,
+    ])
 }
 
-crate::assert_layout!(AffinityKey = 24, Affinity = 36);
+crate::assert_layout!(AffinityKey = 24, Affinity = 40);

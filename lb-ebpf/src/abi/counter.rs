@@ -31,6 +31,7 @@ counters! {
     SOCKET_PAIR_LOST = 19, "socket_pair_lost", "reply address of an unconnected socket not remembered";
     REPLY_UNTRANSLATED = 20, "reply_untranslated", "reply of a live flow dropped as it could not be translated back";
     NO_ENDPOINT = 22, "no_endpoint", "endpoint record missing behind a frontend; the packet was dropped";
+    NO_SOURCE_ADDRESS = 23, "no_source_address", "packet dropped as no address of this node is known to masquerade it with";
     ICMP_TRANSLATED = 21, "icmp_translated", "ICMP error about a translated flow translated";
 }
 

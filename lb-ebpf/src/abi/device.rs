@@ -1,5 +1,7 @@
 //! Devices our packet programs sit on. The key is the interface index (`u32`).
 
+use super::address::{Address4, Address6};
+
 /// What a program must know about the device a packet came in on.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -12,6 +14,10 @@ pub struct Device {
     pub header_length: u32,
     /// MTU in bytes.
     pub mtu: u32,
+    /// Address that flows leaving here are masqueraded with; unspecified if the device has none.
+    pub address4: Address4,
+    /// Likewise, IPv6.
+    pub address6: Address6,
 }
 
 /// Host side of a pod's veth.
@@ -19,4 +25,4 @@ pub const POD: u32 = 1;
 /// The way to other hosts.
 pub const UPLINK: u32 = 2;
 
-crate::assert_layout!(Device = 16);
+crate::assert_layout!(Device = 36);

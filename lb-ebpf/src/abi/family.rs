@@ -3,20 +3,22 @@
 use core::fmt::Debug;
 use core::hash::Hash;
 
+use super::address::{Address4, Address6};
+
 /// An IP family. Code that does not depend on the wire format is written once over this.
 pub trait Family:
     Copy + Clone + PartialEq + Eq + Hash + Debug + Default + Send + Sync + 'static
 {
-    /// An address in network byte order: `[u8; 4]` or `[u8; 16]`.
+    /// [`Address4`] or [`Address6`].
     type Addr: Copy + Clone + PartialEq + Eq + Hash + Debug + Default + Send + Sync + 'static;
     /// 4 or 6, as in the IP header.
     const VERSION: u8;
     /// The unspecified address, under which NodePort frontends are filed.
     const UNSPECIFIED: Self::Addr;
     /// The address as 16 bytes; IPv4 becomes `::ffff:a.b.c.d`.
-    fn wide(addr: Self::Addr) -> [u8; 16];
+    fn wide(addr: Self::Addr) -> Address6;
     /// The inverse of [`Family::wide`]; the caller knows the family.
-    fn narrow(wide: [u8; 16]) -> Self::Addr;
+    fn narrow(wide: Address6) -> Self::Addr;
     /// Folds an address to 32 bits, for [`super::frontend::key_check`] and shard choice.
     fn fold(addr: Self::Addr) -> u32;
 }
@@ -30,46 +32,44 @@ pub struct V4;
 pub struct V6;
 
 impl Family for V4 {
-    type Addr = [u8; 4];
+    type Addr = Address4;
     const VERSION: u8 = 4;
-    const UNSPECIFIED: [u8; 4] = [0; 4];
+    const UNSPECIFIED: Address4 = Address4 { octets: [0; 4] };
 
     #[inline(always)]
-    fn wide(addr: [u8; 4]) -> [u8; 16] {
-        [
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, addr[0], addr[1], addr[2], addr[3],
-        ]
+    fn wide(addr: Address4) -> Address6 {
+        Address6::from_words([0, 0, 0xffff_u32.to_be(), addr.word()])
     }
 
     #[inline(always)]
-    fn narrow(wide: [u8; 16]) -> [u8; 4] {
-        [wide[12], wide[13], wide[14], wide[15]]
+    fn narrow(wide: Address6) -> Address4 {
+        Address4::from_word(wide.words()[3])
     }
 
     #[inline(always)]
-    fn fold(addr: [u8; 4]) -> u32 {
-        u32::from_ne_bytes(addr)
+    fn fold(addr: Address4) -> u32 {
+        addr.word()
     }
 }
 
 impl Family for V6 {
-    type Addr = [u8; 16];
+    type Addr = Address6;
     const VERSION: u8 = 6;
-    const UNSPECIFIED: [u8; 16] = [0; 16];
+    const UNSPECIFIED: Address6 = Address6 { octets: [0; 16] };
 
     #[inline(always)]
-    fn wide(addr: [u8; 16]) -> [u8; 16] {
+    fn wide(addr: Address6) -> Address6 {
         addr
     }
 
     #[inline(always)]
-    fn narrow(wide: [u8; 16]) -> [u8; 16] {
+    fn narrow(wide: Address6) -> Address6 {
         wide
     }
 
     #[inline(always)]
-    fn fold(addr: [u8; 16]) -> u32 {
-        let [a, b, c, d] = super::address::words(addr);
+    fn fold(addr: Address6) -> u32 {
+        let [a, b, c, d] = addr.words();
         a ^ b.rotate_left(7) ^ c.rotate_left(14) ^ d.rotate_left(21)
     }
 }

@@ -26,6 +26,9 @@ pub struct FlowKey<F: Family> {
 pub const POD: u8 = 1;
 /// Scope: met on an uplink.
 pub const OUTSIDE: u8 = 2;
+/// Scope of the two further entries of a masqueraded flow: what leaves towards the endpoint and still carries
+/// the client's address, and what comes back from it to this node's.
+pub const MASQUERADED: u8 = 3;
 
 /// What to make of a packet under the forward key; replies get the inverse.
 #[repr(C, align(4))]
@@ -39,7 +42,7 @@ pub struct Flow<F: Family> {
     pub new_source_port: u16,
     /// Destination port after translation, host order.
     pub new_destination_port: u16,
-    /// Lifetime state: constants of [`crate::abi::flow`], `TCP_*` and `UDP_*`.
+    /// How far the conversation is: [`NEW`] to [`CLOSED`].
     pub state: u8,
     /// Bits of this module.
     pub flags: u8,
@@ -55,12 +58,30 @@ pub struct Flow<F: Family> {
     pub last_seen: u32,
     /// First packet, seconds.
     pub created: u32,
+    /// [`key_check`] of the key; read last, as an element may be reused under a reader.
+    pub check: u32,
+}
+
+/// Ties a [`Flow`] to its key, and chooses its shard.
+#[inline(always)]
+pub fn key_check<F: Family>(key: &FlowKey<F>) -> u32 {
+    let ports = (key.source_port as u32) << 16 | key.destination_port as u32;
+    let kind = (key.protocol as u32) << 8 | key.scope as u32;
+    let mut h = F::fold(key.source).wrapping_mul(0x9e37_79b1);
+    h = (h ^ F::fold(key.destination))
+        .rotate_left(13)
+        .wrapping_mul(0x85eb_ca6b);
+    h = (h ^ ports).rotate_left(15).wrapping_mul(0xc2b2_ae35) ^ kind;
+    h ^ h >> 16
 }
 
 /// The endpoint is the client itself: translated packets go back out of the device they came from.
 pub const HAIRPIN: u8 = 1;
-/// The entry of a hairpin flow's replies, which also arrive on ingress.
-pub const HAIRPIN_REPLY: u8 = 2;
+/// The endpoint is on this node.
+pub const LOCAL_ENDPOINT: u8 = 2;
+/// `new_source` is an address of this node. Where the flow is met only its port is put in; the address follows
+/// on egress of the device the packet leaves by, so that the host's stack sees client and endpoint.
+pub const MASQUERADE: u8 = 4;
 
 /// State: only the client has spoken.
 pub const NEW: u8 = 0;
@@ -76,6 +97,6 @@ pub const CLOSED: u8 = 4;
 crate::assert_layout!(
     FlowKey<super::family::V4> = 16,
     FlowKey<super::family::V6> = 40,
-    Flow<super::family::V4> = 36,
-    Flow<super::family::V6> = 60,
+    Flow<super::family::V4> = 40,
+    Flow<super::family::V6> = 64,
 );

@@ -1,13 +1,15 @@
 //! Fragments: only the first one has ports, so it teaches the others.
 
+use super::address::Address6;
+
 /// What the fragments of one packet share (RFC 791, RFC 8200 §4.5).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct FragmentKey {
     /// Source address as 16 bytes.
-    pub source: [u8; 16],
+    pub source: Address6,
     /// Destination address as 16 bytes.
-    pub destination: [u8; 16],
+    pub destination: Address6,
     /// Identification field, host order.
     pub identification: u32,
     /// Protocol of the whole packet.

@@ -1,13 +1,15 @@
 //! What the agent tells the programs, changeable while they run.
 
+use super::address::{Address4, Address6};
+
 /// An address prefix as value and mask; a mask of zeros marks an unused slot.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Prefix4 {
     /// Network address.
-    pub address: [u8; 4],
+    pub address: Address4,
     /// Mask.
-    pub mask: [u8; 4],
+    pub mask: Address4,
 }
 
 /// See [`Prefix4`].
@@ -15,9 +17,9 @@ pub struct Prefix4 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Prefix6 {
     /// Network address.
-    pub address: [u8; 16],
+    pub address: Address6,
     /// Mask.
-    pub mask: [u8; 16],
+    pub mask: Address6,
 }
 
 /// Prefixes of one kind per family.

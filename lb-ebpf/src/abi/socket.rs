@@ -3,14 +3,16 @@
 //! Addresses are 16 bytes, IPv4 as `::ffff:a.b.c.d`, so that one record serves an IPv6 socket that
 //! speaks IPv4.
 
+use super::address::Address6;
+
 /// An endpoint and the service address the program dialled to get it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SocketPeer {
     /// Endpoint address.
-    pub endpoint_address: [u8; 16],
+    pub endpoint_address: Address6,
     /// Dialled address.
-    pub service_address: [u8; 16],
+    pub service_address: Address6,
     /// Endpoint port, host order; 0 marks an unused record.
     pub endpoint_port: u16,
     /// Dialled port, host order.
@@ -45,7 +47,7 @@ pub struct SocketMoreKey {
     /// Socket cookie.
     pub cookie: u64,
     /// Endpoint address.
-    pub endpoint_address: [u8; 16],
+    pub endpoint_address: Address6,
     /// Endpoint port, host order.
     pub endpoint_port: u16,
     /// Zero.
@@ -57,7 +59,7 @@ pub struct SocketMoreKey {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SocketMore {
     /// Dialled address.
-    pub service_address: [u8; 16],
+    pub service_address: Address6,
     /// Dialled port, host order.
     pub service_port: u16,
     /// Zero.
@@ -72,7 +74,7 @@ pub struct SocketMore {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct TombstoneKey {
     /// Endpoint address.
-    pub address: [u8; 16],
+    pub address: Address6,
     /// Endpoint port, host order.
     pub port: u16,
     /// [`super::UDP`].

@@ -1,5 +1,7 @@
 //! `loadBalancerSourceRanges` (spec H1-H5), one trie for all service ports.
 
+use super::address::Address6;
+
 /// Trie key.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -18,7 +20,7 @@ pub struct SourceRangePrefix {
     /// Service port id, big endian as a trie compares bytes.
     pub service: [u8; 4],
     /// Address as 16 bytes.
-    pub address: [u8; 16],
+    pub address: Address6,
 }
 
 /// Present means allowed.

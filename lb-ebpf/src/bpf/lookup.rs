@@ -2,6 +2,7 @@
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use core::ptr::read_volatile;
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, NODE};
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::endpoint::{EndpointState, SERVING};
 use lb_ebpf::abi::frontend::{Frontend, FrontendKey, key_check};
@@ -72,6 +73,32 @@ pub(crate) fn frontend<F: Tables>(key: &FrontendKey<F>) -> Option<Frontend> {
         count(counter::FRONTEND_RETRY);
     }
     None
+}
+
+/// The frontend of a dialled address with these uses; a NodePort is the last resort (spec D9).
+#[inline(always)]
+pub(crate) fn dialled_frontend<F: Tables>(
+    uses: u32,
+    address: F::Addr,
+    port: u16,
+    protocol: u8,
+) -> Option<Frontend> {
+    let mut key = FrontendKey::<F> {
+        address,
+        port,
+        protocol,
+        zero: 0,
+    };
+    if uses & (CLUSTER_IP | EXTERNAL) != 0 {
+        if let Some(found) = frontend(&key) {
+            return Some(found);
+        }
+    }
+    if uses & NODE == 0 {
+        return None;
+    }
+    key.address = F::UNSPECIFIED;
+    frontend(&key)
 }
 
 /// Life of an endpoint id.

@@ -3,17 +3,37 @@
 #![no_std]
 #![no_main]
 
+mod answer;
+mod egress;
+mod flow;
+mod forward;
+mod header;
+mod icmp_error;
+mod ingress;
 mod lookup;
 mod maps;
+mod masquerade;
 mod report;
+mod rewrite;
 mod select;
+mod skb;
 mod socket;
+mod source_range;
+mod sweep;
+mod work;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};
 
+use lb_ebpf::abi::flow::{OUTSIDE, POD};
+
+use crate::skb::Skb;
+
 /// `TCX_NEXT` / `TC_ACT_UNSPEC`: the packet goes on to the next program.
 const NEXT: i32 = -1;
+
+/// `TC_ACT_SHOT`: the packet ends here.
+const DROP: i32 = 2;
 
 #[cgroup_sock_addr(connect4)]
 fn connect4(ctx: SockAddrContext) -> i32 {
@@ -56,18 +76,28 @@ fn peername6(ctx: SockAddrContext) -> i32 {
 }
 
 #[classifier]
-fn pod_ingress(_ctx: TcContext) -> i32 {
-    NEXT
+fn pod_ingress(ctx: TcContext) -> i32 {
+    ingress::ingress::<POD>(&Skb::new(&ctx))
 }
 
 #[classifier]
-fn pod_egress(_ctx: TcContext) -> i32 {
-    NEXT
+fn pod_egress(ctx: TcContext) -> i32 {
+    egress::egress::<POD>(&Skb::new(&ctx))
+}
+
+#[classifier]
+fn out_ingress(ctx: TcContext) -> i32 {
+    ingress::ingress::<OUTSIDE>(&Skb::new(&ctx))
+}
+
+#[classifier]
+fn out_egress(ctx: TcContext) -> i32 {
+    egress::egress::<OUTSIDE>(&Skb::new(&ctx))
 }
 
 #[classifier]
 fn sweep_arm(_ctx: TcContext) -> i32 {
-    NEXT
+    sweep::arm()
 }
 
 #[panic_handler]

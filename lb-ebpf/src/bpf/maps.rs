@@ -7,7 +7,7 @@
 use aya_ebpf::bindings::bpf_timer;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
-use lb_ebpf::abi::address::AddressUse;
+use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
 use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
 use lb_ebpf::abi::counter::COUNTERS as COUNTER_SLOTS;
 use lb_ebpf::abi::device::Device;
@@ -23,6 +23,8 @@ use lb_ebpf::abi::socket::{
 };
 use lb_ebpf::abi::source_range::{SourceRange, SourceRangePrefix};
 use lb_ebpf::abi::{FLOW_SHARDS, SEGMENT_RECORDS, SEGMENTS};
+
+use crate::work::Work;
 
 /// `BPF_F_NO_PREALLOC`: elements are allocated as they come, so an empty table costs its buckets only.
 const GROW: usize = 1;
@@ -45,9 +47,9 @@ pub(crate) static FRONTENDS4: Growing<FrontendKey<V4>, Frontend> = Growing::new(
 #[btf_map(name = "frontends6")]
 pub(crate) static FRONTENDS6: Growing<FrontendKey<V6>, Frontend> = Growing::new();
 #[btf_map(name = "addresses4")]
-pub(crate) static ADDRESSES4: Growing<[u8; 4], AddressUse> = Growing::new();
+pub(crate) static ADDRESSES4: Growing<Address4, AddressUse> = Growing::new();
 #[btf_map(name = "addresses6")]
-pub(crate) static ADDRESSES6: Growing<[u8; 16], AddressUse> = Growing::new();
+pub(crate) static ADDRESSES6: Growing<Address6, AddressUse> = Growing::new();
 #[btf_map(name = "endpoints4")]
 pub(crate) static ENDPOINTS4: Segments<Endpoint<V4>> = Segments::new();
 #[btf_map(name = "endpoints6")]
@@ -112,6 +114,11 @@ pub(crate) struct Scratch {
 #[btf_map(name = "scratch")]
 pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
+#[btf_map(name = "work4")]
+static WORK4: PerCpuArray<Work<V4>, 1> = PerCpuArray::new();
+#[btf_map(name = "work6")]
+static WORK6: PerCpuArray<Work<V6>, 1> = PerCpuArray::new();
+
 /// The tables of a family.
 pub(crate) trait Tables: Family {
     fn frontends() -> &'static Growing<FrontendKey<Self>, Frontend>;
@@ -119,10 +126,12 @@ pub(crate) trait Tables: Family {
     fn endpoints() -> &'static Segments<Endpoint<Self>>;
     fn flows() -> &'static Shards<FlowKey<Self>, Flow<Self>>;
     fn replies() -> &'static Shards<FlowKey<Self>, FlowKey<Self>>;
+    /// Working memory of the packet at hand.
+    fn work() -> Option<&'static mut Work<Self>>;
 }
 
 macro_rules! tables {
-    ($family:ty, $frontends:ident, $addresses:ident, $endpoints:ident, $flows:ident, $replies:ident) => {
+    ($family:ty, $frontends:ident, $addresses:ident, $endpoints:ident, $flows:ident, $replies:ident, $work:ident) => {
         impl Tables for $family {
             #[inline(always)]
             fn frontends() -> &'static Growing<FrontendKey<Self>, Frontend> {
@@ -144,9 +153,18 @@ macro_rules! tables {
             fn replies() -> &'static Shards<FlowKey<Self>, FlowKey<Self>> {
                 &$replies
             }
+            #[inline(always)]
+            fn work() -> Option<&'static mut Work<Self>> {
+                // SAFETY: this CPU's own, and used by programs that do not nest (see `work`).
+                $work.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+            }
         }
     };
 }
 
-tables!(V4, FRONTENDS4, ADDRESSES4, ENDPOINTS4, FLOWS4, REPLIES4);
-tables!(V6, FRONTENDS6, ADDRESSES6, ENDPOINTS6, FLOWS6, REPLIES6);
+tables!(
+    V4, FRONTENDS4, ADDRESSES4, ENDPOINTS4, FLOWS4, REPLIES4, WORK4
+);
+tables!(
+    V6, FRONTENDS6, ADDRESSES6, ENDPOINTS6, FLOWS6, REPLIES6, WORK6
+);

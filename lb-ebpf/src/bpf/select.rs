@@ -2,6 +2,7 @@
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use core::ptr::{read_volatile, write_volatile};
+use lb_ebpf::abi::address::Address6;
 use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::endpoint::{Endpoint, IN_CLUSTER, IN_LOCAL};
@@ -13,13 +14,34 @@ use crate::maps::{AFFINITY, Tables};
 use crate::report::count;
 
 /// What becomes of a new connection.
-pub(crate) enum Verdict<F: Tables> {
-    /// To this endpoint, whose generation is the second value.
-    Translate(Endpoint<F>, u32),
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// To the endpoint.
+    Translate,
     /// Refuse it so that the client learns at once.
     Reject,
     /// Let it time out.
     Drop,
+}
+
+/// A verdict and, for [`Verdict::Translate`], the endpoint. Not an enum with contents: the compiler would
+/// copy those uninitialised, which the verifier refuses.
+pub(crate) struct Choice<F: Tables> {
+    pub(crate) verdict: Verdict,
+    pub(crate) endpoint: Endpoint<F>,
+    /// Generation of the endpoint's id.
+    pub(crate) generation: u32,
+}
+
+impl<F: Tables> Choice<F> {
+    #[inline(always)]
+    fn without_endpoint(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            endpoint: Endpoint::default(),
+            generation: 0,
+        }
+    }
 }
 
 /// Which set of endpoints counts.
@@ -31,17 +53,18 @@ pub(crate) enum Set {
 
 /// Chooses an endpoint of `set` for `client` (its address as 16 bytes, or its network namespace).
 #[inline(always)]
-pub(crate) fn choose<F: Tables>(frontend: &Frontend, set: Set, client: &[u8; 16]) -> Verdict<F> {
+pub(crate) fn choose<F: Tables>(frontend: &Frontend, set: Set, client: &Address6) -> Choice<F> {
     let (first, size, member) = match set {
         Set::Cluster => (frontend.cluster_first, frontend.cluster_count, IN_CLUSTER),
         Set::Local => (0, frontend.local_count, IN_LOCAL),
     };
     if size == 0 {
-        return if frontend.flags & HAS_ENDPOINTS == 0 {
+        let none = if frontend.flags & HAS_ENDPOINTS == 0 {
             Verdict::Reject
         } else {
             Verdict::Drop
         };
+        return Choice::without_endpoint(none);
     }
     if frontend.affinity_seconds != 0 {
         return remembered(frontend, client, first, size, member);
@@ -51,7 +74,7 @@ pub(crate) fn choose<F: Tables>(frontend: &Frontend, set: Set, client: &[u8; 16]
 
 /// Uniform choice: the high half of random × size, whose bias is below size / 2^32.
 #[inline(always)]
-fn at_random<F: Tables>(frontend: &Frontend, first: u32, size: u32) -> Verdict<F> {
+fn at_random<F: Tables>(frontend: &Frontend, first: u32, size: u32) -> Choice<F> {
     // SAFETY: the helper has no preconditions.
     let random = u64::from(unsafe { bpf_get_prandom_u32() });
     let record = frontend.block + first + ((random * u64::from(size)) >> 32) as u32;
@@ -59,11 +82,15 @@ fn at_random<F: Tables>(frontend: &Frontend, first: u32, size: u32) -> Verdict<F
     match F::endpoints().get_value(record >> SEGMENT_SHIFT, &index) {
         Some(&endpoint) if endpoint.service == frontend.service => {
             let generation = endpoint_state(endpoint.id).generation;
-            Verdict::Translate(endpoint, generation)
+            Choice {
+                verdict: Verdict::Translate,
+                endpoint,
+                generation,
+            }
         }
         _ => {
             count(counter::NO_ENDPOINT);
-            Verdict::Drop
+            Choice::without_endpoint(Verdict::Drop)
         }
     }
 }
@@ -72,11 +99,11 @@ fn at_random<F: Tables>(frontend: &Frontend, first: u32, size: u32) -> Verdict<F
 #[inline(always)]
 fn remembered<F: Tables>(
     frontend: &Frontend,
-    client: &[u8; 16],
+    client: &Address6,
     first: u32,
     size: u32,
     member: u32,
-) -> Verdict<F> {
+) -> Choice<F> {
     let key = AffinityKey {
         client: *client,
         service: frontend.service,
@@ -86,7 +113,7 @@ fn remembered<F: Tables>(
     if let Some(known) = AFFINITY.get_ptr_mut(key) {
         // SAFETY: an element of the table; `service` tells whether it was reused for another key.
         let copy = unsafe { read_volatile(known) };
-        let fresh = now.wrapping_sub(copy.last_used) <= frontend.affinity_seconds;
+        let fresh = now.saturating_sub(copy.last_used) <= frontend.affinity_seconds;
         if fresh && copy.service == frontend.service {
             let state = endpoint_state(copy.endpoint);
             if state.generation == copy.endpoint_generation && state.flags & member != 0 {
@@ -101,24 +128,29 @@ fn remembered<F: Tables>(
                     id: copy.endpoint,
                     service: copy.service,
                 };
-                return Verdict::Translate(endpoint, copy.endpoint_generation);
+                return Choice {
+                    verdict: Verdict::Translate,
+                    endpoint,
+                    generation: copy.endpoint_generation,
+                };
             }
         }
     }
-    let verdict = at_random::<F>(frontend, first, size);
-    if let Verdict::Translate(endpoint, generation) = &verdict {
+    let choice = at_random::<F>(frontend, first, size);
+    if choice.verdict == Verdict::Translate {
         let record = Affinity {
-            endpoint_address: F::wide(endpoint.address),
-            endpoint_port: endpoint.port,
-            endpoint_flags: endpoint.flags,
-            endpoint: endpoint.id,
-            endpoint_generation: *generation,
+            endpoint_address: F::wide(choice.endpoint.address),
+            endpoint_port: choice.endpoint.port,
+            endpoint_flags: choice.endpoint.flags,
+            endpoint: choice.endpoint.id,
+            endpoint_generation: choice.generation,
             service: frontend.service,
             last_used: now,
+            timeout: frontend.affinity_seconds,
         };
         if AFFINITY.insert(key, record, 0).is_err() {
             count(counter::AFFINITY_FULL);
         }
     }
-    verdict
+    choice
 }

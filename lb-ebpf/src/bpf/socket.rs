@@ -13,15 +13,16 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::SockAddrContext;
 use core::ffi::c_void;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+use lb_ebpf::abi::address::{Address4, Address6};
 use lb_ebpf::abi::affinity::netns_client;
 use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::frontend::{self, FrontendKey};
+use lb_ebpf::abi::frontend;
 use lb_ebpf::abi::settings::{SOCKETS_ALL, SOCKETS_HOST, Settings, TCP_PEER_SERVICE};
 use lb_ebpf::abi::socket::{PAIRS, SocketMore, SocketMoreKey, SocketPeer};
 use lb_ebpf::abi::{TCP, UDP, address, counter};
 
-use crate::lookup::{address_use, endpoint_serves, frontend, now, settings};
+use crate::lookup::{address_use, dialled_frontend, endpoint_serves, now, settings};
 use crate::maps::{SOCKET_MORE, SOCKET_PAIRS, SOCKET_PEER, Tables};
 use crate::report::count;
 use crate::select::{Set, Verdict, choose};
@@ -44,11 +45,30 @@ const IPPROTO_MPTCP: u32 = 262;
 static HAVE_SET_RETVAL: u32 = 1;
 
 /// What a hook does with a destination.
-enum Decision<F: Tables> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Action {
     Leave,
     Refuse,
     Forbid,
-    Dial(Endpoint<F>, u32),
+    Dial,
+}
+
+/// An action and, for [`Action::Dial`], the endpoint; see [`crate::select::Choice`] for why not an enum.
+struct Decision<F: Tables> {
+    action: Action,
+    endpoint: Endpoint<F>,
+    generation: u32,
+}
+
+impl<F: Tables> Decision<F> {
+    #[inline(always)]
+    fn just(action: Action) -> Self {
+        Self {
+            action,
+            endpoint: Endpoint::default(),
+            generation: 0,
+        }
+    }
 }
 
 /// A dialled address.
@@ -74,24 +94,19 @@ impl Call {
     }
 
     #[inline(always)]
-    fn v4(&self) -> [u8; 4] {
+    fn v4(&self) -> Address4 {
         // SAFETY: a field of the hook's context.
-        unsafe { read_volatile(addr_of!((*self.0).user_ip4)) }.to_ne_bytes()
+        Address4::from_word(unsafe { read_volatile(addr_of!((*self.0).user_ip4)) })
     }
 
     #[inline(always)]
-    fn set_v4(&self, address: [u8; 4]) {
+    fn set_v4(&self, address: Address4) {
         // SAFETY: a writable field of the hook's context.
-        unsafe {
-            write_volatile(
-                addr_of_mut!((*self.0).user_ip4),
-                u32::from_ne_bytes(address),
-            )
-        };
+        unsafe { write_volatile(addr_of_mut!((*self.0).user_ip4), address.word()) };
     }
 
     #[inline(always)]
-    fn v6(&self) -> [u8; 16] {
+    fn v6(&self) -> Address6 {
         // SAFETY: fields of the hook's context.
         let words = unsafe {
             [
@@ -101,12 +116,12 @@ impl Call {
                 read_volatile(addr_of!((*self.0).user_ip6[3])),
             ]
         };
-        address::from_words(words)
+        Address6::from_words(words)
     }
 
     #[inline(always)]
-    fn set_v6(&self, address: [u8; 16]) {
-        let w = address::words(address);
+    fn set_v6(&self, address: Address6) {
+        let w = address.words();
         // SAFETY: writable fields of the hook's context.
         unsafe {
             write_volatile(addr_of_mut!((*self.0).user_ip6[0]), w[0]);
@@ -118,7 +133,7 @@ impl Call {
 
     /// The IPv4 address inside `::ffff:a.b.c.d`.
     #[inline(always)]
-    fn mapped(&self) -> Option<[u8; 4]> {
+    fn mapped(&self) -> Option<Address4> {
         // SAFETY: fields of the hook's context.
         let (a, b, c) = unsafe {
             (
@@ -129,20 +144,17 @@ impl Call {
         };
         if a == 0 && b == 0 && c == 0xffff_u32.to_be() {
             // SAFETY: as above.
-            return Some(unsafe { read_volatile(addr_of!((*self.0).user_ip6[3])) }.to_ne_bytes());
+            return Some(Address4::from_word(unsafe {
+                read_volatile(addr_of!((*self.0).user_ip6[3]))
+            }));
         }
         None
     }
 
     #[inline(always)]
-    fn set_mapped(&self, address: [u8; 4]) {
+    fn set_mapped(&self, address: Address4) {
         // SAFETY: a writable field of the hook's context.
-        unsafe {
-            write_volatile(
-                addr_of_mut!((*self.0).user_ip6[3]),
-                u32::from_ne_bytes(address),
-            )
-        };
+        unsafe { write_volatile(addr_of_mut!((*self.0).user_ip6[3]), address.word()) };
     }
 
     #[inline(always)]
@@ -243,35 +255,36 @@ impl Call {
 fn decide<F: Tables>(call: &Call, dialled: &Dialled<F>) -> Decision<F> {
     let uses = address_use::<F>(&dialled.address);
     if uses & (address::CLUSTER_IP | address::EXTERNAL | address::NODE) == 0 {
-        return Decision::Leave;
+        return Decision::just(Action::Leave);
     }
     let Some(settings) = settings() else {
-        return Decision::Leave;
+        return Decision::just(Action::Leave);
     };
     let netns = call.netns();
     let host = netns == settings.host_netns;
     if !serves(settings, host) {
-        return Decision::Leave;
+        return Decision::just(Action::Leave);
     }
-    let Some(found) = find(uses, dialled) else {
+    let Some(found) = dialled_frontend::<F>(uses, dialled.address, dialled.port, dialled.protocol)
+    else {
         // An undefined port of a ClusterIP is refused (spec D4); of other addresses it is not ours (D6).
         return if uses & address::CLUSTER_IP != 0 {
-            Decision::Refuse
+            Decision::just(Action::Refuse)
         } else {
-            Decision::Leave
+            Decision::just(Action::Leave)
         };
     };
     // Pods meet source ranges and silent drops on the packet path, where their address is known. The host's
     // own sockets mostly have none, so they are decided here.
     if found.flags & frontend::SOURCE_RANGES != 0 {
         if !host {
-            return Decision::Leave;
+            return Decision::just(Action::Leave);
         }
         if found.flags & frontend::NODE_ALLOWED == 0 {
             return if dialled.protocol == UDP {
-                Decision::Forbid
+                Decision::just(Action::Forbid)
             } else {
-                Decision::Leave
+                Decision::just(Action::Leave)
             };
         }
     }
@@ -282,38 +295,22 @@ fn decide<F: Tables>(call: &Call, dialled: &Dialled<F>) -> Decision<F> {
     } else {
         Set::Cluster
     };
-    match choose::<F>(&found, set, &netns_client(netns)) {
-        Verdict::Translate(endpoint, generation) => Decision::Dial(endpoint, generation),
-        Verdict::Reject => Decision::Refuse,
-        Verdict::Drop if host && dialled.protocol == UDP => Decision::Forbid,
-        Verdict::Drop => Decision::Leave,
+    let choice = choose::<F>(&found, set, &netns_client(netns));
+    match choice.verdict {
+        Verdict::Translate => Decision {
+            action: Action::Dial,
+            endpoint: choice.endpoint,
+            generation: choice.generation,
+        },
+        Verdict::Reject => Decision::just(Action::Refuse),
+        Verdict::Drop if host && dialled.protocol == UDP => Decision::just(Action::Forbid),
+        Verdict::Drop => Decision::just(Action::Leave),
     }
 }
 
 #[inline(always)]
 fn serves(settings: &Settings, host: bool) -> bool {
     settings.flags & SOCKETS_ALL != 0 || (host && settings.flags & SOCKETS_HOST != 0)
-}
-
-/// The frontend of a dialled address; a NodePort is the last resort (spec D9).
-#[inline(always)]
-fn find<F: Tables>(uses: u32, dialled: &Dialled<F>) -> Option<frontend::Frontend> {
-    let mut key = FrontendKey::<F> {
-        address: dialled.address,
-        port: dialled.port,
-        protocol: dialled.protocol,
-        zero: 0,
-    };
-    if uses & (address::CLUSTER_IP | address::EXTERNAL) != 0 {
-        if let Some(found) = frontend(&key) {
-            return Some(found);
-        }
-    }
-    if uses & address::NODE == 0 {
-        return None;
-    }
-    key.address = F::UNSPECIFIED;
-    frontend(&key)
 }
 
 #[inline(always)]
@@ -340,8 +337,13 @@ fn connect<F: Tables>(call: &Call, address: F::Addr, write: impl FnOnce(&Call, F
     if dialled.protocol == 0 {
         return ALLOW;
     }
-    match decide(call, &dialled) {
-        Decision::Leave => {
+    let Decision {
+        action,
+        endpoint,
+        generation,
+    } = decide(call, &dialled);
+    match action {
+        Action::Leave => {
             // A socket that was connected to a service before must not show it any more. TCP sockets
             // cannot do that without closing.
             if dialled.protocol == UDP {
@@ -349,15 +351,15 @@ fn connect<F: Tables>(call: &Call, address: F::Addr, write: impl FnOnce(&Call, F
             }
             ALLOW
         }
-        Decision::Refuse => {
+        Action::Refuse => {
             count(counter::CONNECT_REJECTED);
             call.refuse()
         }
-        Decision::Forbid => {
+        Action::Forbid => {
             count(counter::CONNECT_REJECTED);
             call.forbid()
         }
-        Decision::Dial(endpoint, generation) => {
+        Action::Dial => {
             let wanted = dialled.protocol == UDP
                 || settings().is_some_and(|settings| settings.flags & TCP_PEER_SERVICE != 0);
             if wanted {
@@ -410,17 +412,22 @@ fn sendmsg<F: Tables>(call: &Call, address: F::Addr, write: impl FnOnce(&Call, F
             }
         }
     }
-    match decide(call, &dialled) {
-        Decision::Leave => ALLOW,
-        Decision::Refuse => {
+    let Decision {
+        action,
+        endpoint,
+        generation,
+    } = decide(call, &dialled);
+    match action {
+        Action::Leave => ALLOW,
+        Action::Refuse => {
             count(counter::SENDMSG_REJECTED);
             call.refuse()
         }
-        Decision::Forbid => {
+        Action::Forbid => {
             count(counter::SENDMSG_REJECTED);
             call.forbid()
         }
-        Decision::Dial(endpoint, generation) => {
+        Action::Dial => {
             remember(call, stale, pair(&dialled, &endpoint, generation));
             write(call, endpoint.address);
             call.set_port(endpoint.port);
@@ -521,8 +528,8 @@ fn sender<F: Tables>(call: &Call, address: F::Addr) -> Option<(F::Addr, u16)> {
 }
 
 #[inline(always)]
-fn same(a: &[u8; 16], b: &[u8; 16]) -> bool {
-    let (a, b) = (address::words(*a), address::words(*b));
+fn same(a: &Address6, b: &Address6) -> bool {
+    let (a, b) = (a.words(), b.words());
     (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
 }
 

@@ -1,0 +1,329 @@
+//! The cluster as the API server shows it: four watches, each a complete list followed by changes.
+//!
+//! Objects are converted on receipt and dropped. Nothing is ever reported gone because the API server could not
+//! be reached: the last state stays, for ever (J3).
+
+use std::fmt::Debug;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::StreamExt as _;
+use k8s_openapi::Metadata;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client, Config};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tracing::{debug, info};
+
+use super::connection;
+use super::convert::{Converter, Options};
+use super::outage::{Backoff, Outage};
+use super::{Refused, Source};
+use crate::snapshot::{Event, Kind};
+
+/// A1 as §8 corrects it: Services of other proxies are not ours, whatever the label's value.
+const SERVICE_LABELS: &str = "!service.kubernetes.io/service-proxy-name";
+/// A2.
+const SERVICE_FIELDS: &str = "spec.clusterIP!=None";
+/// §8: for slices the other label alone counts.
+const SLICE_LABELS: &str = "!service.kubernetes.io/headless";
+
+/// Silence within a complete list. Servers older than streaming lists send the objects and then no end mark.
+const LIST_STALL: Duration = Duration::from_secs(20);
+/// A watch that meets no error for this long works. Quiet ones give no other sign.
+const QUIET: Duration = Duration::from_secs(95);
+/// How often to ask again for a kind the server does not know (ServiceCIDR came with 1.33).
+const ABSENT_RETRY: Duration = Duration::from_secs(600);
+
+/// Log filter that keeps kube from telling each failed attempt; [`Outage`] tells of them once a minute.
+pub const LOG_FILTER: &str = "kube_client=error,kube_runtime=error";
+
+/// How to reach the API server, and who asks.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// A kubeconfig file; `None` takes the service account of the pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// Name of our own Node object.
+    pub node_name: String,
+    pub options: Options,
+}
+
+/// A source that watches the API server.
+pub struct KubernetesSource {
+    client: Client,
+    node_name: String,
+    converter: Converter,
+}
+
+impl KubernetesSource {
+    /// Reads the configuration. Does not connect: the API server may come later than we do (spec §3.3).
+    pub async fn new(settings: Settings, refused: Arc<Refused>) -> anyhow::Result<Self> {
+        let config = match &settings.kubeconfig {
+            Some(file) => {
+                let kubeconfig = Kubeconfig::read_from(file)
+                    .with_context(|| format!("cannot read kubeconfig {}: check --kubeconfig", file.display()))?;
+                Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                    .await
+                    .with_context(|| format!("kubeconfig {} is not usable", file.display()))?
+            }
+            None => Config::incluster()
+                .context("no service account found: run in a pod, or give --kubeconfig FILE or --manifests DIR")?,
+        };
+        let client = connection::client(config).context("cannot set up the API client")?;
+        Ok(Self {
+            client,
+            node_name: settings.node_name,
+            converter: Converter::new(settings.options, refused),
+        })
+    }
+}
+
+impl Source for KubernetesSource {
+    async fn run(self, events: mpsc::Sender<Event>) -> anyhow::Result<()> {
+        let Self {
+            client,
+            node_name,
+            converter,
+        } = self;
+        let follower = Follower {
+            converter: Mutex::new(converter),
+            outage: Mutex::new(Outage::default()),
+            events: events.clone(),
+        };
+        let all = async {
+            tokio::join!(
+                follower.follow(services(&client)),
+                follower.follow(slices(&client)),
+                follower.follow(own_node(&client, &node_name)),
+                follower.follow(service_cidrs(&client)),
+            )
+        };
+        tokio::select! {
+            _ = all => {}
+            () = events.closed() => {}
+        }
+        Ok(())
+    }
+}
+
+/// One kind of object to watch.
+struct Watched<K> {
+    kind: Kind,
+    api: Api<K>,
+    config: watcher::Config,
+    /// The server may not have it.
+    optional: bool,
+    convert: fn(&mut Converter, &K) -> Option<Event>,
+    gone: fn(&mut Converter, &ObjectMeta) -> Option<Event>,
+}
+
+fn services(client: &Client) -> Watched<Service> {
+    Watched {
+        kind: Kind::Services,
+        api: Api::all(client.clone()),
+        config: watcher::Config::default()
+            .labels(SERVICE_LABELS)
+            .fields(SERVICE_FIELDS),
+        optional: false,
+        convert: Converter::service,
+        gone: Converter::service_gone,
+    }
+}
+
+fn slices(client: &Client) -> Watched<EndpointSlice> {
+    Watched {
+        kind: Kind::Slices,
+        api: Api::all(client.clone()),
+        config: watcher::Config::default().labels(SLICE_LABELS),
+        optional: false,
+        convert: Converter::slice,
+        gone: Converter::slice_gone,
+    }
+}
+
+fn own_node(client: &Client, name: &str) -> Watched<Node> {
+    Watched {
+        kind: Kind::Node,
+        api: Api::all(client.clone()),
+        config: watcher::Config::default().fields(&format!("metadata.name={name}")),
+        optional: false,
+        convert: Converter::node,
+        gone: Converter::node_gone,
+    }
+}
+
+fn service_cidrs(client: &Client) -> Watched<ServiceCIDR> {
+    Watched {
+        kind: Kind::ServiceCidrs,
+        api: Api::all(client.clone()),
+        config: watcher::Config::default(),
+        optional: true,
+        convert: Converter::service_cidr,
+        gone: Converter::service_cidr_gone,
+    }
+}
+
+/// What the watches share.
+struct Follower {
+    converter: Mutex<Converter>,
+    outage: Mutex<Outage>,
+    events: mpsc::Sender<Event>,
+}
+
+/// Why a watch was given up.
+enum End {
+    /// The server cannot stream lists.
+    NoStreaming,
+    /// A list began and never ended.
+    Stalled,
+    /// The server does not know the kind.
+    Absent,
+    /// Nobody listens to us any more.
+    Closed,
+}
+
+impl Follower {
+    /// Watches one kind until nobody listens.
+    async fn follow<K>(&self, watched: Watched<K>)
+    where
+        K: kube::Resource
+            + Metadata<Ty = ObjectMeta>
+            + Clone
+            + DeserializeOwned
+            + Debug
+            + Send
+            + 'static,
+    {
+        let mut streaming = true;
+        loop {
+            match self.watch(&watched, streaming).await {
+                End::NoStreaming => {
+                    debug!(kind = ?watched.kind, "the server streams no lists: fell back to pages");
+                    streaming = false;
+                }
+                End::Stalled => streaming = !streaming,
+                End::Absent => {
+                    info!(kind = ?watched.kind, "the server does not know this kind: taken for empty");
+                    for event in [Event::Begin(watched.kind), Event::Complete(watched.kind)] {
+                        if self.events.send(event).await.is_err() {
+                            return;
+                        }
+                    }
+                    sleep(ABSENT_RETRY).await;
+                }
+                End::Closed => return,
+            }
+        }
+    }
+
+    async fn watch<K>(&self, watched: &Watched<K>, streaming: bool) -> End
+    where
+        K: kube::Resource
+            + Metadata<Ty = ObjectMeta>
+            + Clone
+            + DeserializeOwned
+            + Debug
+            + Send
+            + 'static,
+    {
+        let kind = watched.kind;
+        let config = watched.config.clone();
+        let config = if streaming {
+            config.streaming_lists()
+        } else {
+            config
+        };
+        let mut stream = pin!(watcher(watched.api.clone(), config));
+        let mut listing = true;
+        let mut backoff = Backoff::default();
+        loop {
+            let limit = if listing { LIST_STALL } else { QUIET };
+            // A timeout loses nothing: the stream keeps the unfinished request.
+            let Ok(next) = timeout(limit, stream.next()).await else {
+                if listing {
+                    self.outage()
+                        .failed(kind, "the server sends no complete list");
+                    return End::Stalled;
+                }
+                self.outage().worked(kind);
+                continue;
+            };
+            let event = match next {
+                Some(Ok(event)) => event,
+                Some(Err(error)) => {
+                    match status_code(&error) {
+                        Some(404) if watched.optional => return End::Absent,
+                        Some(400 | 422) if listing && streaming => return End::NoStreaming,
+                        // Our place in the log of changes was dropped: the watcher lists anew.
+                        Some(410) => {}
+                        _ => self.outage().failed(kind, &error.to_string()),
+                    }
+                    sleep(backoff.next()).await;
+                    continue;
+                }
+                None => return End::Stalled,
+            };
+            self.outage().worked(kind);
+            backoff = Backoff::default();
+            match event {
+                watcher::Event::Init => listing = true,
+                watcher::Event::InitDone => listing = false,
+                _ => {}
+            }
+            if let Some(event) = self.convert(watched, event)
+                && self.events.send(event).await.is_err()
+            {
+                return End::Closed;
+            }
+        }
+    }
+
+    fn convert<K: Metadata<Ty = ObjectMeta>>(
+        &self,
+        watched: &Watched<K>,
+        event: watcher::Event<K>,
+    ) -> Option<Event> {
+        let mut converter = self
+            .converter
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match event {
+            watcher::Event::Init => Some(Event::Begin(watched.kind)),
+            watcher::Event::InitDone => Some(Event::Complete(watched.kind)),
+            watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
+                (watched.convert)(&mut converter, &object)
+            }
+            watcher::Event::Delete(object) => (watched.gone)(&mut converter, object.metadata()),
+        }
+    }
+
+    fn outage(&self) -> std::sync::MutexGuard<'_, Outage> {
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// HTTP status of an answer that is an error.
+fn status_code(error: &watcher::Error) -> Option<u16> {
+    use watcher::Error::{
+        InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed,
+    };
+    match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status)) => Some(status.code),
+        WatchError(status) => Some(status.code),
+        InitialListFailed(_) | WatchStartFailed(_) | WatchFailed(_) | NoResourceVersion => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

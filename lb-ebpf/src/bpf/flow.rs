@@ -1,0 +1,385 @@
+//! The flow table: which translation the packets of a conversation get.
+//!
+//! The record lives under the forward key; the reply key leads to the forward key. A reply entry without its
+//! record is no flow. See `docs/maps.md` for life and size.
+
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use core::ptr::{copy_nonoverlapping, read_volatile, write_volatile};
+use lb_ebpf::abi::endpoint;
+use lb_ebpf::abi::flow::{
+    CLIENT_CLOSED, CLOSED, Flow, FlowKey, HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, MASQUERADED, NEW,
+    POD, key_check,
+};
+use lb_ebpf::abi::settings::Settings;
+use lb_ebpf::abi::{FLOW_SHARDS, TCP, UDP, counter};
+use lb_ebpf::tcp_state::{Speaker, is_clean_syn, next, timeout};
+
+use crate::lookup::endpoint_serves;
+use crate::maps::Tables;
+use crate::report::count;
+use crate::work::Work;
+
+/// `BPF_NOEXIST`.
+const IF_ABSENT: u64 = 1;
+
+/// Other source ports tried when the client's own is taken.
+const PORT_TRIES: u32 = 4;
+
+/// Where a record lies in its table.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<F: Tables>(*mut Flow<F>);
+
+/// Why a flow could not be opened.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Opening {
+    Done,
+    /// The reply key belongs to a live flow.
+    Taken,
+    Full,
+}
+
+#[inline(always)]
+pub(crate) fn slot(check: u32) -> u32 {
+    2 * (check & (FLOW_SHARDS - 1))
+}
+
+/// Writes the key that a flow's replies have where they are translated back.
+#[inline(always)]
+pub(crate) fn write_reply_key<F: Tables>(out: &mut FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) {
+    out.source = flow.new_destination;
+    out.destination = if flow.flags & MASQUERADE != 0 {
+        key.source
+    } else {
+        flow.new_source
+    };
+    out.source_port = flow.new_destination_port;
+    out.destination_port = flow.new_source_port;
+    out.protocol = key.protocol;
+    out.scope = key.scope;
+    out.zero = 0;
+}
+
+/// Writes the key of a masqueraded flow's packets as they leave, the client's address still in them.
+#[inline(always)]
+fn write_leaving_key<F: Tables>(out: &mut FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) {
+    out.source = key.source;
+    out.destination = flow.new_destination;
+    out.source_port = flow.new_source_port;
+    out.destination_port = flow.new_destination_port;
+    out.protocol = key.protocol;
+    out.scope = MASQUERADED;
+    out.zero = 0;
+}
+
+/// Writes the key of a masqueraded flow's replies as they come in, addressed to this node.
+#[inline(always)]
+fn write_returning_key<F: Tables>(out: &mut FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) {
+    out.source = flow.new_destination;
+    out.destination = flow.new_source;
+    out.source_port = flow.new_destination_port;
+    out.destination_port = flow.new_source_port;
+    out.protocol = key.protocol;
+    out.scope = MASQUERADED;
+    out.zero = 0;
+}
+
+/// Whether `reply` is one of the flow's further keys. The entry that led here may have been reused.
+#[inline(always)]
+fn answers<F: Tables>(reply: &FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) -> bool {
+    if reply.scope == MASQUERADED
+        && reply.source == key.source
+        && reply.destination == flow.new_destination
+    {
+        // The packets as they leave.
+        return reply.source_port == flow.new_source_port
+            && reply.destination_port == flow.new_destination_port;
+    }
+    let masqueraded = flow.flags & MASQUERADE != 0;
+    let destination = if masqueraded && reply.scope != MASQUERADED {
+        key.source
+    } else {
+        flow.new_source
+    };
+    reply.source == flow.new_destination
+        && reply.destination == destination
+        && reply.source_port == flow.new_destination_port
+        && reply.destination_port == flow.new_source_port
+}
+
+/// Removes an entry of the reply table if it names `key`.
+#[inline(always)]
+fn release<F: Tables>(reply: &FlowKey<F>, key: &FlowKey<F>) {
+    if let Some(table) = F::replies().get(slot(key_check(reply))) {
+        if let Some(entry) = table.get_ptr(reply) {
+            // SAFETY: an element of the table; if it changed hands just now the comparison fails.
+            if unsafe { *entry == *key } {
+                let _ = table.remove(reply);
+            }
+        }
+    }
+}
+
+/// Removes the reply entries of a flow. `reply` is overwritten.
+#[inline(never)]
+pub(crate) fn release_replies<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut FlowKey<F>) {
+    write_reply_key(reply, flow, key);
+    release(reply, key);
+    if flow.flags & MASQUERADE != 0 {
+        write_leaving_key(reply, flow, key);
+        release(reply, key);
+        write_returning_key(reply, flow, key);
+        release(reply, key);
+    }
+}
+
+/// Copies the record under `key`, live or not, to `out`.
+#[inline(always)]
+pub(crate) fn find<F: Tables>(key: &FlowKey<F>, out: &mut Flow<F>) -> Option<Place<F>> {
+    let check = key_check(key);
+    let at = F::flows().get(slot(check))?.get_ptr_mut(key)?;
+    // SAFETY: an element of the table; `check`, read last, tells whether it was reused meanwhile.
+    let read = unsafe {
+        copy_nonoverlapping(at.cast_const(), out, 1);
+        read_volatile(&raw const (*at).check)
+    };
+    (read == check).then_some(Place(at))
+}
+
+/// Removes a flow: first the record, so that nobody finds half a flow, then the entries that name it. `reply`
+/// is overwritten.
+#[inline(always)]
+pub(crate) fn remove<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut FlowKey<F>) {
+    if let Some(table) = F::flows().get(slot(key_check(key))) {
+        let _ = table.remove(key);
+    }
+    release_replies(key, flow, reply);
+}
+
+impl<F: Tables> Place<F> {
+    /// Notes a packet: its time, at most once a second, and what its flags say. `flow` is the copy.
+    #[inline(always)]
+    pub(crate) fn touch(
+        &self,
+        flow: &Flow<F>,
+        protocol: u8,
+        flags: u8,
+        speaker: Speaker,
+        now: u32,
+    ) {
+        let state = next(flow.state, protocol, flags, speaker);
+        // SAFETY: the element may have been reused for another flow; then that one lives a little longer or
+        // shorter, which its own next packet puts right.
+        unsafe {
+            if state != flow.state {
+                write_volatile(&raw mut (*self.0).state, state);
+            }
+            if flow.last_seen != now && flow.state != CLOSED {
+                write_volatile(&raw mut (*self.0).last_seen, now);
+            }
+        }
+    }
+}
+
+/// Whether a flow still stands, for a packet of its client.
+#[inline(always)]
+pub(crate) fn lives<F: Tables>(
+    flow: &Flow<F>,
+    settings: &Settings,
+    protocol: u8,
+    flags: u8,
+    now: u32,
+) -> bool {
+    if now.saturating_sub(flow.last_seen) > timeout(settings, protocol, flow.state) {
+        return false;
+    }
+    match protocol {
+        // A new connection on the ports of one that is closing, or a SYN repeated towards an endpoint that is
+        // gone meanwhile.
+        TCP if is_clean_syn(flags) => {
+            if flow.state == NEW {
+                endpoint_serves(flow.endpoint, flow.endpoint_generation)
+            } else {
+                flow.state < CLIENT_CLOSED
+            }
+        }
+        // UDP follows its service (spec E13), TCP stays (E12).
+        UDP => endpoint_serves(flow.endpoint, flow.endpoint_generation),
+        _ => true,
+    }
+}
+
+impl<F: Tables> Work<F> {
+    /// The packet's key in `scope`.
+    #[inline(always)]
+    pub(crate) fn set_key(&mut self, scope: u8) {
+        self.key.source = self.network.source;
+        self.key.destination = self.network.destination;
+        self.key.source_port = self.transport.source_port;
+        self.key.destination_port = self.transport.destination_port;
+        self.key.protocol = self.network.protocol;
+        self.key.scope = scope;
+        self.key.zero = 0;
+    }
+
+    /// The flow whose replies have `reply`: its forward key and record.
+    #[inline(always)]
+    pub(crate) fn find_reply(&mut self) -> Option<Place<F>> {
+        let entry = F::replies()
+            .get(slot(key_check(&self.reply)))?
+            .get_ptr(&self.reply)?;
+        // SAFETY: an element of the table; whether the copy is whole shows in the record it leads to.
+        unsafe { copy_nonoverlapping(entry, &raw mut self.forward, 1) };
+        let place = find(&self.forward, &mut self.flow)?;
+        answers(&self.reply, &self.flow, &self.forward).then_some(place)
+    }
+
+    /// Opens a flow for the packet's key towards the chosen endpoint. On [`Opening::Done`], `flow` is the record in force: ours, or that of another CPU that
+    /// opened the same flow first.
+    #[inline(always)]
+    pub(crate) fn open(&mut self, settings: &Settings, now: u32) -> Opening {
+        let (chosen, masquerade) = (&self.endpoint, self.masquerade);
+        let hairpin = chosen.address == self.key.source && self.key.scope == POD;
+        let flow = &mut self.flow;
+        flow.new_source = if hairpin {
+            self.key.destination
+        } else if masquerade {
+            self.masquerade_address
+        } else {
+            self.key.source
+        };
+        flow.new_destination = chosen.address;
+        flow.new_source_port = self.key.source_port;
+        flow.new_destination_port = chosen.port;
+        flow.state = NEW;
+        flow.flags = if hairpin {
+            HAIRPIN
+        } else if masquerade {
+            MASQUERADE
+        } else {
+            0
+        };
+        if chosen.flags & endpoint::LOCAL != 0 {
+            flow.flags |= LOCAL_ENDPOINT;
+        }
+        flow.zero = 0;
+        flow.service = chosen.service;
+        flow.endpoint = chosen.id;
+        flow.endpoint_generation = self.generation;
+        flow.last_seen = now;
+        flow.created = now;
+        flow.check = key_check(&self.key);
+        if flow.flags & MASQUERADE == 0 {
+            write_reply_key(&mut self.reply, &self.flow, &self.key);
+            match self.claim(settings, now) {
+                Opening::Done => return self.enter(),
+                Opening::Full => return Opening::Full,
+                Opening::Taken => count(counter::REPLY_CONFLICT),
+            }
+        }
+        self.open_with_other_port(settings, now)
+    }
+
+    /// Looks for a source port from the pool, and opens the flow with it.
+    #[inline(always)]
+    fn open_with_other_port(&mut self, settings: &Settings, now: u32) -> Opening {
+        let first = settings.nat_port_first;
+        let size = u32::from(settings.nat_port_last.wrapping_sub(first)) + 1;
+        if first == 0 {
+            return Opening::Full;
+        }
+        // SAFETY: the helper has no preconditions.
+        let random = u64::from(unsafe { bpf_get_prandom_u32() });
+        let mut offset = ((random * u64::from(size)) >> 32) as u32;
+        for _ in 0..PORT_TRIES {
+            self.flow.new_source_port = first.wrapping_add(offset as u16);
+            if self.claim_all(settings, now) {
+                return self.enter();
+            }
+            offset = if offset + 1 < size { offset + 1 } else { 0 };
+        }
+        Opening::Full
+    }
+
+    /// Claims every reply key of the flow, or none.
+    #[inline(always)]
+    fn claim_all(&mut self, settings: &Settings, now: u32) -> bool {
+        write_reply_key(&mut self.reply, &self.flow, &self.key);
+        if self.claim(settings, now) != Opening::Done {
+            return false;
+        }
+        if self.flow.flags & MASQUERADE == 0 {
+            return true;
+        }
+        write_returning_key(&mut self.reply, &self.flow, &self.key);
+        if self.claim(settings, now) == Opening::Done {
+            write_leaving_key(&mut self.reply, &self.flow, &self.key);
+            if self.claim(settings, now) == Opening::Done {
+                return true;
+            }
+        }
+        release_replies(&self.key, &self.flow, &mut self.reply);
+        false
+    }
+
+    /// Enters `reply`. An entry held by a flow that is gone or closing is taken over.
+    ///
+    /// Out of line, as it is called from several places and is large.
+    #[inline(never)]
+    fn claim(&mut self, settings: &Settings, now: u32) -> Opening {
+        let Some(table) = F::replies().get(slot(key_check(&self.reply))) else {
+            return Opening::Full;
+        };
+        if table.insert(&self.reply, &self.key, IF_ABSENT).is_ok() {
+            return Opening::Done;
+        }
+        let Some(entry) = table.get_ptr(&self.reply) else {
+            return Opening::Full;
+        };
+        // SAFETY: an element of the table; a torn copy leads to no record or to one that does not fit.
+        unsafe { copy_nonoverlapping(entry, &raw mut self.forward, 1) };
+        if self.forward == self.key {
+            return Opening::Done;
+        }
+        if find(&self.forward, &mut self.other).is_some()
+            && answers(&self.reply, &self.other, &self.forward)
+        {
+            let resting = now.saturating_sub(self.other.last_seen);
+            if resting <= timeout(settings, self.key.protocol, self.other.state)
+                && self.other.state < CLOSED
+            {
+                return Opening::Taken;
+            }
+            if let Some(table) = F::flows().get(slot(key_check(&self.forward))) {
+                let _ = table.remove(&self.forward);
+            }
+        }
+        if table.insert(&self.reply, &self.key, 0).is_ok() {
+            Opening::Done
+        } else {
+            Opening::Full
+        }
+    }
+
+    /// Enters the record under the packet's key, after its reply keys.
+    #[inline(always)]
+    fn enter(&mut self) -> Opening {
+        let Some(table) = F::flows().get(slot(self.flow.check)) else {
+            return Opening::Full;
+        };
+        if table.insert(&self.key, &self.flow, IF_ABSENT).is_ok() {
+            count(counter::FLOW_CREATED);
+            return Opening::Done;
+        }
+        // Another CPU was first, or the table is full: our entries must go, unless they are also the other's.
+        if find(&self.key, &mut self.other).is_none() {
+            release_replies(&self.key, &self.flow, &mut self.reply);
+            return Opening::Full;
+        }
+        if !answers(&self.reply, &self.other, &self.key) {
+            release_replies(&self.key, &self.flow, &mut self.reply);
+        }
+        self.flow = self.other;
+        Opening::Done
+    }
+}

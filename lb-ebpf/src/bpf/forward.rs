@@ -1,0 +1,157 @@
+//! A packet of a known flow on its way.
+
+use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
+use aya_ebpf::helpers::generated::bpf_fib_lookup;
+use core::mem::zeroed;
+use core::ptr::read_volatile;
+use lb_ebpf::abi::family::{Family, V4, V6};
+use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT, MASQUERADE};
+
+use crate::maps::{DEVICES, Tables};
+use crate::rewrite::{End, Rewrite, rewrite};
+use crate::skb::Skb;
+use crate::work::Work;
+use crate::{DROP, NEXT};
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// Sends a client's packet on to its endpoint, by the flow at hand.
+#[inline(never)]
+pub(crate) fn to_endpoint<F: Rewrite + Route>(skb: Skb) -> i32 {
+    let Some(work) = F::work() else { return DROP };
+    let (network, transport, flow) = (&work.network, &work.transport, &work.flow);
+    let source = if flow.flags & MASQUERADE != 0 {
+        network.source
+    } else {
+        flow.new_source
+    };
+    if !rewrite(
+        &skb,
+        network,
+        transport,
+        End::Destination,
+        flow.new_destination,
+        flow.new_destination_port,
+    ) || !rewrite(
+        &skb,
+        network,
+        transport,
+        End::Source,
+        source,
+        flow.new_source_port,
+    ) {
+        return DROP;
+    }
+    if flow.flags & HAIRPIN != 0 {
+        return turn_around(&skb);
+    }
+    if flow.flags & LOCAL_ENDPOINT != 0 {
+        switch_to_endpoint::<F>(&skb, network.source, flow.new_destination);
+    }
+    NEXT
+}
+
+/// Gives a pod its answer to itself. As it sees the service's address as its peer, the answer is addressed
+/// there and comes to ingress like any packet of a client.
+#[inline(always)]
+pub(crate) fn back_to_client<F: Rewrite>(skb: Skb, work: &Work<F>) -> i32 {
+    let (network, transport, to) = (&work.network, &work.transport, &work.forward);
+    if !rewrite(
+        &skb,
+        network,
+        transport,
+        End::Source,
+        to.destination,
+        to.destination_port,
+    ) || !rewrite(
+        &skb,
+        network,
+        transport,
+        End::Destination,
+        to.source,
+        to.source_port,
+    ) {
+        return DROP;
+    }
+    turn_around(&skb)
+}
+
+/// Back out of the device the packet came in on, to the pod.
+#[inline(always)]
+pub(crate) fn turn_around(skb: &Skb) -> i32 {
+    let Some(macs) = skb.load::<[u8; 12]>(0) else {
+        return DROP;
+    };
+    let swapped = [
+        macs[6], macs[7], macs[8], macs[9], macs[10], macs[11], macs[0], macs[1], macs[2], macs[3],
+        macs[4], macs[5],
+    ];
+    if !skb.store(0, &swapped) {
+        return DROP;
+    }
+    skb.send_back()
+}
+
+/// On a bridge, addresses the frame to an endpoint on the same bridge.
+///
+/// The pod sent it to its gateway, so it would be routed while the answer is switched: a firewall that tracks
+/// connections would see half of it. With the neighbour unknown this one packet is routed.
+#[inline(always)]
+fn switch_to_endpoint<F: Route>(skb: &Skb, source: F::Addr, destination: F::Addr) {
+    let Some(device) = DEVICES.get_ptr(skb.device()) else {
+        return;
+    };
+    // SAFETY: an element of the table, which changes only with the device.
+    let bridge = unsafe { read_volatile(&raw const (*device).bridge) };
+    if bridge == 0 {
+        return;
+    }
+    // SAFETY: all fields may be zero.
+    let mut route: FibLookup = unsafe { zeroed() };
+    F::fill(&mut route, source, destination);
+    route.ifindex = bridge;
+    // SAFETY: `route` is readable and writable for its size.
+    let result = unsafe {
+        bpf_fib_lookup(
+            skb.raw().cast(),
+            &raw mut route,
+            size_of::<FibLookup>() as i32,
+            0,
+        )
+    };
+    if result == 0 && route.ifindex == bridge {
+        skb.store(0, &route.dmac);
+    }
+}
+
+/// Addresses of a route lookup.
+pub(crate) trait Route: Tables {
+    fn fill(route: &mut FibLookup, source: Self::Addr, destination: Self::Addr);
+}
+
+impl Route for V4 {
+    #[inline(always)]
+    fn fill(
+        route: &mut FibLookup,
+        source: <V4 as Family>::Addr,
+        destination: <V4 as Family>::Addr,
+    ) {
+        route.family = AF_INET;
+        route.__bindgen_anon_3.ipv4_src = source.word();
+        route.__bindgen_anon_4.ipv4_dst = destination.word();
+    }
+}
+
+impl Route for V6 {
+    #[inline(always)]
+    fn fill(
+        route: &mut FibLookup,
+        source: <V6 as Family>::Addr,
+        destination: <V6 as Family>::Addr,
+    ) {
+        route.family = AF_INET6;
+        route.__bindgen_anon_3.ipv6_src = source.words();
+        route.__bindgen_anon_4.ipv6_dst = destination.words();
+    }
+}

@@ -1,0 +1,298 @@
+//! What clients send: pods, met on ingress of the host side of their veths, and others, met on ingress of an
+//! uplink. The scope of a packet says which.
+//!
+//! Packet → is the address ours? → flow → frontend → endpoint → new flow → rewrite → onwards.
+
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, NODE, TOMBSTONE};
+use lb_ebpf::abi::family::{Family, V4, V6};
+use lb_ebpf::abi::flow::{HAIRPIN, OUTSIDE, POD};
+use lb_ebpf::abi::frontend::{KIND, LOCAL_POLICY, SOURCE_RANGES};
+use lb_ebpf::abi::settings::Settings;
+use lb_ebpf::abi::socket::TombstoneKey;
+use lb_ebpf::abi::{TCP, UDP, counter, frontend};
+use lb_ebpf::tcp_state::{Speaker, is_clean_syn};
+
+use crate::answer::{Answer, reject};
+use crate::flow::{Opening, find, lives, remove};
+use crate::forward::{back_to_client, to_endpoint};
+use crate::header::{IPV4, IPV6, NETWORK, Network, transport};
+use crate::icmp_error;
+use crate::lookup::{address_use, dialled_frontend, now, settings};
+use crate::maps::{TOMBSTONES, Tables};
+use crate::masquerade::{self, returns};
+use crate::report::count;
+use crate::select::{Set, Verdict, choose};
+use crate::skb::Skb;
+use crate::source_range::admitted;
+use crate::work::Work;
+use crate::{DROP, NEXT};
+
+/// Steps that a function asks its caller to take, so that their stacks do not add up. Far from any action's
+/// number.
+mod step {
+    pub(super) const NEW_FLOW: i32 = 100;
+    pub(super) const OPEN: i32 = 103;
+    pub(super) const OTHER_PROTOCOL: i32 = 104;
+    pub(super) const TO_ENDPOINT: i32 = 101;
+    pub(super) const REJECT: i32 = 102;
+}
+
+/// Entry point.
+#[inline(always)]
+pub(crate) fn ingress<const SCOPE: u8>(skb: &Skb) -> i32 {
+    match skb.ethertype() {
+        IPV4 => run::<V4, SCOPE>(*skb),
+        IPV6 => run::<V6, SCOPE>(*skb),
+        _ => NEXT,
+    }
+}
+
+#[inline(always)]
+fn run<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
+    let mut action = known_flow::<F, SCOPE>(skb);
+    if action == step::OTHER_PROTOCOL {
+        action = other_protocol::<F, SCOPE>(skb);
+    }
+    if action == step::NEW_FLOW {
+        action = new_flow::<F, SCOPE>(skb);
+        if action == step::OPEN {
+            action = open_flow::<F>(skb);
+        }
+    }
+    match action {
+        step::TO_ENDPOINT => to_endpoint::<F>(skb),
+        step::REJECT => reject::<F>(skb),
+        _ => action,
+    }
+}
+
+/// Finds out what the packet is, and its flow if it has one.
+#[inline(never)]
+fn known_flow<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
+    let (Some(settings), Some(work)) = (settings(), F::work()) else {
+        return NEXT;
+    };
+    let Some(network) = F::network(&skb, NETWORK) else {
+        count(counter::MALFORMED);
+        return NEXT;
+    };
+    let uses = address_use::<F>(&network.destination);
+    if uses == 0 {
+        return unknown_address::<F>(settings, &network);
+    }
+    work.network = network;
+    if network.protocol != TCP && network.protocol != UDP {
+        work.uses = uses;
+        return step::OTHER_PROTOCOL;
+    }
+    let Some(transport) = transport(&skb, &network, SCOPE) else {
+        return NEXT;
+    };
+    work.transport = transport;
+    if SCOPE == OUTSIDE && returns(settings, uses, transport.destination_port) {
+        if let Some(action) = masquerade::unmask_destination(&skb, work) {
+            return action;
+        }
+    }
+    work.set_key(SCOPE);
+    let now = now();
+    if let Some(place) = find(&work.key, &mut work.flow) {
+        if lives(&work.flow, settings, network.protocol, transport.flags, now) {
+            place.touch(
+                &work.flow,
+                network.protocol,
+                transport.flags,
+                Speaker::Client,
+                now,
+            );
+            return step::TO_ENDPOINT;
+        }
+        if network.protocol == UDP {
+            count(counter::FLOW_MOVED);
+        }
+        remove(&work.key, &work.flow, &mut work.reply);
+    }
+    work.uses = uses;
+    step::NEW_FLOW
+}
+
+/// The first packet of a flow.
+#[inline(never)]
+fn new_flow<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
+    let (Some(settings), Some(work)) = (settings(), F::work()) else {
+        return NEXT;
+    };
+    let uses = work.uses;
+    let now = now();
+    let (protocol, flags) = (work.network.protocol, work.transport.flags);
+    if SCOPE == POD {
+        // What a pod answers to itself also comes in here (see `forward`).
+        work.reply = work.key;
+        if let Some(place) = work.find_reply() {
+            if work.flow.flags & HAIRPIN != 0 {
+                place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
+                return back_to_client(skb, work);
+            }
+        }
+    }
+    if !work.transport.present {
+        return NEXT;
+    }
+    let dialled = work.network.destination;
+    let found = if uses & (CLUSTER_IP | EXTERNAL | NODE) == 0 {
+        None
+    } else {
+        dialled_frontend::<F>(uses, dialled, work.transport.destination_port, protocol)
+    };
+    let Some(found) = found else {
+        return no_frontend(work, uses, settings);
+    };
+    if found.flags & SOURCE_RANGES != 0 && !admitted::<F>(found.service, work.network.source) {
+        count(counter::SOURCE_RANGE_DROPPED);
+        return DROP;
+    }
+    // A segment of a connection we never saw open belongs to somebody else, such as the proxy that ran here
+    // before us.
+    if protocol == TCP && !is_clean_syn(flags) {
+        return NEXT;
+    }
+    let internal = found.flags & KIND == frontend::CLUSTER_IP;
+    let local_policy = found.flags & LOCAL_POLICY != 0;
+    // The external policy does not bind local pods (spec D13).
+    let set = if local_policy && (internal || SCOPE == OUTSIDE) {
+        Set::Local
+    } else {
+        Set::Cluster
+    };
+    let choice = choose::<F>(&found, set, &F::wide(work.network.source));
+    match choice.verdict {
+        Verdict::Reject => return step::REJECT,
+        Verdict::Drop => {
+            count(counter::PACKET_DROPPED);
+            return DROP;
+        }
+        Verdict::Translate => {}
+    }
+    work.masquerade =
+        masquerade::wanted::<SCOPE>(settings, internal, local_policy, choice.endpoint.flags);
+    work.endpoint = choice.endpoint;
+    work.generation = choice.generation;
+    step::OPEN
+}
+
+/// Enters the new flow.
+#[inline(never)]
+fn open_flow<F: Answer>(skb: Skb) -> i32 {
+    let (Some(settings), Some(work)) = (settings(), F::work()) else {
+        return NEXT;
+    };
+    if work.masquerade && !masquerade::choose_address(skb, work) {
+        count(counter::NO_SOURCE_ADDRESS);
+        return DROP;
+    }
+    if work.open(settings, now()) != Opening::Done {
+        count(counter::FLOW_TABLE_FULL);
+        return DROP;
+    }
+    step::TO_ENDPOINT
+}
+
+/// A service's address, but no service port there; or an address with another past.
+#[inline(always)]
+fn no_frontend<F: ServiceCidrs>(work: &Work<F>, uses: u32, settings: &Settings) -> i32 {
+    if uses & CLUSTER_IP != 0 {
+        return step::REJECT;
+    }
+    let network = &work.network;
+    if uses & TOMBSTONE != 0 && network.protocol == UDP {
+        let key = TombstoneKey {
+            address: F::wide(network.destination),
+            port: work.transport.destination_port,
+            protocol: UDP,
+            zero: 0,
+        };
+        if TOMBSTONES
+            .get(0)
+            .is_some_and(|table| table.get_ptr(key).is_some())
+        {
+            count(counter::TOMBSTONE_REJECTED);
+            return step::REJECT;
+        }
+    }
+    if uses & (EXTERNAL | NODE) != 0 {
+        return NEXT;
+    }
+    unknown_address::<F>(settings, network)
+}
+
+/// Not TCP or UDP.
+#[inline(always)]
+fn other_protocol<F: Answer, const SCOPE: u8>(skb: Skb) -> i32 {
+    let Some(work) = F::work() else {
+        return NEXT;
+    };
+    if work.network.protocol == F::ICMP {
+        let action = icmp_error::from_client::<F, SCOPE>(skb, work);
+        if action != icmp_error::NOT_OURS {
+            return action;
+        }
+    }
+    if work.uses & CLUSTER_IP == 0 {
+        return NEXT;
+    }
+    // Echo and the rest are refused, as nftables does (spec E18, D4).
+    step::REJECT
+}
+
+/// An address that no service has now: dropped if it is one of the service CIDRs' (spec D5).
+#[inline(always)]
+fn unknown_address<F: ServiceCidrs>(settings: &Settings, network: &Network<F>) -> i32 {
+    if F::in_service_cidr(settings, network.destination) {
+        count(counter::CIDR_DROPPED);
+        return DROP;
+    }
+    NEXT
+}
+
+/// Membership in the service CIDRs.
+trait ServiceCidrs: Tables {
+    fn in_service_cidr(settings: &Settings, address: Self::Addr) -> bool;
+}
+
+impl ServiceCidrs for V4 {
+    #[inline(always)]
+    fn in_service_cidr(settings: &Settings, address: <V4 as Family>::Addr) -> bool {
+        for prefix in &settings.service_cidrs4 {
+            let mask = prefix.mask.word();
+            if mask == 0 {
+                return false;
+            }
+            if address.word() & mask == prefix.address.word() {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+impl ServiceCidrs for V6 {
+    #[inline(always)]
+    fn in_service_cidr(settings: &Settings, address: <V6 as Family>::Addr) -> bool {
+        let a = address.words();
+        for prefix in &settings.service_cidrs6 {
+            let (m, p) = (prefix.mask.words(), prefix.address.words());
+            if m[0] == 0 {
+                return false;
+            }
+            if (a[0] & m[0]) ^ p[0]
+                | (a[1] & m[1]) ^ p[1]
+                | (a[2] & m[2]) ^ p[2]
+                | (a[3] & m[3]) ^ p[3]
+                == 0
+            {
+                return true;
+            }
+        }
+        false
+    }
+}

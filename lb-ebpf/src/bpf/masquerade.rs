@@ -1,0 +1,162 @@
+//! Flows whose packets reach the endpoint from an address of this node, so that its answers come back here
+//! (spec §1.E.1).
+//!
+//! Where such a flow is met its destination is replaced and its source *port*, by one from our own pool. The
+//! source address follows on egress of the device the packet leaves by, after the host has routed, fragmented
+//! and filtered it. Answers get the client's address back on ingress, and the service's where the flow was met.
+
+use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
+use aya_ebpf::helpers::generated::bpf_fib_lookup;
+use core::mem::zeroed;
+use core::ptr::read_volatile;
+use lb_ebpf::abi::address::{NODE, NODE_LOCAL};
+use lb_ebpf::abi::endpoint::LOCAL;
+use lb_ebpf::abi::family::{Family, V4, V6};
+use lb_ebpf::abi::flow::{MASQUERADED, OUTSIDE};
+use lb_ebpf::abi::settings::{MASQUERADE_ALL, Settings};
+use lb_ebpf::tcp_state::Speaker;
+
+use crate::forward::Route;
+use crate::lookup::now;
+use crate::maps::DEVICES;
+use crate::rewrite::{End, Rewrite, rewrite};
+use crate::skb::Skb;
+use crate::work::Work;
+use crate::{DROP, NEXT};
+
+/// Whether a new flow is masqueraded. Towards an endpoint of this node the client's address is kept.
+#[inline(always)]
+pub(crate) fn wanted<const SCOPE: u8>(
+    settings: &Settings,
+    internal: bool,
+    local_policy: bool,
+    endpoint_flags: u16,
+) -> bool {
+    if endpoint_flags & LOCAL != 0 {
+        return false;
+    }
+    if internal {
+        SCOPE == OUTSIDE || settings.flags & MASQUERADE_ALL != 0
+    } else {
+        !local_policy
+    }
+}
+
+/// Whether a port lies in our pool.
+#[inline(always)]
+fn pooled(settings: &Settings, port: u16) -> bool {
+    port >= settings.nat_port_first
+        && port <= settings.nat_port_last
+        && settings.nat_port_first != 0
+}
+
+/// Whether a packet may be an answer to a masqueraded flow.
+#[inline(always)]
+pub(crate) fn returns(settings: &Settings, uses: u32, destination_port: u16) -> bool {
+    uses & (NODE | NODE_LOCAL) != 0 && pooled(settings, destination_port)
+}
+
+/// Gives an answer to a masqueraded flow its client's address back; the host then routes it there. `None`: the
+/// packet is something else.
+#[inline(always)]
+pub(crate) fn unmask_destination<F: Rewrite>(skb: &Skb, work: &mut Work<F>) -> Option<i32> {
+    work.set_key(MASQUERADED);
+    work.reply = work.key;
+    let place = work.find_reply()?;
+    place.touch(
+        &work.flow,
+        work.key.protocol,
+        work.transport.flags,
+        Speaker::Endpoint,
+        now(),
+    );
+    let port = work.transport.destination_port;
+    let done = rewrite(
+        skb,
+        &work.network,
+        &work.transport,
+        End::Destination,
+        work.forward.source,
+        port,
+    );
+    Some(if done { NEXT } else { DROP })
+}
+
+/// Puts this node's address into a packet of a masqueraded flow that leaves. `None`: the packet is something
+/// else.
+#[inline(always)]
+pub(crate) fn mask_source<F: Rewrite>(
+    skb: &Skb,
+    settings: &Settings,
+    work: &mut Work<F>,
+) -> Option<i32> {
+    if !pooled(settings, work.transport.source_port) {
+        return None;
+    }
+    work.set_key(MASQUERADED);
+    work.reply = work.key;
+    work.find_reply()?;
+    let port = work.transport.source_port;
+    let done = rewrite(
+        skb,
+        &work.network,
+        &work.transport,
+        End::Source,
+        work.flow.new_source,
+        port,
+    );
+    Some(if done { NEXT } else { DROP })
+}
+
+/// Chooses the address that the new flow is masqueraded with: that of the device it will leave by
+/// (spec E2), else that of the device it came in on.
+#[inline(never)]
+pub(crate) fn choose_address<F: NodeAddress>(skb: Skb, work: &mut Work<F>) -> bool {
+    // SAFETY: all fields may be zero.
+    let mut route: FibLookup = unsafe { zeroed() };
+    F::fill(&mut route, work.network.source, work.endpoint.address);
+    route.ifindex = skb.device();
+    // SAFETY: `route` is readable and writable for its size.
+    unsafe {
+        bpf_fib_lookup(
+            skb.raw().cast(),
+            &raw mut route,
+            size_of::<FibLookup>() as i32,
+            0,
+        )
+    };
+    let mut found = F::of_device(route.ifindex);
+    if found == F::UNSPECIFIED {
+        found = F::of_device(skb.device());
+    }
+    work.masquerade_address = found;
+    found != F::UNSPECIFIED
+}
+
+/// Addresses of devices.
+pub(crate) trait NodeAddress: Route {
+    /// The address that flows leaving by a device are masqueraded with.
+    fn of_device(device: u32) -> Self::Addr;
+}
+
+impl NodeAddress for V4 {
+    #[inline(always)]
+    fn of_device(device: u32) -> <V4 as Family>::Addr {
+        match DEVICES.get_ptr(device) {
+            // SAFETY: an element of the table, which changes only with the device.
+            Some(device) => unsafe { read_volatile(&raw const (*device).address4) },
+            None => V4::UNSPECIFIED,
+        }
+    }
+}
+
+impl NodeAddress for V6 {
+    #[inline(always)]
+    fn of_device(device: u32) -> <V6 as Family>::Addr {
+        match DEVICES.get_ptr(device) {
+            // SAFETY: as above.
+            Some(device) => unsafe { read_volatile(&raw const (*device).address6) },
+            None => V6::UNSPECIFIED,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Changing addresses and ports of a packet, and the checksums that cover them.
+//!
+//! Always through the checksum helpers, never by direct writes: only they know about a checksum that the
+//! sender left to the device (`CHECKSUM_PARTIAL`), which direct writes would spoil unseen.
+
+use lb_ebpf::abi::family::{Family, V4, V6};
+use lb_ebpf::abi::{TCP, UDP};
+
+use crate::header::{Network, Transport, Wire};
+use crate::skb::{PSEUDO, Skb, ZERO_IS_NONE};
+
+/// Which end of a packet is changed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Source,
+    Destination,
+}
+
+/// Where a packet's transport checksum is, and how it counts. Not an `Option` of a pair: the compiler would
+/// copy the pair uninitialised, which the verifier refuses.
+#[derive(Clone, Copy)]
+pub(crate) struct Checksum {
+    /// Offset in the packet; 0 if there is none.
+    pub(crate) offset: u32,
+    /// Flags of the checksum helper.
+    pub(crate) flags: u64,
+}
+
+impl Checksum {
+    pub(crate) const NONE: Self = Self {
+        offset: 0,
+        flags: 0,
+    };
+}
+
+/// Rewrites on the wire.
+pub(crate) trait Rewrite: Wire {
+    /// Replaces the address of one end; `checksum` is the offset of the transport checksum, if the packet
+    /// has one, and `flags` how it counts.
+    fn address(
+        skb: &Skb,
+        network: u32,
+        end: End,
+        old: Self::Addr,
+        new: Self::Addr,
+        checksum: Checksum,
+    ) -> bool;
+}
+
+impl Rewrite for V4 {
+    #[inline(always)]
+    fn address(
+        skb: &Skb,
+        network: u32,
+        end: End,
+        old: <V4 as Family>::Addr,
+        new: <V4 as Family>::Addr,
+        checksum: Checksum,
+    ) -> bool {
+        if checksum.offset != 0 {
+            if !skb.replace_l4(
+                checksum.offset,
+                old.word(),
+                new.word(),
+                4,
+                checksum.flags | PSEUDO,
+            ) {
+                return false;
+            }
+        }
+        let at = if end == End::Source { 12 } else { 16 };
+        skb.replace_l3(network + 10, old.word(), new.word()) && skb.store(network + at, &new)
+    }
+}
+
+impl Rewrite for V6 {
+    #[inline(always)]
+    fn address(
+        skb: &Skb,
+        network: u32,
+        end: End,
+        old: <V6 as Family>::Addr,
+        new: <V6 as Family>::Addr,
+        checksum: Checksum,
+    ) -> bool {
+        if checksum.offset != 0 {
+            if !skb.replace_l4_address6(checksum.offset, old.words(), new.words(), checksum.flags) {
+                return false;
+            }
+        }
+        let at = if end == End::Source { 8 } else { 24 };
+        skb.store(network + at, &new)
+    }
+}
+
+/// Replaces address and port of one end. False: the packet is spoilt and must not go on.
+#[inline(always)]
+pub(crate) fn rewrite<F: Rewrite>(
+    skb: &Skb,
+    network: &Network<F>,
+    transport: &Transport,
+    end: End,
+    address: F::Addr,
+    port: u16,
+) -> bool {
+    let (old_address, old_port, port_at) = match end {
+        End::Source => (network.source, transport.source_port, network.transport),
+        End::Destination => (
+            network.destination,
+            transport.destination_port,
+            network.transport + 2,
+        ),
+    };
+    let checksum = match (transport.present, network.protocol) {
+        (true, TCP) => Checksum {
+            offset: network.transport + 16,
+            flags: 0,
+        },
+        (true, UDP) => Checksum {
+            offset: network.transport + 6,
+            flags: ZERO_IS_NONE,
+        },
+        _ => Checksum::NONE,
+    };
+    if old_address != address
+        && !F::address(skb, network.offset, end, old_address, address, checksum)
+    {
+        return false;
+    }
+    // A later fragment has no ports.
+    if old_port == port || checksum.offset == 0 {
+        return true;
+    }
+    let (old, new) = (old_port.to_be(), port.to_be());
+    skb.replace_l4(checksum.offset, old.into(), new.into(), 2, checksum.flags)
+        && skb.store(port_at, &new)
+}

@@ -1,0 +1,191 @@
+//! A packet as tc programs see it.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{
+    bpf_csum_diff, bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
+    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+};
+use aya_ebpf::programs::TcContext;
+use core::mem::MaybeUninit;
+use core::ptr::{addr_of, read_volatile};
+
+/// Length of an Ethernet header.
+pub(crate) const ETHERNET: u32 = 14;
+
+/// `BPF_F_PSEUDO_HDR`: the change is also in the pseudo header.
+pub(crate) const PSEUDO: u64 = 1 << 4;
+/// `BPF_F_MARK_MANGLED_0`: UDP, where a checksum of zero means "none".
+pub(crate) const ZERO_IS_NONE: u64 = 1 << 5;
+/// `BPF_F_IPV6` (Linux 6.16): the pseudo header's change leaves `skb->csum` right.
+pub(crate) const IPV6: u64 = 1 << 7;
+
+/// `BPF_ADJ_ROOM_MAC`.
+const ROOM_AFTER_MAC: u32 = 1;
+
+/// Handle of a packet. Helpers that move data need no care here: nothing keeps pointers into the packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Skb(*mut __sk_buff);
+
+impl Skb {
+    #[inline(always)]
+    pub(crate) fn new(ctx: &TcContext) -> Self {
+        Self(ctx.skb.skb)
+    }
+
+    /// Ethertype, host order.
+    #[inline(always)]
+    pub(crate) fn ethertype(&self) -> u16 {
+        // SAFETY: a field of the context.
+        u16::from_be(unsafe { read_volatile(addr_of!((*self.0).protocol)) } as u16)
+    }
+
+    /// Interface the program sits on.
+    #[inline(always)]
+    pub(crate) fn device(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).ifindex)) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn len(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).len)) }
+    }
+
+    /// Reads a header. `T` is made of integers and arrays of such.
+    #[inline(always)]
+    pub(crate) fn load<T: Copy>(&self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper fills all of `value` or fails.
+        unsafe {
+            let failed = bpf_skb_load_bytes(
+                self.0.cast(),
+                offset,
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+            );
+            if failed != 0 {
+                None
+            } else {
+                Some(value.assume_init())
+            }
+        }
+    }
+
+    /// Writes a header without touching `skb->csum`: every change of ours comes with one of a checksum.
+    #[inline(always)]
+    pub(crate) fn store<T: Copy>(&self, offset: u32, value: &T) -> bool {
+        // SAFETY: `value` is readable for its size.
+        unsafe {
+            bpf_skb_store_bytes(
+                self.0,
+                offset,
+                (&raw const *value).cast(),
+                size_of::<T>() as u32,
+                0,
+            ) == 0
+        }
+    }
+
+    /// Writes `length` bytes, at most what `buffer` holds.
+    #[inline(always)]
+    pub(crate) fn store_bytes(&self, offset: u32, buffer: &[u8; 256], length: u32) -> bool {
+        if length == 0 || length > 256 {
+            return false;
+        }
+        // SAFETY: `buffer` is readable for `length`.
+        unsafe { bpf_skb_store_bytes(self.0, offset, buffer.as_ptr().cast(), length, 0) == 0 }
+    }
+
+    /// Updates an IPv4 header's checksum for a changed word.
+    #[inline(always)]
+    pub(crate) fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool {
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 4) == 0 }
+    }
+
+    /// Updates a transport checksum for a changed value of `size` bytes.
+    #[inline(always)]
+    pub(crate) fn replace_l4(
+        &self,
+        offset: u32,
+        old: u32,
+        new: u32,
+        size: u64,
+        flags: u64,
+    ) -> bool {
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l4_csum_replace(self.0, offset, old.into(), new.into(), size | flags) == 0 }
+    }
+
+    /// Updates a transport checksum for a changed IPv6 address in the pseudo header.
+    #[inline(always)]
+    pub(crate) fn replace_l4_address6(
+        &self,
+        offset: u32,
+        mut old: [u32; 4],
+        mut new: [u32; 4],
+        flags: u64,
+    ) -> bool {
+        // SAFETY: both buffers hold 16 bytes.
+        let difference = unsafe { bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0) };
+        if difference < 0 {
+            return false;
+        }
+        // SAFETY: the helper checks the offset.
+        unsafe {
+            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO | IPV6) == 0
+            {
+                return true;
+            }
+            // Before 6.16 the helper also changes `skb->csum`, wrongly for IPv6; put it back.
+            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO) != 0 {
+                return false;
+            }
+            bpf_csum_update(self.0, difference as u32);
+            true
+        }
+    }
+
+    /// Updates a checksum that covers a changed run of 16 bytes directly (ICMPv6 and what it quotes).
+    #[inline(always)]
+    pub(crate) fn replace_quoted6(
+        &self,
+        offset: u32,
+        mut old: [u32; 4],
+        mut new: [u32; 4],
+    ) -> bool {
+        // SAFETY: both buffers hold 16 bytes.
+        unsafe {
+            let difference = bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0);
+            difference >= 0 && bpf_l4_csum_replace(self.0, offset, 0, difference as u64, 0) == 0
+        }
+    }
+
+    /// Makes the packet `length` bytes long.
+    #[inline(always)]
+    pub(crate) fn set_len(&self, length: u32) -> bool {
+        // SAFETY: no pointers into the packet are kept.
+        unsafe { bpf_skb_change_tail(self.0, length, 0) == 0 }
+    }
+
+    /// Removes bytes after the link-layer header.
+    #[inline(always)]
+    pub(crate) fn remove_after_mac(&self, bytes: i32) -> bool {
+        // SAFETY: no pointers into the packet are kept.
+        unsafe { bpf_skb_adjust_room(self.0, -bytes, ROOM_AFTER_MAC, 0) == 0 }
+    }
+
+    /// Sends the packet out of the device it came in on; the value ends the program.
+    #[inline(always)]
+    pub(crate) fn send_back(&self) -> i32 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_redirect(self.device(), 0) as i32 }
+    }
+
+    /// For helpers that take the context itself.
+    #[inline(always)]
+    pub(crate) fn raw(&self) -> *mut __sk_buff {
+        self.0
+    }
+}

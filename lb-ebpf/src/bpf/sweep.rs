@@ -1,0 +1,235 @@
+//! Removing what expired: a BPF timer (Linux 5.15) that walks one table a tick, so that tables stay true with
+//! the agent dead. The pin of the table that holds the timer keeps it going.
+//!
+//! A tick may delete [`BUDGET`] elements; what is left waits for the next round.
+
+use aya_ebpf::bindings::bpf_timer;
+use aya_ebpf::helpers::generated::{
+    bpf_for_each_map_elem, bpf_map_delete_elem, bpf_timer_init, bpf_timer_set_callback,
+    bpf_timer_start,
+};
+use core::ffi::c_void;
+use core::ptr::{addr_of_mut, read_volatile};
+use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
+use lb_ebpf::abi::family::{V4, V6};
+use lb_ebpf::abi::flow::{Flow, FlowKey};
+use lb_ebpf::abi::fragment::{self, Fragment, FragmentKey};
+use lb_ebpf::abi::settings::Settings;
+use lb_ebpf::abi::socket::{SocketMore, SocketMoreKey};
+use lb_ebpf::abi::{FLOW_SHARDS, counter};
+use lb_ebpf::tcp_state::timeout;
+
+use crate::flow::{release_replies, slot};
+use crate::lookup::{now, settings};
+use crate::maps::{AFFINITY, FRAGMENTS, SOCKET_MORE, SWEEPER, Sweeper, Tables};
+use crate::report::count;
+
+/// Time between ticks. With 64 flow shards a round takes 13 s, less than the shortest timeout.
+const TICK_NS: u64 = 200_000_000;
+
+/// Deletions a tick, about 1 ms.
+const BUDGET: u32 = 500;
+
+/// Seconds after which a pair pushed out of its socket is forgotten.
+const PAIR_LIFETIME: u32 = 300;
+
+/// `CLOCK_MONOTONIC`.
+const MONOTONIC: u64 = 1;
+
+/// What a walk carries along.
+#[repr(C)]
+struct Walk {
+    now: u32,
+    /// Deletions left; counts down to zero from a value the verifier does not know.
+    budget: u32,
+}
+
+const GO_ON: i64 = 0;
+const STOP: i64 = 1;
+
+/// Starts the timer, or points a running one to this program's code: the agent runs this once after loading.
+#[inline(always)]
+pub(crate) fn arm() -> i32 {
+    let Some(sweeper) = SWEEPER.get_ptr_mut(0) else {
+        return 1;
+    };
+    // SAFETY: the timer lies in this table. A second `init` fails with EBUSY, which is how a running timer is
+    // taken over by new code.
+    unsafe {
+        let timer = addr_of_mut!((*sweeper).timer);
+        bpf_timer_init(timer, (&raw const SWEEPER).cast_mut().cast(), MONOTONIC);
+        if bpf_timer_set_callback(timer, tick as *mut c_void) != 0 {
+            return 2;
+        }
+        if bpf_timer_start(timer, TICK_NS, 0) != 0 {
+            return 3;
+        }
+    }
+    0
+}
+
+unsafe extern "C" fn tick(_table: *mut c_void, _key: *mut u32, sweeper: *mut Sweeper) -> i32 {
+    // SAFETY: the kernel calls this with an element of `sweeper`.
+    unsafe {
+        let cursor = read_volatile(&raw const (*sweeper).cursor);
+        let next = if cursor >= 2 * FLOW_SHARDS + 2 {
+            0
+        } else {
+            cursor + 1
+        };
+        (*sweeper).cursor = next;
+        (*sweeper).budget = BUDGET;
+        let mut walk = Walk {
+            now: now(),
+            budget: read_volatile(&raw const (*sweeper).budget),
+        };
+        let carried = (&raw mut walk).cast::<c_void>();
+        if cursor < FLOW_SHARDS {
+            if let Some(shard) = V4::flows().get(slot(cursor)) {
+                each(
+                    (&raw const *shard).cast(),
+                    flow::<V4> as *const c_void,
+                    carried,
+                );
+            }
+        } else if cursor < 2 * FLOW_SHARDS {
+            if let Some(shard) = V6::flows().get(slot(cursor)) {
+                each(
+                    (&raw const *shard).cast(),
+                    flow::<V6> as *const c_void,
+                    carried,
+                );
+            }
+        } else if cursor == 2 * FLOW_SHARDS {
+            each(
+                (&raw const AFFINITY).cast(),
+                affinity as *const c_void,
+                carried,
+            );
+        } else if cursor == 2 * FLOW_SHARDS + 1 {
+            each(
+                (&raw const FRAGMENTS).cast(),
+                fragment as *const c_void,
+                carried,
+            );
+        } else {
+            each(
+                (&raw const SOCKET_MORE).cast(),
+                pair as *const c_void,
+                carried,
+            );
+        }
+        let timer: *mut bpf_timer = addr_of_mut!((*sweeper).timer);
+        bpf_timer_start(timer, TICK_NS, 0);
+    }
+    0
+}
+
+#[inline(always)]
+unsafe fn each(table: *const c_void, callback: *const c_void, carried: *mut c_void) {
+    // SAFETY: callers pass a table and a callback for its elements.
+    unsafe { bpf_for_each_map_elem(table.cast_mut(), callback.cast_mut(), carried, 0) };
+}
+
+/// Whether another deletion fits into the tick.
+#[inline(always)]
+unsafe fn spend(walk: *mut Walk) -> bool {
+    // SAFETY: the walk of this tick.
+    unsafe {
+        if (*walk).budget == 0 {
+            return false;
+        }
+        (*walk).budget -= 1;
+        true
+    }
+}
+
+unsafe extern "C" fn flow<F: Tables>(
+    table: *mut c_void,
+    key: *const FlowKey<F>,
+    flow: *const Flow<F>,
+    walk: *mut Walk,
+) -> i64 {
+    let Some(settings): Option<&Settings> = settings() else {
+        return STOP;
+    };
+    // SAFETY: the kernel calls this with an element of a flow shard, and with our walk.
+    unsafe {
+        let resting = (*walk).now.saturating_sub((*flow).last_seen);
+        if resting <= timeout(settings, (*key).protocol, (*flow).state) {
+            return GO_ON;
+        }
+        if !spend(walk) {
+            return STOP;
+        }
+        // The element is gone once deleted; its reply keys are worked out from a copy. Timers run in softirq,
+        // as packet programs do, so the working memory is free.
+        let Some(work) = F::work() else { return STOP };
+        core::ptr::copy_nonoverlapping(key, &raw mut work.key, 1);
+        core::ptr::copy_nonoverlapping(flow, &raw mut work.flow, 1);
+        bpf_map_delete_elem(table, (&raw const work.key).cast_mut().cast());
+        release_replies(&work.key, &work.flow, &mut work.reply);
+    }
+    count(counter::FLOW_EXPIRED);
+    GO_ON
+}
+
+unsafe extern "C" fn affinity(
+    _table: *mut c_void,
+    key: *const AffinityKey,
+    value: *const Affinity,
+    walk: *mut Walk,
+) -> i64 {
+    // SAFETY: the kernel calls this with an element of `affinity`, and with our walk.
+    unsafe {
+        let resting = (*walk).now.saturating_sub((*value).last_used);
+        if resting <= (*value).timeout {
+            return GO_ON;
+        }
+        if !spend(walk) {
+            return STOP;
+        }
+        let _ = AFFINITY.remove(&*key);
+    }
+    GO_ON
+}
+
+unsafe extern "C" fn fragment(
+    _table: *mut c_void,
+    key: *const FragmentKey,
+    value: *const Fragment,
+    walk: *mut Walk,
+) -> i64 {
+    // SAFETY: the kernel calls this with an element of `fragments`, and with our walk.
+    unsafe {
+        let age = (*walk).now.saturating_sub((*value).seen);
+        if age <= fragment::LIFETIME {
+            return GO_ON;
+        }
+        if !spend(walk) {
+            return STOP;
+        }
+        let _ = FRAGMENTS.remove(&*key);
+    }
+    GO_ON
+}
+
+unsafe extern "C" fn pair(
+    _table: *mut c_void,
+    key: *const SocketMoreKey,
+    value: *const SocketMore,
+    walk: *mut Walk,
+) -> i64 {
+    // SAFETY: the kernel calls this with an element of `socket_more`, and with our walk.
+    unsafe {
+        let age = (*walk).now.saturating_sub((*value).created);
+        if age <= PAIR_LIFETIME {
+            return GO_ON;
+        }
+        if !spend(walk) {
+            return STOP;
+        }
+        let _ = SOCKET_MORE.remove(&*key);
+    }
+    GO_ON
+}

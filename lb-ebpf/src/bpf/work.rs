@@ -1,0 +1,36 @@
+//! What a packet program works on. It lies in a per-CPU table, as two IPv6 keys and a record fill half of the
+//! 512 bytes of stack a program has.
+//!
+//! Only tc programs use it: they run with bottom halves off and do not nest.
+
+use lb_ebpf::abi::endpoint::Endpoint;
+use lb_ebpf::abi::family::Family;
+use lb_ebpf::abi::flow::{Flow, FlowKey};
+
+use crate::header::{Network, Transport};
+
+/// Working memory of one packet.
+#[repr(C)]
+pub(crate) struct Work<F: Family> {
+    pub(crate) network: Network<F>,
+    pub(crate) transport: Transport,
+    /// Uses of the destination address.
+    pub(crate) uses: u32,
+    /// Endpoint chosen for a new flow, and its generation.
+    pub(crate) endpoint: Endpoint<F>,
+    pub(crate) generation: u32,
+    /// Whether the new flow is to be masqueraded.
+    pub(crate) masquerade: bool,
+    /// Address of this node that a new flow is to be masqueraded with.
+    pub(crate) masquerade_address: F::Addr,
+    /// The packet's own key.
+    pub(crate) key: FlowKey<F>,
+    /// The reply key in question.
+    pub(crate) reply: FlowKey<F>,
+    /// The forward key that a reply entry names.
+    pub(crate) forward: FlowKey<F>,
+    /// The record in force.
+    pub(crate) flow: Flow<F>,
+    /// Another flow's record, in our way.
+    pub(crate) other: Flow<F>,
+}
