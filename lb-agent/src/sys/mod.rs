@@ -4,5 +4,6 @@ pub mod bpf;
 pub mod cgroup;
 pub mod clock;
 pub mod mount;
+pub mod netlink;
 pub mod netns;
 pub mod sock_diag;

@@ -24,6 +24,7 @@ use std::io;
 pub use btf::Btf;
 pub use map::{BATCH, Map, MapInfo, MapKind, MapSpec, NO_PREALLOC, Types, WriteError, WriteMode};
 pub use outer::Outer;
+pub(crate) use outer::inner_path;
 pub use program::{Attach, Link, LinkInfo, Position, Program, ProgramInfo, attached_programs};
 pub use table::{Counters, Table};
 
