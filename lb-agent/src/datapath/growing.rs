@@ -81,7 +81,7 @@ impl<K: Record, V: Record> Growing<K, V> {
     }
 
     /// Writes one entry, by one system call unless the table must grow.
-    pub fn put(&mut self, key: &K, value: &V) -> Result<()> {
+    pub fn put(&mut self, key: &K, value: &V) -> crate::sys::bpf::Result<()> {
         self.make_room(1)?;
         self.current.put(key, value, WriteMode::Any)?;
         self.fill.wrote(1);

@@ -1,8 +1,15 @@
 //! The kernel's side: load, pin, attach, adopt, and carry out plans. All aya calls are below this module.
 
+pub mod apply;
+pub mod attach;
+pub mod engine;
+pub mod grace;
 pub mod growing;
+pub mod interfaces;
 pub mod object;
 pub mod pins;
+pub mod programs;
+pub mod read;
 pub mod segments;
 pub mod tables;
 
@@ -11,6 +18,12 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::sys::bpf;
+
+pub use apply::{Applied, Failure};
+pub use engine::{Config, Datapath, DeviceChanges};
+pub use grace::Grace;
+pub use interfaces::{Interfaces, Picture, Selection};
+pub use read::{KernelState, Reader};
 
 /// What went wrong on the kernel's side, and what to do about it.
 #[derive(Debug)]

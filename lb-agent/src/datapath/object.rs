@@ -42,6 +42,7 @@ pub struct Definition {
 #[derive(Debug)]
 pub struct Definitions {
     tables: BTreeMap<String, Definition>,
+    programs: Vec<String>,
     types: Vec<u8>,
     /// Loaded when the first table is created: an agent that adopts everything creates none.
     btf: std::sync::OnceLock<Btf>,
@@ -59,6 +60,8 @@ impl Definitions {
                 tables.insert(name.clone(), Definition::of(name, map)?);
             }
         }
+        let mut programs: Vec<String> = object.programs.keys().cloned().collect();
+        programs.sort();
         let types = match aya::features().btf() {
             Some(features) => object
                 .fixup_and_sanitize_btf(features)
@@ -71,6 +74,7 @@ impl Definitions {
         };
         Ok(Self {
             tables,
+            programs,
             types,
             btf: std::sync::OnceLock::new(),
         })
@@ -79,6 +83,11 @@ impl Definitions {
     /// Every table, by name.
     pub fn tables(&self) -> impl Iterator<Item = &Definition> {
         self.tables.values()
+    }
+
+    /// Names of all programs.
+    pub fn programs(&self) -> impl Iterator<Item = &str> {
+        self.programs.iter().map(String::as_str)
     }
 
     /// One table.
@@ -151,6 +160,35 @@ impl Definition {
             value_type: btf_map.def.btf_value_type_id,
             inner,
         })
+    }
+
+    /// A table of our own that is not the object's.
+    pub(super) fn plain(name: &str, kind: MapKind, sizes: (u32, u32), max_entries: u32) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: kind as u32,
+            key_size: sizes.0,
+            value_size: sizes.1,
+            max_entries,
+            flags: 0,
+            key_type: 0,
+            value_type: 0,
+            inner: None,
+        }
+    }
+
+    /// What to create, without type information.
+    pub(super) fn spec(&self) -> MapSpec<'_> {
+        MapSpec {
+            name: &self.name,
+            kind: self.kind,
+            key_size: self.key_size,
+            value_size: self.value_size,
+            max_entries: self.max_entries,
+            flags: self.flags,
+            types: None,
+            inner: None,
+        }
     }
 
     /// The kernel takes no type information for tables of tables.

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use lb_ebpf::abi::address::AddressUse;
+use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
 use lb_ebpf::abi::device::Device;
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
 use lb_ebpf::abi::family::{V4, V6};
@@ -26,8 +26,8 @@ use crate::sys::bpf::{Counters, Map, MapKind, Outer, Table, pin};
 pub struct Tables {
     pub frontends4: Growing<FrontendKey<V4>, Frontend>,
     pub frontends6: Growing<FrontendKey<V6>, Frontend>,
-    pub addresses4: Growing<[u8; 4], AddressUse>,
-    pub addresses6: Growing<[u8; 16], AddressUse>,
+    pub addresses4: Growing<Address4, AddressUse>,
+    pub addresses6: Growing<Address6, AddressUse>,
     pub endpoints4: Segments<Endpoint<V4>>,
     pub endpoints6: Segments<Endpoint<V6>>,
     pub endpoint_state: Segments<EndpointState>,

@@ -1,0 +1,512 @@
+//! Carries out plans.
+//!
+//! A plan orders the writes of one Service; between Services no order is needed. So the writes of many plans go
+//! out in common phases, each table's writes of a phase in batches: what nobody reaches yet, frontends, addresses,
+//! frontends that go, the rest. Two plans that write the same frontend or address are carried out one after the
+//! other.
+//!
+//! What cannot be written fails alone: its plan is named, none of that plan's later phases happen (its frontends
+//! never lead to a block that is not there), and all others go on.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::Hash;
+use std::net::IpAddr;
+
+use lb_ebpf::abi::Record;
+use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
+use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
+use lb_ebpf::abi::family::{V4, V6};
+use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
+use lb_ebpf::abi::name::ServiceName;
+use lb_ebpf::abi::socket::{Tombstone, TombstoneKey};
+use lb_ebpf::abi::source_range::{SourceRange, SourceRangeKey, SourceRangePrefix};
+
+use super::growing::Growing;
+use super::tables::Tables;
+use crate::plan::Write;
+use crate::sys::bpf::{Error as KernelError, Table, WriteError};
+use crate::sys::clock;
+
+/// A plan whose writes did not all happen.
+#[derive(Debug)]
+pub struct Failure {
+    /// Index of the plan among those applied.
+    pub plan: usize,
+    /// Its writes before this one happened. From there on some may have, which does no harm: writes are absolute.
+    pub from: usize,
+    /// The table that refused.
+    pub table: &'static str,
+    /// Entries the table holds, and may hold at most.
+    pub usage: Option<(usize, u32)>,
+    pub error: KernelError,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.error.is_full(), self.usage) {
+            (true, Some((used, capacity))) => write!(
+                f,
+                "table {} is full: {used} of {capacity} entries",
+                self.table
+            ),
+            (true, None) => write!(f, "table {} is full", self.table),
+            (false, _) => write!(f, "table {}: {}", self.table, self.error),
+        }
+    }
+}
+
+/// What became of a plan.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Entries written or removed.
+    pub entries: usize,
+    /// Plans that failed, each once, in the order of failing.
+    pub failures: Vec<Failure>,
+}
+
+impl Tables {
+    /// Carries out plans, each for another Service (or none).
+    pub fn apply(&mut self, plans: &[&[Write]]) -> Applied {
+        let mut applied = Applied::default();
+        for group in groups(plans) {
+            for phase in Phase::ALL {
+                let mut staged = Staged::default();
+                let mut at = vec![0; group.len()];
+                for (index, plan) in group.clone().zip(&plans[group.clone()]) {
+                    if applied.failures.iter().all(|failure| failure.plan != index) {
+                        at[index - group.start] = staged.add(index, plan, phase);
+                    }
+                }
+                let known = applied.failures.len();
+                self.write(staged, &mut applied);
+                for failure in &mut applied.failures[known..] {
+                    failure.from = at[failure.plan - group.start];
+                }
+            }
+        }
+        applied
+    }
+
+    fn write(&mut self, staged: Staged<'_>, applied: &mut Applied) {
+        let Staged {
+            endpoints4,
+            endpoints6,
+            states,
+            names,
+            frontends4,
+            frontends6,
+            addresses4,
+            addresses6,
+            source_ranges,
+            tombstones,
+        } = staged;
+        use lb_ebpf::abi::table;
+        let mut run = Run { applied };
+        run.changes(table::NAMES, &mut self.names, names);
+        for (batch, first, records) in endpoints4 {
+            let answer = self.endpoints4.write(first, records);
+            run.records(
+                table::ENDPOINTS4,
+                &[batch],
+                records.len(),
+                answer,
+                self.endpoints4.usage(),
+            );
+        }
+        for (batch, first, records) in endpoints6 {
+            let answer = self.endpoints6.write(first, records);
+            run.records(
+                table::ENDPOINTS6,
+                &[batch],
+                records.len(),
+                answer,
+                self.endpoints6.usage(),
+            );
+        }
+        let owners: Vec<usize> = states.values().map(|(batch, _)| *batch).collect();
+        let states: Vec<(u32, EndpointState)> = states
+            .into_iter()
+            .map(|(id, (_, state))| (id, state))
+            .collect();
+        let count = states.len();
+        let answer = self.endpoint_state.write_scattered(states);
+        run.records(
+            table::ENDPOINT_STATE,
+            &owners,
+            count,
+            answer,
+            self.endpoint_state.usage(),
+        );
+        run.changes(table::TOMBSTONES, &mut self.tombstones, tombstones);
+        run.changes(table::SOURCE_RANGES, &mut self.source_ranges, source_ranges);
+        run.changes(table::FRONTENDS4, &mut self.frontends4, frontends4);
+        run.changes(table::FRONTENDS6, &mut self.frontends6, frontends6);
+        run.changes(table::ADDRESSES4, &mut self.addresses4, addresses4);
+        run.changes(table::ADDRESSES6, &mut self.addresses6, addresses6);
+    }
+}
+
+/// Runs of plans that write no frontend or address twice.
+fn groups(plans: &[&[Write]]) -> Vec<std::ops::Range<usize>> {
+    let mut groups = Vec::new();
+    let (mut start, mut keys) = (0, HashMap::new());
+    for (index, plan) in plans.iter().enumerate() {
+        let contested = plan.iter().filter_map(contested);
+        let clash = contested
+            .clone()
+            .any(|key| keys.get(&key).is_some_and(|&other| other != index));
+        if clash {
+            groups.push(start..index);
+            start = index;
+            keys.clear();
+        }
+        keys.extend(contested.map(|key| (key, index)));
+    }
+    if start < plans.len() {
+        groups.push(start..plans.len());
+    }
+    groups
+}
+
+/// A key that several Services may want.
+#[derive(PartialEq, Eq, Hash)]
+enum Contested {
+    Frontend4(FrontendKey<V4>),
+    Frontend6(FrontendKey<V6>),
+    Address(IpAddr),
+}
+
+fn contested(write: &Write) -> Option<Contested> {
+    match write {
+        Write::Frontend4 { key, .. } | Write::Frontend4Gone { key } => {
+            Some(Contested::Frontend4(*key))
+        }
+        Write::Frontend6 { key, .. } | Write::Frontend6Gone { key } => {
+            Some(Contested::Frontend6(*key))
+        }
+        Write::Address { address, .. } => Some(Contested::Address(*address)),
+        Write::Endpoints4 { .. }
+        | Write::Endpoints6 { .. }
+        | Write::EndpointState { .. }
+        | Write::Name { .. }
+        | Write::NameGone { .. }
+        | Write::SourceRange { .. }
+        | Write::Tombstone { .. } => None,
+    }
+}
+
+/// Steps of a plan that must follow each other.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Phase {
+    /// Nobody reaches these yet, or they only permit.
+    Prepare,
+    /// Frontends lead to their new blocks.
+    Publish,
+    /// Addresses become ours.
+    Open,
+    /// Frontends go.
+    Withdraw,
+    /// What nobody reaches any more.
+    Clean,
+}
+
+impl Phase {
+    const ALL: [Self; 5] = [
+        Self::Prepare,
+        Self::Publish,
+        Self::Open,
+        Self::Withdraw,
+        Self::Clean,
+    ];
+
+    /// The phase of the next write of a plan, `self` being that of the write before: never an earlier one.
+    fn next(self, write: &Write) -> Self {
+        match write {
+            // Before the frontends these prepare, behind them they clean up.
+            Write::Endpoints4 { .. }
+            | Write::Endpoints6 { .. }
+            | Write::EndpointState { .. }
+            | Write::Name { .. }
+            | Write::NameGone { .. }
+            | Write::SourceRange { .. }
+            | Write::Tombstone { .. } => {
+                if self == Self::Prepare {
+                    Self::Prepare
+                } else {
+                    Self::Clean
+                }
+            }
+            Write::Frontend4 { .. } | Write::Frontend6 { .. } => self.max(Self::Publish),
+            Write::Address { .. } => {
+                if self <= Self::Open {
+                    Self::Open
+                } else {
+                    Self::Clean
+                }
+            }
+            Write::Frontend4Gone { .. } | Write::Frontend6Gone { .. } => self.max(Self::Withdraw),
+        }
+    }
+}
+
+/// The later write to a key, with the batch it is from. `None` removes the key.
+type Changes<K, V> = HashMap<K, (usize, Option<V>)>;
+
+/// One phase's writes, by table.
+#[derive(Default)]
+struct Staged<'a> {
+    endpoints4: Vec<(usize, u32, &'a [Endpoint<V4>])>,
+    endpoints6: Vec<(usize, u32, &'a [Endpoint<V6>])>,
+    states: BTreeMap<u32, (usize, EndpointState)>,
+    names: Changes<u32, ServiceName>,
+    frontends4: Changes<FrontendKey<V4>, Frontend>,
+    frontends6: Changes<FrontendKey<V6>, Frontend>,
+    addresses4: Changes<Address4, AddressUse>,
+    addresses6: Changes<Address6, AddressUse>,
+    source_ranges: Changes<SourceRangeKey, SourceRange>,
+    tombstones: Changes<TombstoneKey, Tombstone>,
+}
+
+impl<'a> Staged<'a> {
+    /// Takes a plan's writes of one phase; the index of the first write that is of this phase or later.
+    fn add(&mut self, plan: usize, writes: &'a [Write], wanted: Phase) -> usize {
+        let mut phase = Phase::Prepare;
+        let mut first = writes.len();
+        for (index, write) in writes.iter().enumerate() {
+            phase = phase.next(write);
+            if phase >= wanted {
+                first = first.min(index);
+            }
+            if phase == wanted {
+                self.stage(plan, write);
+            }
+        }
+        first
+    }
+
+    fn stage(&mut self, batch: usize, write: &'a Write) {
+        match write {
+            Write::Endpoints4 { first, records } => self.endpoints4.push((batch, *first, records)),
+            Write::Endpoints6 { first, records } => self.endpoints6.push((batch, *first, records)),
+            Write::EndpointState { id, state } => {
+                self.states.insert(*id, (batch, *state));
+            }
+            Write::Name { id, name } => {
+                self.names.insert(*id, (batch, Some(**name)));
+            }
+            Write::NameGone { id } => {
+                self.names.insert(*id, (batch, None));
+            }
+            Write::Frontend4 { key, frontend } => {
+                self.frontends4.insert(*key, (batch, Some(*frontend)));
+            }
+            Write::Frontend6 { key, frontend } => {
+                self.frontends6.insert(*key, (batch, Some(*frontend)));
+            }
+            Write::Frontend4Gone { key } => {
+                self.frontends4.insert(*key, (batch, None));
+            }
+            Write::Frontend6Gone { key } => {
+                self.frontends6.insert(*key, (batch, None));
+            }
+            Write::Address { address, flags } => {
+                let value = (batch, (*flags != 0).then_some(AddressUse { flags: *flags }));
+                match address {
+                    IpAddr::V4(v4) => drop(self.addresses4.insert(Address4::from(*v4), value)),
+                    IpAddr::V6(v6) => drop(self.addresses6.insert(Address6::from(*v6), value)),
+                }
+            }
+            Write::SourceRange {
+                service,
+                address,
+                length,
+                allowed,
+            } => {
+                let prefix = SourceRangePrefix {
+                    service: service.to_be_bytes(),
+                    address: Address6 { octets: *address },
+                };
+                let key = SourceRangeKey {
+                    prefix_length: 32 + u32::from(*length),
+                    prefix,
+                };
+                self.source_ranges
+                    .insert(key, (batch, allowed.then_some(SourceRange { allowed: 1 })));
+            }
+            Write::Tombstone { key, present } => {
+                let value = present.then(|| Tombstone {
+                    since: clock::seconds(),
+                });
+                self.tombstones.insert(*key, (batch, value));
+            }
+        }
+    }
+}
+
+/// A table that takes puts and deletes in bulk.
+trait Bulk<K, V> {
+    fn put_one(&mut self, key: &K, value: &V) -> Result<(), KernelError>;
+    fn put_all(&mut self, keys: &[K], values: &[V]) -> Result<(), WriteError>;
+    fn delete_all(&mut self, keys: &[K]) -> Result<(), WriteError>;
+    fn used(&self) -> Option<(usize, u32)>;
+}
+
+impl<K: Record, V: Record> Bulk<K, V> for Growing<K, V> {
+    fn put_one(&mut self, key: &K, value: &V) -> Result<(), KernelError> {
+        self.put(key, value)
+    }
+    fn put_all(&mut self, keys: &[K], values: &[V]) -> Result<(), WriteError> {
+        self.put_many(keys, values)
+    }
+    fn delete_all(&mut self, keys: &[K]) -> Result<(), WriteError> {
+        self.delete_many(keys)
+    }
+    fn used(&self) -> Option<(usize, u32)> {
+        self.usage().ok()
+    }
+}
+
+impl<K: Record, V: Record> Bulk<K, V> for Table<K, V> {
+    fn put_one(&mut self, key: &K, value: &V) -> Result<(), KernelError> {
+        self.put(key, value, crate::sys::bpf::WriteMode::Any)
+    }
+    fn put_all(&mut self, keys: &[K], values: &[V]) -> Result<(), WriteError> {
+        self.put_many(keys, values)
+    }
+    fn delete_all(&mut self, keys: &[K]) -> Result<(), WriteError> {
+        self.delete_many(keys)
+    }
+    fn used(&self) -> Option<(usize, u32)> {
+        Some((self.count().ok()?, self.max_entries()))
+    }
+}
+
+struct Run<'a> {
+    applied: &'a mut Applied,
+}
+
+impl Run<'_> {
+    /// Removals first: they make room.
+    fn changes<K: Record + Eq + Hash, V: Record>(
+        &mut self,
+        name: &'static str,
+        table: &mut impl Bulk<K, V>,
+        changes: Changes<K, V>,
+    ) {
+        let (mut owners, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut leaving, mut gone) = (Vec::new(), Vec::new());
+        for (key, (batch, value)) in changes {
+            match value {
+                Some(value) => {
+                    owners.push(batch);
+                    keys.push(key);
+                    values.push(value);
+                }
+                None => {
+                    leaving.push(batch);
+                    gone.push(key);
+                }
+            }
+        }
+        let mut done = 0;
+        while done < gone.len() {
+            match table.delete_all(&gone[done..]) {
+                Ok(()) => {
+                    self.applied.entries += gone.len() - done;
+                    break;
+                }
+                Err(stopped) => {
+                    self.applied.entries += stopped.done;
+                    done += stopped.done;
+                    self.fail(
+                        leaving[done.min(leaving.len() - 1)],
+                        name,
+                        stopped.error,
+                        table.used(),
+                    );
+                    done += 1;
+                }
+            }
+        }
+        self.puts(name, table, &owners, (&keys, &values));
+    }
+
+    fn puts<K: Record, V: Record>(
+        &mut self,
+        name: &'static str,
+        table: &mut impl Bulk<K, V>,
+        owners: &[usize],
+        (keys, values): (&[K], &[V]),
+    ) {
+        let mut rest = 0;
+        if keys.len() > 1 {
+            match table.put_all(keys, values) {
+                Ok(()) => {
+                    self.applied.entries += keys.len();
+                    return;
+                }
+                Err(stopped) => {
+                    self.applied.entries += stopped.done;
+                    rest = stopped.done;
+                }
+            }
+        }
+        // A full table still takes new values for keys it has: ask for each.
+        for at in rest..keys.len() {
+            match table.put_one(&keys[at], &values[at]) {
+                Ok(()) => self.applied.entries += 1,
+                Err(error) => self.fail(owners[at], name, error, table.used()),
+            }
+        }
+    }
+
+    fn records(
+        &mut self,
+        name: &'static str,
+        owners: &[usize],
+        count: usize,
+        answer: Result<(), KernelError>,
+        usage: (usize, u32),
+    ) {
+        match answer {
+            Ok(()) => self.applied.entries += count,
+            Err(error) => {
+                let text = error.to_string();
+                let errno = error.errno();
+                for &owner in owners {
+                    self.fail(
+                        owner,
+                        name,
+                        KernelError::from_errno(text.clone(), errno),
+                        Some(usage),
+                    );
+                }
+            }
+        }
+    }
+
+    fn fail(
+        &mut self,
+        plan: usize,
+        table: &'static str,
+        error: KernelError,
+        usage: Option<(usize, u32)>,
+    ) {
+        if self
+            .applied
+            .failures
+            .iter()
+            .all(|failure| failure.plan != plan)
+        {
+            self.applied.failures.push(Failure {
+                plan,
+                from: 0,
+                table,
+                usage,
+                error,
+            });
+        }
+    }
+}

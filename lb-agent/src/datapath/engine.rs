@@ -1,0 +1,184 @@
+//! The datapath as the agent's loop sees it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lb_ebpf::abi::settings::Settings;
+
+use super::apply::Applied;
+use super::attach::{self, Change, PacketHook};
+use super::interfaces::Chosen;
+use super::object::{self, Definitions};
+use super::pins::Pins;
+use super::programs::Programs;
+use super::read::KernelState;
+use super::tables::Tables;
+use super::{Error, Result};
+use crate::plan::Write;
+use crate::sys::bpf::WriteMode;
+use crate::sys::{mount, netlink};
+
+/// Where the datapath lives.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// A BPF file system, or where to mount one.
+    pub bpffs: PathBuf,
+    /// Packet hook to use; `None` asks the kernel.
+    pub packet_hook: Option<PacketHook>,
+}
+
+/// The tables, programs and attachments of this node.
+#[derive(Debug)]
+pub struct Datapath {
+    pins: Pins,
+    tables: Tables,
+    programs: Programs,
+    hook: PacketHook,
+    devices: BTreeMap<u32, Chosen>,
+}
+
+/// What following the devices did.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DeviceChanges {
+    pub attached: Vec<String>,
+    pub forgotten: Vec<u32>,
+    /// Devices whose programs could not be attached, and why; tried again at the next change.
+    pub failed: Vec<(String, String)>,
+}
+
+impl Datapath {
+    /// Opens or creates everything but attachments: those that a former agent made keep running meanwhile.
+    pub fn open(config: &Config) -> Result<Self> {
+        Self::open_object(config, object::embedded()?)
+    }
+
+    /// As [`Datapath::open`], with another object than the embedded one.
+    pub fn open_object(config: &Config, object: &[u8]) -> Result<Self> {
+        mount::ensure_bpffs(&config.bpffs).map_err(|e| Error::io("find a BPF file system", e))?;
+        let pins = Pins::new(&config.bpffs);
+        pins.create_directories()?;
+        let definitions = Arc::new(Definitions::of(object)?);
+        let tables = Tables::open(&pins, &definitions)?;
+        let programs = Programs::open(&pins, &definitions, object)?;
+        programs.arm_sweeper()?;
+        let hook = config.packet_hook.unwrap_or_else(PacketHook::probe);
+        Ok(Self {
+            pins,
+            tables,
+            programs,
+            hook,
+            devices: BTreeMap::new(),
+        })
+    }
+
+    /// Whether the running programs were adopted rather than loaded.
+    pub fn adopted(&self) -> bool {
+        self.programs.adopted()
+    }
+
+    /// How packet programs are attached.
+    pub fn packet_hook(&self) -> PacketHook {
+        self.hook
+    }
+
+    /// What the tables hold.
+    pub fn kernel_state(&self) -> Result<KernelState> {
+        self.tables.state()
+    }
+
+    /// Carries out plans, each for another Service (or none); see [`Tables::apply`].
+    pub fn apply(&mut self, plans: &[&[Write]]) -> Applied {
+        self.tables.apply(plans)
+    }
+
+    /// Writes the settings if they differ; whether they did.
+    pub fn set_settings(&self, settings: &Settings) -> Result<bool> {
+        self.tables.set_settings(settings)
+    }
+
+    /// The tables, for reading.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Attaches the socket hooks to a cgroup; how many changed.
+    pub fn attach_sockets(&self, cgroup: &Path) -> Result<usize> {
+        attach::attach_sockets(&self.pins, &self.programs, cgroup)
+    }
+
+    /// Takes the socket hooks off; how many there were.
+    pub fn detach_sockets(&self) -> Result<usize> {
+        attach::detach_sockets(&self.pins)
+    }
+
+    /// The devices that have packet programs, by index.
+    pub fn devices(&self) -> &BTreeMap<u32, Chosen> {
+        &self.devices
+    }
+
+    /// Makes exactly these devices have packet programs. One that fails is named and left out.
+    pub fn set_devices(&mut self, wanted: &BTreeMap<u32, Chosen>) -> Result<DeviceChanges> {
+        let mut changes = DeviceChanges::default();
+        for (&index, chosen) in wanted {
+            match self.devices.get(&index) {
+                Some(known) if known == chosen => continue,
+                // An index and name stay attached whatever else changes; only the record is new.
+                Some(known) if known.name == chosen.name && self.hook == PacketHook::Tcx => {
+                    self.write_device(index, chosen)?;
+                }
+                _ => match self.add_device(index, chosen) {
+                    Ok(Change::None) => {}
+                    Ok(Change::Attached | Change::Replaced) => {
+                        changes.attached.push(chosen.name.clone())
+                    }
+                    Err(error) => {
+                        changes
+                            .failed
+                            .push((chosen.name.clone(), error.to_string()));
+                        continue;
+                    }
+                },
+            }
+            self.devices.insert(index, chosen.clone());
+        }
+        // What a former agent left counts, too.
+        let mut known = attach::linked_devices(&self.pins)?;
+        known.extend(
+            self.tables
+                .devices
+                .entries()?
+                .into_iter()
+                .map(|(index, _)| index),
+        );
+        known.sort_unstable();
+        known.dedup();
+        for index in known
+            .into_iter()
+            .filter(|index| !wanted.contains_key(index))
+        {
+            self.devices.remove(&index);
+            // A device that was renamed or that a former agent attached to is known by its index alone.
+            let name = netlink::device_name(index).unwrap_or_default();
+            attach::detach_device(&self.pins, self.hook, (index, &name))?;
+            self.tables.devices.delete(&index)?;
+            changes.forgotten.push(index);
+        }
+        Ok(changes)
+    }
+
+    /// The record first: a program that runs finds what it needs.
+    fn add_device(&self, index: u32, chosen: &Chosen) -> Result<Change> {
+        self.write_device(index, chosen)?;
+        attach::attach_device(&self.pins, &self.programs, self.hook, (index, &chosen.name))
+    }
+
+    fn write_device(&self, index: u32, chosen: &Chosen) -> Result<()> {
+        if self.tables.devices.get(&index)?.as_ref() != Some(&chosen.device) {
+            self.tables
+                .devices
+                .put(&index, &chosen.device, WriteMode::Any)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,547 @@
+//! The datapath's life against the running kernel: created, adopted, replaced, cleaned up. Needs root.
+
+mod scratch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use lb_agent::cleanup::cleanup;
+use lb_agent::datapath::attach::{PacketHook, SOCKET_HOOKS};
+use lb_agent::datapath::pins::Pins;
+use lb_agent::datapath::{Config, Datapath, Interfaces, Picture, Reader, Selection, object};
+use lb_agent::plan::Write;
+use lb_agent::sys::bpf::{Attach, Link, Map, MapKind, MapSpec, Program, attached_programs, pin};
+use lb_ebpf::abi::address::Address4;
+use lb_ebpf::abi::counter;
+use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
+use lb_ebpf::abi::family::V4;
+use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
+use lb_ebpf::abi::settings::Settings;
+use scratch::{Cgroup, ip};
+
+fn open(bpffs: &Path) -> Datapath {
+    open_with(bpffs, None)
+}
+
+fn open_with(bpffs: &Path, packet_hook: Option<PacketHook>) -> Datapath {
+    Datapath::open(&Config {
+        bpffs: bpffs.to_owned(),
+        packet_hook,
+    })
+    .unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn link_ids(bpffs: &Path) -> BTreeMap<&'static str, (u32, u32)> {
+    let pins = Pins::new(bpffs);
+    let read = |(name, _): (&'static str, Attach)| {
+        let info = Link::open(&pins.link(name))
+            .expect("pinned")
+            .info()
+            .expect("described");
+        (name, (info.id, info.program_id))
+    };
+    SOCKET_HOOKS.into_iter().map(read).collect()
+}
+
+fn map_ids(bpffs: &Path) -> BTreeSet<u32> {
+    let pins = Pins::new(bpffs);
+    let paths = [pins.maps(), pins.inner()]
+        .map(|d| lb_agent::datapath::pins::list(&d).expect("listed"))
+        .concat();
+    paths
+        .iter()
+        .map(|path| Map::open(path).expect("a map").info().id)
+        .collect()
+}
+
+/// An object that is another one only by name: its bytes differ behind what is read.
+fn rebuilt() -> Vec<u8> {
+    let mut object = object::embedded().expect("built").to_vec();
+    object.extend_from_slice(b"another build");
+    object
+}
+
+fn frontend4(last: u8, service: u32) -> Write {
+    let address = Address4 {
+        octets: [10, 96, service.to_be_bytes()[2], last],
+    };
+    let key = FrontendKey::<V4> {
+        address,
+        port: service as u16,
+        protocol: 6,
+        zero: 0,
+    };
+    Write::Frontend4 {
+        key,
+        frontend: Frontend {
+            service,
+            ..Frontend::default()
+        },
+    }
+}
+
+#[test]
+fn a_second_agent_adopts_everything_and_writes_nothing() {
+    scratch::run("adopt", |bpffs| {
+        let cgroup = Cgroup::new("adopt");
+        let first = open(bpffs);
+        assert!(!first.adopted());
+        assert_eq!(
+            first.attach_sockets(&cgroup.0).expect("attached"),
+            SOCKET_HOOKS.len()
+        );
+        assert!(
+            first
+                .set_settings(&Settings {
+                    host_netns: 7,
+                    ..Settings::default()
+                })
+                .expect("written")
+        );
+        let (links, maps) = (link_ids(bpffs), map_ids(bpffs));
+        drop(first);
+
+        let second = open(bpffs);
+        assert!(second.adopted());
+        assert_eq!(second.attach_sockets(&cgroup.0).expect("attached"), 0);
+        assert!(
+            !second
+                .set_settings(&Settings {
+                    host_netns: 7,
+                    ..Settings::default()
+                })
+                .expect("equal")
+        );
+        assert_eq!(link_ids(bpffs), links);
+        assert_eq!(map_ids(bpffs), maps);
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
+fn another_object_takes_over_the_same_links_and_tables() {
+    scratch::run("replace", |bpffs| {
+        let cgroup = Cgroup::new("replace");
+        let mut first = open(bpffs);
+        first.attach_sockets(&cgroup.0).expect("attached");
+        let applied = first.apply(&[&[frontend4(1, 1)]]);
+        assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+        let (links, maps) = (link_ids(bpffs), map_ids(bpffs));
+        drop(first);
+
+        let config = Config {
+            bpffs: bpffs.to_owned(),
+            packet_hook: None,
+        };
+        let second = Datapath::open_object(&config, &rebuilt()).expect("opened");
+        assert!(!second.adopted());
+        // Until its links are told, the old programs run on.
+        assert_eq!(link_ids(bpffs), links);
+        assert_eq!(
+            second.attach_sockets(&cgroup.0).expect("replaced"),
+            SOCKET_HOOKS.len()
+        );
+        let now = link_ids(bpffs);
+        for (name, (link, program)) in &links {
+            assert_eq!(now[name].0, *link, "{name} kept its link");
+            assert_ne!(now[name].1, *program, "{name} got the new program");
+        }
+        assert_eq!(map_ids(bpffs), maps);
+        assert_eq!(second.kernel_state().expect("read").frontends4.len(), 1);
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
+fn cleanup_leaves_no_trace_and_works_twice() {
+    scratch::run("cleanup", |bpffs| {
+        let cgroup = Cgroup::new("cleanup");
+        let datapath = open(bpffs);
+        datapath.attach_sockets(&cgroup.0).expect("attached");
+        drop(datapath);
+        // What an older version may have left.
+        let old = Pins::in_directory(&bpffs.join("beeline/v0"));
+        old.create_directories().expect("made");
+        let report = cleanup(bpffs);
+        assert!(report.is_complete(), "{report}");
+        assert_eq!(report.links, SOCKET_HOOKS.len());
+        assert!(!bpffs.join("beeline").exists());
+        let file = std::fs::File::open(&cgroup.0).expect("open");
+        let target = std::os::fd::AsRawFd::as_raw_fd(&file) as u32;
+        for (name, attach) in SOCKET_HOOKS {
+            assert_eq!(
+                attached_programs(target, attach).expect("asked"),
+                [],
+                "{name}"
+            );
+        }
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
+fn cleanup_names_what_it_could_not_remove() {
+    scratch::run("stuck", |bpffs| {
+        drop(open(bpffs));
+        let stranger = bpffs.join("beeline/v1/stranger");
+        std::fs::create_dir(&stranger).expect("made");
+        let report = cleanup(bpffs);
+        assert!(!report.is_complete());
+        assert!(
+            report
+                .failures
+                .iter()
+                .any(|failure| failure.contains("beeline/v1")),
+            "{report}"
+        );
+        std::fs::remove_dir(&stranger).expect("removed");
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
+fn a_table_of_another_layout_is_refused_and_not_touched() {
+    scratch::run("layout", |bpffs| {
+        let pins = Pins::new(bpffs);
+        pins.create_directories().expect("made");
+        let spec = MapSpec {
+            name: "settings",
+            kind: MapKind::Array as u32,
+            key_size: 4,
+            value_size: 16,
+            max_entries: 1,
+            flags: 0,
+            types: None,
+            inner: None,
+        };
+        let wrong = Map::create(&spec).expect("created");
+        pin::pin(std::os::fd::AsFd::as_fd(&wrong), &pins.map("settings")).expect("pinned");
+        let config = Config {
+            bpffs: bpffs.to_owned(),
+            packet_hook: None,
+        };
+        let text = Datapath::open(&config).expect_err("refused").to_string();
+        assert!(
+            text.contains("settings") && text.contains("value size 16") && text.contains("cleanup"),
+            "{text}"
+        );
+        assert_eq!(
+            Map::open(&pins.map("settings"))
+                .expect("still there")
+                .info()
+                .id,
+            wrong.info().id
+        );
+    });
+}
+
+#[test]
+fn frontends_grow_and_every_one_is_there_for_a_new_agent() {
+    scratch::run("grow", |bpffs| {
+        let mut datapath = open(bpffs);
+        let start = datapath.tables().frontends4.table().max_entries();
+        let writes: Vec<Write> = (0..20_000).map(|n| frontend4((n % 250) as u8, n)).collect();
+        let plans: Vec<&[Write]> = writes.chunks(1).collect();
+        let applied = datapath.apply(&plans);
+        assert!(
+            applied.failures.is_empty(),
+            "{:?}",
+            applied.failures.first()
+        );
+        assert_eq!(applied.entries, 20_000);
+        let grown = datapath.tables().frontends4.table().max_entries();
+        assert!(grown > start && grown >= 20_000, "{start} → {grown}");
+        drop(datapath);
+        let again = open(bpffs);
+        assert!(again.adopted());
+        assert_eq!(again.kernel_state().expect("read").frontends4.len(), 20_000);
+        assert_eq!(
+            Reader::open(bpffs)
+                .expect("open")
+                .frontends4()
+                .expect("read")
+                .len(),
+            20_000
+        );
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
+fn blocks_and_states_land_where_they_are_read() {
+    scratch::run("blocks", |bpffs| {
+        let mut datapath = open(bpffs);
+        let endpoint = |id| Endpoint::<V4> {
+            id,
+            service: 3,
+            port: 80,
+            ..Endpoint::default()
+        };
+        let first = 5 * 4096 + 100;
+        let records: Vec<_> = (0..50).map(endpoint).collect();
+        let plan = [
+            Write::EndpointState {
+                id: 9,
+                state: EndpointState {
+                    generation: 4,
+                    flags: 1,
+                },
+            },
+            Write::EndpointState {
+                id: 4096,
+                state: EndpointState {
+                    generation: 6,
+                    flags: 2,
+                },
+            },
+            Write::Endpoints4 {
+                first,
+                records: records.clone(),
+            },
+            frontend4(1, 3),
+        ];
+        let applied = datapath.apply(&[&plan]);
+        assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+        let reader = Reader::open(bpffs).expect("open");
+        assert_eq!(reader.block4(first, 50).expect("read"), records);
+        let states = datapath.kernel_state().expect("read").states;
+        let written: Vec<_> = states
+            .into_iter()
+            .filter(|(_, state)| state.generation > 0)
+            .map(|(id, _)| id)
+            .collect();
+        assert_eq!(written, [9, 4096]);
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
+fn a_full_table_fails_one_plan_by_name_and_spares_the_others() {
+    scratch::run("full", |bpffs| {
+        let mut datapath = open(bpffs);
+        let bad = Write::Endpoints4 {
+            first: u32::MAX - 10,
+            records: vec![Endpoint::default()],
+        };
+        let failing = [bad, frontend4(1, 1)];
+        let good = [frontend4(2, 2)];
+        let applied = datapath.apply(&[&good, &failing, &good]);
+        assert_eq!(applied.failures.len(), 1);
+        let failure = &applied.failures[0];
+        assert_eq!((failure.plan, failure.from), (1, 0));
+        assert!(
+            failure.to_string().contains("endpoints4 is full"),
+            "{failure}"
+        );
+        // The failing plan's frontend would have led to a block that is not there.
+        let services: Vec<u32> = datapath
+            .kernel_state()
+            .expect("read")
+            .frontends4
+            .iter()
+            .map(|(_, frontend)| frontend.service)
+            .collect();
+        assert_eq!(services, [2]);
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+/// The devices of the calling thread's namespace.
+fn picture() -> Picture {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        Interfaces::open()
+            .expect("a socket")
+            .read()
+            .await
+            .expect("a list")
+    })
+}
+
+fn pod(name: &str) {
+    ip(&format!(
+        "link add {name} type veth peer name eth0 netns {}",
+        peer_namespace()
+    ));
+    ip(&format!("link set {name} up"));
+}
+
+/// A process that keeps another network namespace while the test runs.
+fn peer_namespace() -> u32 {
+    use std::cell::OnceCell;
+    struct Peer(std::process::Child);
+    impl Drop for Peer {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+    thread_local!(static PEER: OnceCell<Peer> = const { OnceCell::new() });
+    PEER.with(|peer| {
+        peer.get_or_init(|| {
+            let child = Command::new("unshare")
+                .args(["--net", "sleep", "60"])
+                .spawn()
+                .expect("unshare");
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            Peer(child)
+        })
+        .0
+        .id()
+    })
+}
+
+fn follow_devices(bpffs: &Path, hook: PacketHook) {
+    let mut datapath = open_with(bpffs, Some(hook));
+    pod("blpod1");
+    let first = picture().choose(&Selection::Auto);
+    assert_eq!(
+        first
+            .values()
+            .map(|chosen| chosen.name.as_str())
+            .collect::<Vec<_>>(),
+        ["blpod1"]
+    );
+    let changes = datapath.set_devices(&first).expect("followed");
+    assert_eq!(
+        (changes.attached.as_slice(), changes.failed.as_slice()),
+        (&["blpod1".to_owned()][..], &[][..])
+    );
+    assert_eq!(
+        datapath.set_devices(&first).expect("followed"),
+        Default::default()
+    );
+    let devices = Reader::open(bpffs).expect("open").devices().expect("read");
+    assert_eq!(
+        devices,
+        first
+            .iter()
+            .map(|(index, chosen)| (*index, chosen.device))
+            .collect::<Vec<_>>()
+    );
+    drop(datapath);
+
+    // Another agent with another object: replaced in place, then one that finds everything.
+    let config = Config {
+        bpffs: bpffs.to_owned(),
+        packet_hook: Some(hook),
+    };
+    let mut second = Datapath::open_object(&config, &rebuilt()).expect("opened");
+    assert_eq!(
+        second.set_devices(&first).expect("followed").attached,
+        ["blpod1"]
+    );
+    if hook == PacketHook::Tcx {
+        let index = *first.keys().next().expect("one");
+        let program = Program::open(&Pins::new(bpffs).program("pod_ingress"))
+            .expect("pinned")
+            .info()
+            .expect("info");
+        assert_eq!(
+            attached_programs(index, Attach::TcxIngress).expect("asked"),
+            [program.id]
+        );
+        drop(second);
+        second = Datapath::open_object(&config, &rebuilt()).expect("opened");
+        assert_eq!(
+            second.set_devices(&first).expect("followed"),
+            Default::default()
+        );
+    }
+
+    ip("link del blpod1");
+    let gone = second
+        .set_devices(&picture().choose(&Selection::Auto))
+        .expect("followed");
+    assert_eq!(gone.forgotten, first.keys().copied().collect::<Vec<_>>());
+    assert!(
+        Reader::open(bpffs)
+            .expect("open")
+            .devices()
+            .expect("read")
+            .is_empty()
+    );
+
+    pod("blpod2");
+    second
+        .set_devices(&picture().choose(&Selection::Auto))
+        .expect("followed");
+    drop(second);
+    let report = cleanup(bpffs);
+    assert!(report.is_complete(), "{report}");
+    let (links, filters) = if hook == PacketHook::Tcx {
+        (2, 0)
+    } else {
+        (0, 2)
+    };
+    assert_eq!((report.links, report.filters), (links, filters));
+}
+
+#[test]
+fn devices_are_followed_with_tcx() {
+    scratch::run("tcx", |bpffs| follow_devices(bpffs, PacketHook::Tcx));
+}
+
+#[test]
+fn devices_are_followed_with_clsact() {
+    scratch::run("clsact", |bpffs| follow_devices(bpffs, PacketHook::Clsact));
+}
+
+#[test]
+fn a_new_device_is_heard_of() {
+    scratch::run("hear", |_| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        runtime.block_on(async {
+            let interfaces = Interfaces::open().expect("a socket");
+            pod("blpod3");
+            let patience = std::time::Duration::from_secs(5);
+            tokio::time::timeout(patience, interfaces.changed())
+                .await
+                .expect("in time")
+                .expect("heard");
+            let picture = interfaces.read().await.expect("a list");
+            assert!(
+                picture
+                    .interfaces
+                    .iter()
+                    .any(|interface| interface.name == "blpod3")
+            );
+        });
+    });
+}
+
+#[test]
+fn counters_start_at_zero_and_have_room_for_all() {
+    scratch::run("counters", |bpffs| {
+        drop(open(bpffs));
+        let counters = Reader::open(bpffs).expect("open").counters().expect("read");
+        assert_eq!(counters, vec![0; counter::COUNTERS as usize]);
+        assert!(counter::ALL.len() <= counters.len());
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
+fn retired_things_come_back_after_a_grace_period() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let (grace, mut reusable) =
+        lb_agent::datapath::Grace::<u32>::start().expect("this test needs root");
+    grace.retire(1);
+    grace.retire(2);
+    runtime.block_on(async {
+        assert_eq!(reusable.recv().await, Some(1));
+        assert_eq!(reusable.recv().await, Some(2));
+    });
+    drop(grace);
+    assert_eq!(runtime.block_on(reusable.recv()), None);
+}
