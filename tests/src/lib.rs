@@ -1,1 +1,28 @@
+//! A cluster of network namespaces, and programs that talk in it: what Beeline's tests and its demo share.
+//!
+//! [`cluster`] builds the whole; [`link`] lays the wires, [`node`] and [`pod`] are its parts, [`agent`] is the
+//! program under test. [`scenario`] puts a service on it, [`traffic`] talks through it by means of [`peer`]
+//! processes, [`manifests`] and [`capture`] write and watch. [`scope`] removes everything again.
+//!
+//! [`control_plane`] is a real API server, with one node's sockets to judge what the agent makes of it.
+//! [`oracle`] works out slowly which endpoints a Service has.
 
+pub mod address;
+pub mod agent;
+pub mod capture;
+pub mod cgroup;
+pub mod cluster;
+pub mod control_plane;
+pub mod demo;
+pub mod link;
+pub mod manifests;
+pub mod netns;
+pub mod node;
+pub mod oracle;
+pub mod peer;
+pub mod pod;
+pub mod process;
+pub mod scenario;
+pub mod scope;
+pub mod traffic;
+pub mod wait;

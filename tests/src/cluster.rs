@@ -1,0 +1,309 @@
+//! A cluster in network namespaces: nodes with pods and agents, a LAN, an outside client.
+//!
+//! ```no_run
+//! use lb_tests::cluster::Cluster;
+//! use lb_tests::link::Layout;
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let cluster = Cluster::builder().nodes(2).pods_per_node(2).layout(Layout::PointToPoint).build()?;
+//! let server = cluster.pod(2, 1).serve(&[8080], &[])?;
+//! let answer = cluster.pod(1, 1).peer()?.ask_tcp("10.244.2.11:8080".parse()?)?;
+//! assert_eq!(answer.server, server.name());
+//! # Ok(()) }
+//! ```
+//!
+//! Dropping the cluster removes all of it, also during a panic.
+
+use anyhow::Result;
+
+use crate::address::CLIENT;
+use crate::agent::{Agent, SocketLb};
+use crate::cgroup;
+use crate::link::{self, Layout, Socket, Station, Wire};
+use crate::manifests::Object;
+use crate::netns::Namespace;
+use crate::node::Node;
+use crate::pod::Pod;
+use crate::process::Place;
+use crate::scope::Scope;
+use crate::traffic::Peer;
+
+/// What a cluster shall look like.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    nodes: u8,
+    pods: u8,
+    layout: Layout,
+    wire: Wire,
+    socket_lb: SocketLb,
+    agents: bool,
+    agent_arguments: Vec<String>,
+}
+
+impl Builder {
+    /// The number of nodes; they are called `node1` and so on.
+    pub fn nodes(mut self, nodes: u8) -> Self {
+        self.nodes = nodes;
+        self
+    }
+
+    /// The number of pods on each node.
+    pub fn pods_per_node(mut self, pods: u8) -> Self {
+        self.pods = pods;
+        self
+    }
+
+    /// How the CNI connects pods.
+    pub fn layout(mut self, layout: Layout) -> Self {
+        self.layout = layout;
+        self
+    }
+
+    /// Which sockets the agents' hooks translate. `Off` leaves all work to the packet path.
+    pub fn socket_lb(mut self, mode: SocketLb) -> Self {
+        self.socket_lb = mode;
+        self
+    }
+
+    /// The largest packet on every link.
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.wire.mtu = mtu;
+        self
+    }
+
+    /// `false`: every sender computes checksums and segments itself.
+    pub fn tx_offload(mut self, on: bool) -> Self {
+        self.wire.offload = on;
+        self
+    }
+
+    /// Leaves the agents out: the network alone.
+    pub fn without_agents(mut self) -> Self {
+        self.agents = false;
+        self
+    }
+
+    /// Further arguments for `beeline agent`.
+    pub fn agent_arguments(mut self, arguments: &[&str]) -> Self {
+        self.agent_arguments = arguments.iter().map(|&argument| argument.into()).collect();
+        self
+    }
+
+    /// Builds everything and waits until the agents are ready.
+    pub fn build(self) -> Result<Cluster> {
+        let scope = Scope::new()?;
+        // From here on, whatever fails, dropping the cluster removes what was made.
+        let mut cluster = Cluster::unwired(&self, scope);
+        cluster.wire(&self)?;
+        if self.agents {
+            for node in &mut cluster.nodes {
+                node.start_agent(self.socket_lb, &self.agent_arguments)?;
+            }
+            cluster.each_agent(Agent::wait_ready)?;
+        }
+        Ok(cluster)
+    }
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    scope: Scope,
+    lan: Namespace,
+    outside: Namespace,
+    nodes: Vec<Node>,
+}
+
+impl Cluster {
+    /// Two nodes with two pods each on bridges, plain Ethernet frames, socket hooks for all.
+    pub fn builder() -> Builder {
+        Builder {
+            nodes: 2,
+            pods: 2,
+            layout: Layout::Bridge,
+            wire: Wire {
+                mtu: 1500,
+                offload: true,
+            },
+            socket_lb: SocketLb::All,
+            agents: true,
+            agent_arguments: Vec::new(),
+        }
+    }
+
+    /// A node, counted from 1.
+    pub fn node(&self, number: u8) -> &Node {
+        &self.nodes[usize::from(number) - 1]
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// A pod; nodes and their pods are counted from 1.
+    pub fn pod(&self, node: u8, index: u8) -> &Pod {
+        &self.node(node).pods()[usize::from(index) - 1]
+    }
+
+    /// All pods.
+    pub fn pods(&self) -> impl Iterator<Item = &Pod> {
+        self.nodes.iter().flat_map(|node| node.pods())
+    }
+
+    /// A process on the outside client's machine.
+    pub fn client(&self) -> Result<Peer> {
+        Peer::start("client", &self.outside_place()?, &[])
+    }
+
+    /// Shows an object to the agents of all nodes, new or changed.
+    pub fn publish(&self, object: &impl Object) -> Result<()> {
+        self.nodes
+            .iter()
+            .try_for_each(|node| node.manifests().publish(object))
+    }
+
+    /// Takes an object away.
+    pub fn withdraw(&self, object: &impl Object) -> Result<()> {
+        self.nodes
+            .iter()
+            .try_for_each(|node| node.manifests().withdraw(object))
+    }
+
+    /// Does something to the agents of all nodes.
+    pub fn each_agent(&self, mut act: impl FnMut(&mut Agent) -> Result<()>) -> Result<()> {
+        self.nodes
+            .iter()
+            .try_for_each(|node| act(&mut *node.agent()?))
+    }
+
+    /// The name everything of this cluster carries.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    fn unwired(plan: &Builder, scope: Scope) -> Self {
+        let namespace = |role: &str| Namespace::named(scope.namespace(role));
+        let nodes = (1..=plan.nodes)
+            .map(|number| Node::new(&scope, number, plan.pods))
+            .collect();
+        Self {
+            lan: namespace("lan"),
+            outside: namespace("client"),
+            nodes,
+            scope,
+        }
+    }
+
+    fn wire(&mut self, plan: &Builder) -> Result<()> {
+        let routers: Vec<_> = self
+            .nodes
+            .iter()
+            .map(Node::namespace)
+            .chain([&self.lan])
+            .cloned()
+            .collect();
+        let leaves: Vec<_> = self
+            .pods()
+            .map(Pod::namespace)
+            .chain([&self.outside])
+            .cloned()
+            .collect();
+        let names: Vec<_> = routers
+            .iter()
+            .chain(&leaves)
+            .map(|namespace| namespace.name().to_owned())
+            .collect();
+        Namespace::create(&names)?;
+        routers
+            .iter()
+            .try_for_each(|namespace| link::prepare(namespace, true))?;
+        leaves
+            .iter()
+            .try_for_each(|namespace| link::prepare(namespace, false))?;
+
+        let mut stations: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|node| Station {
+                namespace: node.namespace(),
+                host: 10 + node.number(),
+            })
+            .collect();
+        stations.push(Station {
+            namespace: &self.outside,
+            host: CLIENT,
+        });
+        link::lan(&self.lan, &stations, plan.wire)?;
+
+        cgroup::create(&self.scope.cgroup()?, &["outside"])?;
+        let numbers: Vec<_> = self.nodes.iter().map(Node::number).collect();
+        link::pod_routes(&self.lan, &numbers)?;
+        link::pod_routes(&self.outside, &numbers)?;
+        for node in &mut self.nodes {
+            node.prepare(&self.scope)?;
+            let others: Vec<_> = numbers
+                .iter()
+                .copied()
+                .filter(|&number| number != node.number())
+                .collect();
+            link::pod_routes(node.namespace(), &others)?;
+            let sockets: Vec<_> = node
+                .pods()
+                .iter()
+                .map(|pod| Socket {
+                    namespace: pod.namespace(),
+                    index: pod.index(),
+                })
+                .collect();
+            link::pods(
+                node.namespace(),
+                node.number(),
+                plan.layout,
+                &sockets,
+                plan.wire,
+            )?;
+        }
+        if plan.wire.offload {
+            Ok(())
+        } else {
+            self.disable_offload()
+        }
+    }
+
+    fn disable_offload(&self) -> Result<()> {
+        let outside = self.outside_place()?;
+        link::disable_offload(&outside, "eth0")?;
+        let lan = Place {
+            namespace: self.lan.clone(),
+            ..outside
+        };
+        link::disable_offload(&lan, &format!("port{CLIENT}"))?;
+        for node in &self.nodes {
+            link::disable_offload(&lan, &format!("port{}", 10 + node.number()))?;
+            link::disable_offload(&node.place()?, "eth0")?;
+            for pod in node.pods() {
+                link::disable_offload(&node.place()?, &format!("veth{}", pod.index()))?;
+                link::disable_offload(pod.place()?, "eth0")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn outside_place(&self) -> Result<Place> {
+        Ok(Place {
+            namespace: self.outside.clone(),
+            cgroup: self.scope.cgroup()?.join("outside"),
+        })
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.nodes.clear();
+        if let Err(error) = self.scope.remove() {
+            // A second panic while one unwinds would abort and hide the first.
+            eprintln!("removing the cluster: {error:#}");
+        }
+    }
+}

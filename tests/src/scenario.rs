@@ -1,0 +1,208 @@
+//! A service with servers behind it, as most tests need one, and the ways a test is repeated in.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_agent::snapshot::Family;
+
+use crate::address::FAMILIES;
+use crate::agent::SocketLb;
+use crate::cluster::{Builder, Cluster};
+use crate::link::Layout;
+use crate::manifests::{Condition, EndpointSlice, Service};
+use crate::pod::Pod;
+use crate::traffic::Peer;
+use crate::wait::eventually;
+
+/// The port a [`Web`] service has, in TCP and UDP.
+pub const PORT: u16 = 80;
+/// The port its servers listen on.
+pub const TARGET: u16 = 8080;
+
+/// How long an edited manifest may take to show.
+pub const SOON: Duration = Duration::from_secs(5);
+
+/// A way by which traffic is translated, and a network it happens in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Case {
+    pub layout: Layout,
+    pub socket_lb: SocketLb,
+}
+
+impl Case {
+    /// A cluster of this kind, to be adjusted.
+    pub fn cluster(self) -> Builder {
+        Cluster::builder()
+            .layout(self.layout)
+            .socket_lb(self.socket_lb)
+    }
+
+    /// Whether sockets are translated when they connect, not their packets.
+    pub fn by_sockets(self) -> bool {
+        self.socket_lb == SocketLb::All
+    }
+}
+
+/// Makes four tests of each function: on bridges and on point-to-point links, by socket hooks and by packets.
+#[macro_export]
+macro_rules! in_every_case {
+    ($($(#[$doc:meta])* fn $name:ident($case:ident: Case) $body:block)*) => { $(
+        mod $name {
+            use super::*;
+
+            $(#[$doc])*
+            fn check($case: $crate::scenario::Case) -> anyhow::Result<()> $body
+
+            $crate::in_every_case!(@test bridge_sockets, Bridge, All);
+            $crate::in_every_case!(@test bridge_packets, Bridge, Off);
+            $crate::in_every_case!(@test point_to_point_sockets, PointToPoint, All);
+            $crate::in_every_case!(@test point_to_point_packets, PointToPoint, Off);
+        }
+    )* };
+    (@test $name:ident, $layout:ident, $mode:ident) => {
+        #[test]
+        fn $name() -> anyhow::Result<()> {
+            check($crate::scenario::Case {
+                layout: $crate::link::Layout::$layout,
+                socket_lb: $crate::agent::SocketLb::$mode,
+            })
+        }
+    };
+}
+
+/// A dual-stack service `web`, TCP and UDP on port 80, with a server in each of its pods.
+#[derive(Debug)]
+pub struct Web<'a> {
+    cluster: &'a Cluster,
+    service: Service,
+    servers: Vec<(&'a Pod, Peer)>,
+}
+
+impl<'a> Web<'a> {
+    /// Publishes the service with these pods as ready endpoints.
+    pub fn start(cluster: &'a Cluster, pods: &[&'a Pod]) -> Result<Self> {
+        Self::start_as(cluster, Service::cluster_ip("web", 10), pods)
+    }
+
+    /// The same for a service with settings of its own; its ports are added here.
+    pub fn start_as(cluster: &'a Cluster, service: Service, pods: &[&'a Pod]) -> Result<Self> {
+        let service = service.tcp("tcp", PORT).udp("udp", PORT);
+        let mut web = Self {
+            cluster,
+            service,
+            servers: Vec::new(),
+        };
+        pods.iter().try_for_each(|pod| web.serve(pod))?;
+        web.set_endpoints(pods)?;
+        cluster.publish(&web.service)?;
+        Ok(web)
+    }
+
+    /// Starts a server in one more pod, or anew in one where it was killed, without telling anybody.
+    pub fn serve(&mut self, pod: &'a Pod) -> Result<()> {
+        self.servers.retain(|(other, _)| other.name() != pod.name());
+        self.servers.push((pod, pod.serve(&[TARGET], &[TARGET])?));
+        Ok(())
+    }
+
+    /// Makes these pods the ready endpoints, in both families.
+    pub fn set_endpoints(&self, pods: &[&Pod]) -> Result<()> {
+        let endpoints: Vec<_> = pods.iter().map(|&pod| (pod, Condition::Ready)).collect();
+        self.set_conditions(&endpoints)
+    }
+
+    /// Makes these pods the endpoints, in both families.
+    pub fn set_conditions(&self, endpoints: &[(&Pod, Condition)]) -> Result<()> {
+        FAMILIES
+            .iter()
+            .try_for_each(|&family| self.cluster.publish(&self.slice(family, endpoints)))
+    }
+
+    /// The slice of one family with these endpoints.
+    pub fn slice(&self, family: Family, endpoints: &[(&Pod, Condition)]) -> EndpointSlice {
+        let slice = EndpointSlice::of(self.service.name(), family)
+            .tcp("tcp", TARGET)
+            .udp("udp", TARGET);
+        endpoints.iter().fold(slice, |slice, (pod, condition)| {
+            slice.endpoint(pod.address(family), pod.node(), *condition)
+        })
+    }
+
+    /// The service itself.
+    pub fn service(&self) -> &Service {
+        &self.service
+    }
+
+    /// The address clients dial.
+    pub fn vip(&self, family: Family) -> Result<SocketAddr> {
+        let address = self
+            .service
+            .address(family)
+            .context("the service lacks an address of that family")?;
+        Ok(SocketAddr::new(address, PORT))
+    }
+
+    /// Another port on the same address.
+    pub fn vip_port(&self, family: Family, port: u16) -> Result<SocketAddr> {
+        Ok(SocketAddr::new(self.vip(family)?.ip(), port))
+    }
+
+    /// The server in a pod.
+    pub fn server(&self, pod: &Pod) -> Result<&Peer> {
+        let found = self
+            .servers
+            .iter()
+            .find(|(candidate, _)| candidate.name() == pod.name());
+        found
+            .map(|(_, peer)| peer)
+            .with_context(|| format!("no server in {}", pod.name()))
+    }
+
+    /// Waits until exactly these pods answer `client`, in both families and protocols.
+    pub fn wait_for(&self, client: &Peer, pods: &[&Pod]) -> Result<()> {
+        let wanted: BTreeSet<_> = pods.iter().map(|pod| pod.name()).collect();
+        for family in FAMILIES {
+            let vip = self.vip(family)?;
+            let what = format!(
+                "{} is answered by {wanted:?}, and by nobody else",
+                self.service.name()
+            );
+            eventually(&what, SOON, || {
+                let tcp = who_answers(pods.len(), || {
+                    client.ask_tcp(vip).ok().map(|answer| answer.server)
+                });
+                let udp = who_answers(pods.len(), || {
+                    client.ask_udp(vip).ok().map(|answer| answer.server)
+                });
+                Ok((tcp.as_ref() == Some(&wanted) && udp.as_ref() == Some(&wanted)).then_some(()))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Asks so often that each of `count` equally likely servers appears, save once in a million times.
+pub fn who_answers(
+    count: usize,
+    mut ask: impl FnMut() -> Option<String>,
+) -> Option<BTreeSet<String>> {
+    // n·(1 − 1/n)^k < 10⁻⁶ holds for k = 20·n.
+    (0..count.max(1) * 20).map(|_| ask()).collect()
+}
+
+/// Checks that `counts` answers are spread evenly: each server within six standard deviations of its share.
+pub fn check_even(counts: &[u64]) -> Result<()> {
+    let total: u64 = counts.iter().sum();
+    let share = total as f64 / counts.len() as f64;
+    let deviation = (share * (1.0 - 1.0 / counts.len() as f64)).sqrt();
+    let uneven = counts
+        .iter()
+        .any(|&count| (count as f64 - share).abs() > 6.0 * deviation);
+    ensure!(
+        !uneven,
+        "{counts:?} is no even spread: expected about {share:.0} ± {deviation:.0} each"
+    );
+    Ok(())
+}

@@ -1,0 +1,85 @@
+//! Session affinity `ClientIP`: a client keeps its endpoint while it lives and the client is not silent too long.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
+
+use lb_tests::address::FAMILIES;
+use lb_tests::in_every_case;
+use lb_tests::manifests::Service;
+use lb_tests::scenario::{SOON, Web};
+use lb_tests::traffic::Peer;
+use lb_tests::wait::eventually;
+
+fn sticky(seconds: u32) -> Service {
+    Service::cluster_ip("sticky", 20).affinity(seconds)
+}
+
+in_every_case! {
+    fn a_client_stays_on_its_endpoint(case: Case) {
+        let cluster = case.cluster().build()?;
+        let pods = [cluster.pod(1, 2), cluster.pod(2, 1), cluster.pod(2, 2)];
+        let web = Web::start_as(&cluster, sticky(3600), &pods)?;
+        let client = cluster.pod(1, 1).peer()?;
+        for family in FAMILIES {
+            let vip = web.vip(family)?;
+            for ask in [Peer::ask_tcp, Peer::ask_udp] {
+                eventually("the service answers", SOON, || Ok(ask(&client, vip).ok()))?;
+                let servers = (0..30).map(|_| Ok(ask(&client, vip)?.server)).collect::<anyhow::Result<BTreeSet<_>>>()?;
+                assert_eq!(servers.len(), 1, "{servers:?}");
+            }
+        }
+        Ok(())
+    }
+
+    fn another_process_of_the_same_pod_is_the_same_client(case: Case) {
+        let cluster = case.cluster().build()?;
+        let pods = [cluster.pod(1, 2), cluster.pod(2, 1), cluster.pod(2, 2)];
+        let web = Web::start_as(&cluster, sticky(3600), &pods)?;
+        for family in FAMILIES {
+            let vip = web.vip(family)?;
+            let first = cluster.pod(1, 1).peer()?;
+            let server = eventually("the service answers", SOON, || Ok(first.ask_tcp(vip).ok()))?.server;
+            drop(first);
+            for _ in 0..5 {
+                assert_eq!(cluster.pod(1, 1).peer()?.ask_tcp(vip)?.server, server);
+            }
+        }
+        Ok(())
+    }
+
+    fn a_client_leaves_an_endpoint_that_is_gone(case: Case) {
+        let cluster = case.cluster().build()?;
+        let pods = [cluster.pod(1, 2), cluster.pod(2, 1), cluster.pod(2, 2)];
+        let web = Web::start_as(&cluster, sticky(3600), &pods)?;
+        let client = cluster.pod(1, 1).peer()?;
+        let vip = web.vip(FAMILIES[0])?;
+        let gone = eventually("the service answers", SOON, || Ok(client.ask_tcp(vip).ok()))?.server;
+        let rest: Vec<_> = pods.into_iter().filter(|pod| pod.name() != gone).collect();
+        web.set_endpoints(&rest)?;
+        let next = eventually("another endpoint answers", SOON, || {
+            Ok(Some(client.ask_tcp(vip)?.server).filter(|server| *server != gone))
+        })?;
+        for _ in 0..20 {
+            assert_eq!(client.ask_tcp(vip)?.server, next);
+        }
+        Ok(())
+    }
+
+    fn a_client_that_was_silent_too_long_may_get_another_endpoint(case: Case) {
+        let cluster = case.cluster().build()?;
+        let pods = [cluster.pod(1, 2), cluster.pod(2, 1), cluster.pod(2, 2)];
+        let web = Web::start_as(&cluster, sticky(1), &pods)?;
+        let client = cluster.pod(1, 1).peer()?;
+        let vip = web.vip(FAMILIES[0])?;
+        let first = eventually("the service answers", SOON, || Ok(client.ask_tcp(vip).ok()))?.server;
+        assert_eq!(client.ask_tcp(vip)?.server, first);
+        // Twelve new choices among three: all the same once in 500,000 runs.
+        let moved = (0..12).any(|_| {
+            thread::sleep(Duration::from_millis(1300));
+            client.ask_tcp(vip).is_ok_and(|answer| answer.server != first)
+        });
+        assert!(moved, "after each silence of 1.3 s it was {first} again");
+        Ok(())
+    }
+}

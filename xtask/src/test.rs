@@ -1,0 +1,141 @@
+//! `cargo xtask test`: every check and every test, with a summary at the end.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::progress::{elapsed, say};
+use crate::runner::{self, Outcome};
+use crate::setup::{self, Need};
+use crate::{build, build_ebpf, check, demo};
+
+/// What a stage came to.
+struct Stage {
+    name: &'static str,
+    time: Duration,
+    failure: Option<String>,
+}
+
+/// Runs everything, or, with a filter, only the tests whose names contain it.
+///
+/// A failing check does not stop the tests: one run tells everything that is wrong. True when nothing is.
+pub(crate) fn run(filter: Option<&str>) -> Result<bool> {
+    ensure!(
+        setup::is_root(),
+        "the tests make network namespaces and load programs, so they need root: {}",
+        demo::as_root("test")
+    );
+    let mut stages = Vec::new();
+    let mut stage = |name: &'static str, work: &mut dyn FnMut() -> Result<()>| {
+        say(format_args!("{name} …"));
+        let start = Instant::now();
+        let failure = work().err().map(|error| format!("{error:#}"));
+        if let Some(failure) = &failure {
+            say(format_args!("{name} failed: {failure}"));
+        }
+        let passed = failure.is_none();
+        stages.push(Stage {
+            name,
+            time: start.elapsed(),
+            failure,
+        });
+        passed
+    };
+
+    let mut outcome = Outcome::default();
+    if stage("setup", &mut || setup::run(Need::ALL)) && stage("object", &mut build_ebpf::build) {
+        // The checks come after the object as the agent does not compile without it.
+        if filter.is_none() {
+            stage("check", &mut check::sources);
+        }
+        stage("agent", &mut || build::agent(&[]).map(drop));
+        stage("kubernetes", &mut kubernetes);
+        stage("tests", &mut || {
+            outcome = runner::run(cargo_test(filter))?;
+            ensure!(outcome.success, "{} failed", outcome.failures.len());
+            Ok(())
+        });
+    }
+    Ok(report(&stages, &outcome))
+}
+
+/// Builds the control plane that the tests run the agent against.
+fn kubernetes() -> Result<()> {
+    let go = setup::find_program("go").context(
+        "Go is missing, so the tests against a real API server will fail; get it from https://go.dev/dl or your distribution",
+    )?;
+    let binaries = crate::target().join("kubernetes");
+    std::fs::create_dir_all(&binaries)?;
+    let mut command = Command::new(go);
+    command
+        .current_dir(crate::root().join("tests/kubernetes"))
+        .args(["build", "-o"])
+        .arg(binaries)
+        .arg("./...");
+    crate::execute(&mut command)
+}
+
+fn cargo_test(filter: Option<&str>) -> Command {
+    let mut command = crate::cargo();
+    command
+        .args(["test", "--workspace", "--no-fail-fast"])
+        .args(filter);
+    command
+        .env("BEELINE", crate::target().join("release/beeline"))
+        .env("PATH", setup::path());
+    command
+}
+
+/// Prints the summary; true when nothing failed.
+fn report(stages: &[Stage], outcome: &Outcome) -> bool {
+    println!(
+        "\n{:<44} {:>7} {:>7} {:>8} {:>9}",
+        "", "passed", "failed", "ignored", "time"
+    );
+    for report in outcome
+        .reports
+        .iter()
+        .filter(|report| report.passed + report.failed > 0)
+    {
+        let time = report.time.as_secs_f64();
+        println!(
+            "{:<44} {:>7} {:>7} {:>8} {time:>8.1}s",
+            report.name, report.passed, report.failed, report.ignored
+        );
+    }
+    println!();
+    for stage in stages {
+        let result = if stage.failure.is_some() {
+            "failed"
+        } else {
+            "done"
+        };
+        println!(
+            "{:<44} {result:>7} {:>26.1}s",
+            stage.name,
+            stage.time.as_secs_f64()
+        );
+    }
+    for failure in &outcome.failures {
+        println!("FAILED  {failure}");
+    }
+    let broken = stages
+        .iter()
+        .filter(|stage| stage.name != "tests" && stage.failure.is_some());
+    for failure in broken.clone().filter_map(|stage| stage.failure.as_deref()) {
+        println!("FAILED  {failure}");
+    }
+    let passed: u32 = outcome.reports.iter().map(|report| report.passed).sum();
+    let mut failed: u32 = outcome.reports.iter().map(|report| report.failed).sum();
+    failed += broken.count() as u32;
+    // A test program that does not compile reports nothing, yet the run has failed.
+    if failed == 0 && stages.iter().any(|stage| stage.failure.is_some()) {
+        failed = 1;
+    }
+    println!(
+        "{:.0} s\n{passed} passed, {failed} failed",
+        elapsed().as_secs_f64()
+    );
+    failed == 0
+}
