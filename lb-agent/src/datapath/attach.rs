@@ -12,7 +12,9 @@ use aya::programs::tc::{
     qdisc_detach_program,
 };
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use lb_ebpf::abi::device::{POD, UPLINK};
 
+use super::interfaces::Chosen;
 use super::pins::Pins;
 use super::programs::Programs;
 use super::{Error, Result};
@@ -38,10 +40,12 @@ pub enum Direction {
     Egress,
 }
 
-/// Programs on a pod-facing device.
-pub const POD_PROGRAMS: [(Direction, &str); 2] = [
-    (Direction::Ingress, "pod_ingress"),
-    (Direction::Egress, "pod_egress"),
+/// Packet programs by the role of their device (`lb_ebpf::abi::device`).
+pub const PACKET_PROGRAMS: [(u32, Direction, &str); 4] = [
+    (POD, Direction::Ingress, "pod_ingress"),
+    (POD, Direction::Egress, "pod_egress"),
+    (UPLINK, Direction::Ingress, "out_ingress"),
+    (UPLINK, Direction::Egress, "out_egress"),
 ];
 
 /// How packet programs are attached on this kernel.
@@ -107,16 +111,18 @@ pub fn detach_sockets(pins: &Pins) -> Result<usize> {
     Ok(detached)
 }
 
-/// Attaches the programs of a pod-facing device.
+/// Attaches the programs that a device's role asks for.
 pub fn attach_device(
     pins: &Pins,
     programs: &Programs,
     hook: PacketHook,
-    device: (u32, &str),
+    (index, chosen): (u32, &Chosen),
 ) -> Result<Change> {
-    let (index, name) = device;
     let mut most = Change::None;
-    for (direction, program_name) in POD_PROGRAMS {
+    for (role, direction, program_name) in PACKET_PROGRAMS {
+        if role != chosen.device.role {
+            continue;
+        }
         let change = match hook {
             PacketHook::Tcx => {
                 let (program, program_id) = programs.get(program_name)?;
@@ -131,7 +137,9 @@ pub fn attach_device(
                     || program.attach(index, attach, position),
                 )?
             }
-            PacketHook::Clsact => attach_filter(&pins.program(program_name), name, direction)?,
+            PacketHook::Clsact => {
+                attach_filter(&pins.program(program_name), &chosen.name, direction)?
+            }
         };
         if change != Change::None {
             most = change;
@@ -143,7 +151,7 @@ pub fn attach_device(
 /// Takes our programs off a device that may be gone already.
 pub fn detach_device(pins: &Pins, hook: PacketHook, device: (u32, &str)) -> Result<()> {
     let (index, name) = device;
-    for (direction, program_name) in POD_PROGRAMS {
+    for (_, direction, program_name) in PACKET_PROGRAMS {
         drop_link(&pins.link(&link_name(index, direction)))?;
         if hook == PacketHook::Clsact {
             detach_filter(name, direction, program_name)?;
@@ -307,7 +315,7 @@ fn attach_filter(pin: &Path, device: &str, direction: Direction) -> Result<Chang
     };
     let link = program.take_link(id).map_err(|e| failed(Box::new(e)))?;
     // The filter is to outlast this process; dropping aya's link would remove it.
-    std::mem::forget(link);
+    let _ = std::mem::ManuallyDrop::new(link);
     Ok(change)
 }
 

@@ -124,7 +124,11 @@ impl Datapath {
             match self.devices.get(&index) {
                 Some(known) if known == chosen => continue,
                 // An index and name stay attached whatever else changes; only the record is new.
-                Some(known) if known.name == chosen.name && self.hook == PacketHook::Tcx => {
+                Some(known)
+                    if known.name == chosen.name
+                        && known.device.role == chosen.device.role
+                        && self.hook == PacketHook::Tcx =>
+                {
                     self.write_device(index, chosen)?;
                 }
                 _ => match self.add_device(index, chosen) {
@@ -170,7 +174,7 @@ impl Datapath {
     /// The record first: a program that runs finds what it needs.
     fn add_device(&self, index: u32, chosen: &Chosen) -> Result<Change> {
         self.write_device(index, chosen)?;
-        attach::attach_device(&self.pins, &self.programs, self.hook, (index, &chosen.name))
+        attach::attach_device(&self.pins, &self.programs, self.hook, (index, chosen))
     }
 
     fn write_device(&self, index: u32, chosen: &Chosen) -> Result<()> {
