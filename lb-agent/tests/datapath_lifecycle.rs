@@ -172,7 +172,7 @@ fn cleanup_leaves_no_trace_and_works_twice() {
         for (name, attach) in SOCKET_HOOKS {
             assert_eq!(
                 attached_programs(target, attach).expect("asked"),
-                [],
+                Vec::<u32>::new(),
                 "{name}"
             );
         }

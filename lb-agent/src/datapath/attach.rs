@@ -8,11 +8,13 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
 use aya::programs::tc::{
-    NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact,
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
     qdisc_detach_program,
 };
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
+use lb_ebpf::abi::device::{POD, UPLINK};
 
+use super::interfaces::Chosen;
 use super::pins::Pins;
 use super::programs::Programs;
 use super::{Error, Result};
@@ -38,10 +40,12 @@ pub enum Direction {
     Egress,
 }
 
-/// Programs on a pod-facing device.
-pub const POD_PROGRAMS: [(Direction, &str); 2] = [
-    (Direction::Ingress, "pod_ingress"),
-    (Direction::Egress, "pod_egress"),
+/// Packet programs by the role of their device (`lb_ebpf::abi::device`).
+pub const PACKET_PROGRAMS: [(u32, Direction, &str); 4] = [
+    (POD, Direction::Ingress, "pod_ingress"),
+    (POD, Direction::Egress, "pod_egress"),
+    (UPLINK, Direction::Ingress, "out_ingress"),
+    (UPLINK, Direction::Egress, "out_egress"),
 ];
 
 /// How packet programs are attached on this kernel.
@@ -107,16 +111,18 @@ pub fn detach_sockets(pins: &Pins) -> Result<usize> {
     Ok(detached)
 }
 
-/// Attaches the programs of a pod-facing device.
+/// Attaches the programs that a device's role asks for.
 pub fn attach_device(
     pins: &Pins,
     programs: &Programs,
     hook: PacketHook,
-    device: (u32, &str),
+    (index, chosen): (u32, &Chosen),
 ) -> Result<Change> {
-    let (index, name) = device;
     let mut most = Change::None;
-    for (direction, program_name) in POD_PROGRAMS {
+    for (role, direction, program_name) in PACKET_PROGRAMS {
+        if role != chosen.device.role {
+            continue;
+        }
         let change = match hook {
             PacketHook::Tcx => {
                 let (program, program_id) = programs.get(program_name)?;
@@ -131,7 +137,9 @@ pub fn attach_device(
                     || program.attach(index, attach, position),
                 )?
             }
-            PacketHook::Clsact => attach_filter(&pins.program(program_name), name, direction)?,
+            PacketHook::Clsact => {
+                attach_filter(&pins.program(program_name), &chosen.name, direction)?
+            }
         };
         if change != Change::None {
             most = change;
@@ -143,7 +151,7 @@ pub fn attach_device(
 /// Takes our programs off a device that may be gone already.
 pub fn detach_device(pins: &Pins, hook: PacketHook, device: (u32, &str)) -> Result<()> {
     let (index, name) = device;
-    for (direction, program_name) in POD_PROGRAMS {
+    for (_, direction, program_name) in PACKET_PROGRAMS {
         drop_link(&pins.link(&link_name(index, direction)))?;
         if hook == PacketHook::Clsact {
             detach_filter(name, direction, program_name)?;
@@ -197,7 +205,10 @@ pub fn drop_link(path: &Path) -> Result<bool> {
 pub fn detach_filter(device: &str, direction: Direction, program: &str) -> Result<bool> {
     match qdisc_detach_program(device, direction.clsact(), program) {
         Ok(()) => Ok(true),
-        Err(error) if is_absent(&error) => Ok(false),
+        // Without a clsact qdisc there is nothing to search in: EINVAL.
+        Err(error) if matches!(errno(&error), libc::ENOENT | libc::ENODEV | libc::EINVAL) => {
+            Ok(false)
+        }
         Err(error) => Err(Error::io(
             format!("detach {program} from device {device}"),
             std::io::Error::other(error),
@@ -276,7 +287,7 @@ fn attach_filter(pin: &Path, device: &str, direction: Direction) -> Result<Chang
         source,
     };
     match qdisc_add_clsact(device) {
-        Err(error) if !is_errno(&error, libc::EEXIST) => return Err(failed(Box::new(error))),
+        Err(error) if errno(&error) != libc::EEXIST => return Err(failed(Box::new(error))),
         _ => {}
     }
     let mut program = SchedClassifier::from_pin(pin).map_err(|e| failed(Box::new(e)))?;
@@ -289,7 +300,7 @@ fn attach_filter(pin: &Path, device: &str, direction: Direction) -> Result<Chang
     );
     let (id, change) = match attached {
         Ok(id) => (id, Change::Attached),
-        Err(error) if is_errno(&error, libc::EEXIST) => {
+        Err(ProgramError::TcError(error)) if errno(&error) == libc::EEXIST => {
             let existing =
                 SchedClassifierLink::attached(device, direction.clsact(), priority, handle, None)
                     .map_err(|e| failed(Box::new(e)))?;
@@ -304,31 +315,22 @@ fn attach_filter(pin: &Path, device: &str, direction: Direction) -> Result<Chang
     };
     let link = program.take_link(id).map_err(|e| failed(Box::new(e)))?;
     // The filter is to outlast this process; dropping aya's link would remove it.
-    std::mem::forget(link);
+    let _ = std::mem::ManuallyDrop::new(link);
     Ok(change)
 }
 
-fn is_absent(error: &(dyn std::error::Error + 'static)) -> bool {
-    [libc::ENOENT, libc::ENODEV, libc::EINVAL]
-        .into_iter()
-        .any(|errno| is_errno(error, errno))
-        || chain(error).any(|e| {
-            e.downcast_ref::<std::io::Error>()
-                .is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound)
-        })
-}
-
-fn is_errno(error: &(dyn std::error::Error + 'static), errno: i32) -> bool {
-    chain(error).any(|e| {
-        e.downcast_ref::<std::io::Error>()
-            .is_some_and(|e| e.raw_os_error() == Some(errno))
-    })
-}
-
-fn chain<'a>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
-    std::iter::successors(Some(error), |e| e.source())
+/// The kernel's answer within aya's errors, which do not chain it.
+fn errno(error: &TcError) -> i32 {
+    match error {
+        TcError::NetlinkError(error) => error.raw_os_error().unwrap_or(0),
+        // aya reports a search without result as an error of its own of this kind.
+        TcError::IoError(error) if error.kind() == std::io::ErrorKind::NotFound => libc::ENOENT,
+        TcError::IoError(error) => error.raw_os_error().unwrap_or(0),
+        TcError::NulError(_)
+        | TcError::AlreadyAttached
+        | TcError::InvalidTcxAttach(_)
+        | TcError::InvalidLinkOperation => 0,
+    }
 }
 
 fn link_name(index: u32, direction: Direction) -> String {

@@ -17,7 +17,7 @@ use super::tables::Tables;
 use super::{Error, Result};
 use crate::plan::Write;
 use crate::sys::bpf::WriteMode;
-use crate::sys::mount;
+use crate::sys::{mount, netlink};
 
 /// Where the datapath lives.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -124,7 +124,11 @@ impl Datapath {
             match self.devices.get(&index) {
                 Some(known) if known == chosen => continue,
                 // An index and name stay attached whatever else changes; only the record is new.
-                Some(known) if known.name == chosen.name && self.hook == PacketHook::Tcx => {
+                Some(known)
+                    if known.name == chosen.name
+                        && known.device.role == chosen.device.role
+                        && self.hook == PacketHook::Tcx =>
+                {
                     self.write_device(index, chosen)?;
                 }
                 _ => match self.add_device(index, chosen) {
@@ -157,11 +161,9 @@ impl Datapath {
             .into_iter()
             .filter(|index| !wanted.contains_key(index))
         {
-            let name = self
-                .devices
-                .remove(&index)
-                .map(|chosen| chosen.name)
-                .unwrap_or_default();
+            self.devices.remove(&index);
+            // A device that was renamed or that a former agent attached to is known by its index alone.
+            let name = netlink::device_name(index).unwrap_or_default();
             attach::detach_device(&self.pins, self.hook, (index, &name))?;
             self.tables.devices.delete(&index)?;
             changes.forgotten.push(index);
@@ -172,7 +174,7 @@ impl Datapath {
     /// The record first: a program that runs finds what it needs.
     fn add_device(&self, index: u32, chosen: &Chosen) -> Result<Change> {
         self.write_device(index, chosen)?;
-        attach::attach_device(&self.pins, &self.programs, self.hook, (index, &chosen.name))
+        attach::attach_device(&self.pins, &self.programs, self.hook, (index, chosen))
     }
 
     fn write_device(&self, index: u32, chosen: &Chosen) -> Result<()> {

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
+use lb_ebpf::abi::address::{Address4, Address6};
 use lb_ebpf::abi::device::{Device, POD};
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
@@ -87,6 +88,14 @@ impl Picture {
                     bridge: self.bridge_of(interface),
                     header_length: interface.header_length,
                     mtu: interface.mtu,
+                    address4: self.own_address(interface.index, |address| match address {
+                        IpAddr::V4(v4) => Some(Address4::from(v4)),
+                        IpAddr::V6(_) => None,
+                    }),
+                    address6: self.own_address(interface.index, |address| match address {
+                        IpAddr::V6(v6) if !v6.is_unicast_link_local() => Some(Address6::from(v6)),
+                        _ => None,
+                    }),
                 };
                 (
                     interface.index,
@@ -118,6 +127,12 @@ impl Picture {
             let host_length = if own.address.is_ipv4() { 32 } else { 128 };
             own.index == index && !link_local && own.length < host_length
         })
+    }
+
+    /// The first address of a device that `pick` takes, as the kernel lists them: primary ones come first.
+    fn own_address<A: Default>(&self, index: u32, pick: impl Fn(IpAddr) -> Option<A>) -> A {
+        let mut own = self.addresses.iter().filter(|own| own.index == index);
+        own.find_map(|own| pick(own.address)).unwrap_or_default()
     }
 
     fn bridge_of(&self, interface: &Interface) -> u32 {

@@ -118,6 +118,15 @@ impl Socket {
     }
 }
 
+/// The name of a device of the calling thread's network namespace, if there is one of this index.
+pub fn device_name(index: u32) -> Option<String> {
+    let mut name = [0u8; libc::IF_NAMESIZE];
+    // SAFETY: `name` has the room the call is defined to need.
+    let answer = unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) };
+    let length = name.iter().position(|&byte| byte == 0)?;
+    (!answer.is_null()).then(|| String::from_utf8_lossy(&name[..length]).into_owned())
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
