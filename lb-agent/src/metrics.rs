@@ -197,12 +197,10 @@ impl Metrics {
         }
     }
 
-    /// An object or a part of it was refused; `reason` is one of few, e.g. `loopback_address`.
-    pub fn refused(&self, reason: &'static str) {
-        self.list()
-            .refused
-            .get_or_create(&ReasonLabel { reason })
-            .inc();
+    /// Objects and parts of them that were refused since the start; `reason` is one of few, e.g. `address`.
+    pub fn refused(&self, reason: &'static str, total: u64) {
+        let counter = self.list().refused.get_or_create(&ReasonLabel { reason });
+        counter.inner().store(total, Ordering::Relaxed);
     }
 
     /// Whether a kind of object can be followed at present.
@@ -276,7 +274,7 @@ mod tests {
         metrics.table_written("frontends4", 9);
         metrics.table_write_failed("frontends4");
         metrics.datapath(&[41]);
-        metrics.refused("loopback_address");
+        metrics.refused("loopback_address", 1);
         metrics.source_connected(Kind::Slices, true);
         metrics.source_event(Kind::Slices);
         metrics.source_list(Kind::Slices);

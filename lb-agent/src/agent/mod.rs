@@ -40,7 +40,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let refused = Arc::new(Refused::default());
     describe(&config, &health);
 
-    let datapath = Datapath::open(&datapath::Config { bpffs: config.bpffs.clone(), packet_hook: None })?;
+    let datapath = Datapath::open(&datapath::Config {
+        bpffs: config.bpffs.clone(),
+        packet_hook: None,
+    })?;
     info!(
         adopted = datapath.adopted(),
         packet_hook = ?datapath.packet_hook(),
@@ -98,15 +101,27 @@ fn describe(config: &Config, health: &Health) {
 }
 
 /// Starts the HTTP servers.
-fn serve(config: &Config, health: &Health, metrics: &Metrics, refused: Arc<Refused>, gauges: sync::Gauges) {
+fn serve(
+    config: &Config,
+    health: &Health,
+    metrics: &Metrics,
+    refused: Arc<Refused>,
+    gauges: sync::Gauges,
+) {
     if let Some(address) = config.healthz_bind.0 {
-        tokio::spawn(health::probes::serve(address, health.clone(), metrics.clone()));
+        tokio::spawn(health::probes::serve(
+            address,
+            health.clone(),
+            metrics.clone(),
+        ));
     }
     if let Some(address) = config.metrics_bind.0 {
         let (config, metrics, health) = (config.clone(), metrics.clone(), health.clone());
         let refresh: metrics::serve::BeforeScrape = Arc::new(move |metrics| {
             gauges.refresh(metrics);
-            metrics.refused_totals(&refused);
+            for (reason, total) in refused.totals() {
+                metrics.refused(reason, total);
+            }
         });
         tokio::spawn(async move {
             metrics::serve::serve(address, &config, metrics, health, refresh).await;
@@ -115,17 +130,30 @@ fn serve(config: &Config, health: &Health, metrics: &Metrics, refused: Arc<Refus
 }
 
 /// Reports the cluster's objects.
-async fn follow_cluster(config: Config, events: mpsc::Sender<Event>, refused: Arc<Refused>) -> anyhow::Result<()> {
+async fn follow_cluster(
+    config: Config,
+    events: mpsc::Sender<Event>,
+    refused: Arc<Refused>,
+) -> anyhow::Result<()> {
     let options = Options::default();
     let kubeconfig = match config.source {
         SourceConfig::Manifests(directory) => {
-            return DirectorySource::new(directory, config.node_name, options, refused).run(events).await;
+            return DirectorySource::new(directory, config.node_name, options, refused)
+                .run(events)
+                .await;
         }
         SourceConfig::Kubeconfig(file) => Some(file),
         SourceConfig::InCluster => None,
     };
-    let settings = kubernetes::Settings { kubeconfig, node_name: config.node_name, options };
-    KubernetesSource::new(settings, refused).await?.run(events).await
+    let settings = kubernetes::Settings {
+        kubeconfig,
+        node_name: config.node_name,
+        options,
+    };
+    KubernetesSource::new(settings, refused)
+        .await?
+        .run(events)
+        .await
 }
 
 /// Reports this node's devices and addresses, now and whenever they change.

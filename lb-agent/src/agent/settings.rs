@@ -41,7 +41,11 @@ pub(super) fn settings(config: &Config, host_netns: u64, service_cidrs: &[Cidr])
         nat_port_last: *pool.end(),
         ..Settings::default()
     };
-    put_prefixes(service_cidrs, &mut settings.service_cidrs4, &mut settings.service_cidrs6);
+    put_prefixes(
+        service_cidrs,
+        &mut settings.service_cidrs4,
+        &mut settings.service_cidrs6,
+    );
     settings
 }
 
@@ -51,18 +55,30 @@ fn put_prefixes(cidrs: &[Cidr], v4: &mut [Prefix4; PREFIXES], v6: &mut [Prefix6;
     for cidr in cidrs.iter().filter(|cidr| cidr.length > 0) {
         let room = match cidr.address {
             IpAddr::V4(address) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(cidr.length)).unwrap_or(0);
+                let mask = u32::MAX
+                    .checked_shl(32 - u32::from(cidr.length))
+                    .unwrap_or(0);
                 let prefix = Prefix4 {
-                    address: Address4 { octets: (u32::from(address) & mask).to_be_bytes() },
-                    mask: Address4 { octets: mask.to_be_bytes() },
+                    address: Address4 {
+                        octets: (u32::from(address) & mask).to_be_bytes(),
+                    },
+                    mask: Address4 {
+                        octets: mask.to_be_bytes(),
+                    },
                 };
                 put(v4, &mut next4, prefix)
             }
             IpAddr::V6(address) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(cidr.length)).unwrap_or(0);
+                let mask = u128::MAX
+                    .checked_shl(128 - u32::from(cidr.length))
+                    .unwrap_or(0);
                 let prefix = Prefix6 {
-                    address: Address6 { octets: (u128::from(address) & mask).to_be_bytes() },
-                    mask: Address6 { octets: mask.to_be_bytes() },
+                    address: Address6 {
+                        octets: (u128::from(address) & mask).to_be_bytes(),
+                    },
+                    mask: Address6 {
+                        octets: mask.to_be_bytes(),
+                    },
                 };
                 put(v6, &mut next6, prefix)
             }
@@ -97,27 +113,21 @@ fn local_port_range() -> Option<RangeInclusive<u16>> {
 /// The largest run of unprivileged ports that are neither ephemeral nor NodePorts: a late answer to one of ours
 /// must be no service, and a host's own socket must not get it.
 fn source_ports(ephemeral: RangeInclusive<u16>) -> RangeInclusive<u16> {
-    let mut best = 1..=0;
+    let mut best: Option<RangeInclusive<u16>> = None;
     let mut start = None;
     for port in 1024..=u16::MAX {
         let free = !ephemeral.contains(&port) && !NODE_PORTS.contains(&port);
-        match (free, start) {
-            (true, None) => start = Some(port),
-            (false, Some(first)) => {
-                best = longer(best, first..=port - 1);
-                start = None;
-            }
-            _ => {}
+        let first = *start.get_or_insert(port);
+        if !free {
+            start = None;
+        } else if best
+            .as_ref()
+            .is_none_or(|best| best.len() < usize::from(port - first) + 1)
+        {
+            best = Some(first..=port);
         }
     }
-    if let Some(first) = start {
-        best = longer(best, first..=u16::MAX);
-    }
-    if best.is_empty() { 1024..=29_999 } else { best }
-}
-
-fn longer(a: RangeInclusive<u16>, b: RangeInclusive<u16>) -> RangeInclusive<u16> {
-    if a.is_empty() || b.len() > a.len() { b } else { a }
+    best.unwrap_or(1024..=29_999)
 }
 
 #[cfg(test)]
@@ -128,16 +138,32 @@ mod tests {
     fn source_ports_avoid_ephemeral_ports_and_node_ports() {
         assert_eq!(source_ports(32_768..=60_999), 1024..=29_999);
         assert_eq!(source_ports(1024..=29_999), 32_768..=65_535);
-        assert_eq!(source_ports(1024..=65_535), 1024..=29_999, "nothing is left: share");
+        assert_eq!(
+            source_ports(1024..=65_535),
+            1024..=29_999,
+            "nothing is left: share"
+        );
     }
 
     #[test]
     fn prefixes_become_value_and_mask() {
-        let (mut v4, mut v6) = ([Prefix4::default(); PREFIXES], [Prefix6::default(); PREFIXES]);
+        let (mut v4, mut v6) = (
+            [Prefix4::default(); PREFIXES],
+            [Prefix6::default(); PREFIXES],
+        );
         let cidrs = [
-            Cidr { address: "10.96.1.2".parse().unwrap(), length: 16 },
-            Cidr { address: "0.0.0.0".parse().unwrap(), length: 0 },
-            Cidr { address: "fd96::1".parse().unwrap(), length: 112 },
+            Cidr {
+                address: "10.96.1.2".parse().unwrap(),
+                length: 16,
+            },
+            Cidr {
+                address: "0.0.0.0".parse().unwrap(),
+                length: 0,
+            },
+            Cidr {
+                address: "fd96::1".parse().unwrap(),
+                length: 112,
+            },
         ];
         put_prefixes(&cidrs, &mut v4, &mut v6);
         assert_eq!(v4[0].address.octets, [10, 96, 0, 0]);

@@ -53,20 +53,27 @@ pub(super) struct Sync {
 }
 
 /// Figures that are read only when somebody asks for metrics.
-#[derive(Clone, Default)]
-pub(super) struct Gauges(Arc<Mutex<Vec<(&'static str, usize, usize)>>>, Option<Arc<datapath::Reader>>);
+#[derive(Clone)]
+pub(super) struct Gauges {
+    /// Name, entries and capacity of each table.
+    usage: Arc<Mutex<Vec<(&'static str, usize, usize)>>>,
+    reader: Arc<datapath::Reader>,
+}
 
 impl Gauges {
     /// Fills in table sizes and the programs' counters.
     pub(super) fn refresh(&self, metrics: &Metrics) {
-        for &(table, entries, capacity) in self.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for &(table, entries, capacity) in self
+            .usage
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+        {
             metrics.table(table, entries, capacity);
         }
-        if let Some(reader) = &self.1 {
-            match reader.counters() {
-                Ok(counters) => metrics.datapath(&counters),
-                Err(error) => warn!(%error, "could not read the programs' counters"),
-            }
+        match self.reader.counters() {
+            Ok(counters) => metrics.datapath(&counters),
+            Err(error) => warn!(%error, "could not read the programs' counters"),
         }
     }
 }
@@ -89,21 +96,34 @@ impl Sync {
             first.service_cidrs6 = former.service_cidrs6;
         }
         datapath.set_settings(&first)?;
-        let timing = Timing { linger: current.timeout_tcp, ..Timing::default() };
+        let timing = Timing {
+            linger: current.timeout_tcp,
+            ..Timing::default()
+        };
         let state = kernel_state(datapath.kernel_state()?);
         let (ledger, plan) = Ledger::adopt(state, timing, clock::seconds());
-        info!(service_ports = ledger.service_ports(), writes = plan.writes.len(), "read the tables");
+        info!(
+            service_ports = ledger.service_ports(),
+            writes = plan.writes.len(),
+            "read the tables"
+        );
         let applied = datapath.apply(&[&plan.writes]);
         for failure in &applied.failures {
             error!(%failure, "could not tidy the tables");
         }
         let reader = datapath::Reader::open(&config.bpffs)?;
-        let gauges = Gauges(Arc::default(), Some(Arc::new(reader)));
+        let gauges = Gauges {
+            usage: Arc::default(),
+            reader: Arc::new(reader),
+        };
         let sync = Self {
             config: config.clone(),
             host_netns,
             snapshot: Snapshot::default(),
-            node: NodeView { name: config.node_name.as_str().into(), ..NodeView::default() },
+            node: NodeView {
+                name: config.node_name.as_str().into(),
+                ..NodeView::default()
+            },
             ledger,
             datapath,
             grace,
@@ -179,16 +199,27 @@ impl Sync {
     }
 
     /// Takes in a new picture of this node's devices and addresses.
-    pub(super) fn see_node(&mut self, picture: &Picture, selection: &Selection) -> anyhow::Result<()> {
+    pub(super) fn see_node(
+        &mut self,
+        picture: &Picture,
+        selection: &Selection,
+    ) -> anyhow::Result<()> {
         let changes = self.datapath.set_devices(&picture.choose(selection))?;
         for (device, error) in &changes.failed {
-            warn!(device, error, "could not attach the packet programs; trying again at the next change");
+            warn!(
+                device,
+                error, "could not attach the packet programs; trying again at the next change"
+            );
         }
         if !changes.attached.is_empty() || !changes.forgotten.is_empty() {
             info!(attached = ?changes.attached, forgotten = changes.forgotten.len(), "followed this node's devices");
         }
-        let mut own: Vec<IpAddr> =
-            picture.addresses.iter().map(|own| own.address).filter(|address| !is_unroutable(*address)).collect();
+        let mut own: Vec<IpAddr> = picture
+            .addresses
+            .iter()
+            .map(|own| own.address)
+            .filter(|address| !is_unroutable(*address))
+            .collect();
         own.sort_unstable();
         own.dedup();
         if own != self.own_addresses {
@@ -210,7 +241,9 @@ impl Sync {
         if !self.failed.is_empty() && Instant::now() >= self.retry_at {
             self.dirty.extend(self.failed.drain());
         }
-        if self.snapshot.synced() && (!self.dirty.is_empty() || self.node_changed || self.cidrs_changed) {
+        if self.snapshot.synced()
+            && (!self.dirty.is_empty() || self.node_changed || self.cidrs_changed)
+        {
             self.write(Instant::now())?;
         }
         self.measure();
@@ -222,7 +255,11 @@ impl Sync {
         let mut plans = Vec::new();
         if self.cidrs_changed {
             self.cidrs_changed = false;
-            let settings = settings(&self.config, self.host_netns, &self.snapshot.service_cidrs());
+            let settings = settings(
+                &self.config,
+                self.host_netns,
+                &self.snapshot.service_cidrs(),
+            );
             self.datapath.set_settings(&settings)?;
         }
         if self.node_changed || !self.ready {
@@ -230,7 +267,8 @@ impl Sync {
             plans.push((None, self.follow_node()));
         }
         if !self.ready {
-            self.dirty.extend(self.snapshot.services().map(|service| service.name.clone()));
+            self.dirty
+                .extend(self.snapshot.services().map(|service| service.name.clone()));
         }
         let dirty: Vec<ObjectName> = self.dirty.drain().collect();
         let (changed, all) = (dirty.len(), self.snapshot.services().len());
@@ -244,8 +282,16 @@ impl Sync {
         if !self.ready {
             self.become_ready()?;
         }
-        self.checks.set(self.wanted_checks.values().flatten().cloned().collect());
-        self.report(received, if changed >= all.max(2) { Extent::Full } else { Extent::Partial });
+        self.checks
+            .set(self.wanted_checks.values().flatten().cloned().collect());
+        self.report(
+            received,
+            if changed >= all.max(2) {
+                Extent::Full
+            } else {
+                Extent::Partial
+            },
+        );
         Ok(())
     }
 
@@ -280,7 +326,12 @@ impl Sync {
         // NodePorts are served on the primary address of each family (spec G2).
         let primary: Vec<IpAddr> = [Family::V4, Family::V6]
             .into_iter()
-            .filter_map(|family| addresses.iter().copied().find(|address| Family::of(*address) == family))
+            .filter_map(|family| {
+                addresses
+                    .iter()
+                    .copied()
+                    .find(|address| Family::of(*address) == family)
+            })
             .collect();
         addresses.extend(&self.own_addresses);
         addresses.sort_unstable();
@@ -300,20 +351,28 @@ impl Sync {
         }
         if view != self.node {
             self.node = view;
-            self.dirty.extend(self.snapshot.services().map(|service| service.name.clone()));
+            self.dirty
+                .extend(self.snapshot.services().map(|service| service.name.clone()));
         }
-        self.ledger.set_node_addresses(&primary, &self.node.addresses)
+        self.ledger
+            .set_node_addresses(&primary, &self.node.addresses)
     }
 
     /// Carries out plans; what fails is named and tried again later.
     fn execute(&mut self, mut plans: Vec<(Option<ObjectName>, Plan)>) {
-        let writes: Vec<&[Write]> = plans.iter().map(|(_, plan)| plan.writes.as_slice()).collect();
+        let writes: Vec<&[Write]> = plans
+            .iter()
+            .map(|(_, plan)| plan.writes.as_slice())
+            .collect();
         let applied = self.datapath.apply(&writes);
         if applied.entries > 0 {
             self.metrics.table_written("all", applied.entries as u64);
         }
-        let failures: HashMap<usize, &datapath::Failure> =
-            applied.failures.iter().map(|failure| (failure.plan, failure)).collect();
+        let failures: HashMap<usize, &datapath::Failure> = applied
+            .failures
+            .iter()
+            .map(|failure| (failure.plan, failure))
+            .collect();
         let mut retire = Retired::default();
         for (index, (name, plan)) in plans.drain(..).enumerate() {
             for problem in &plan.problems {
@@ -322,7 +381,10 @@ impl Sync {
             }
             if let Some(failure) = failures.get(&index) {
                 self.metrics.table_write_failed(failure.table);
-                let shown = name.as_ref().map(shown).unwrap_or_else(|| "this node's addresses".into());
+                let shown = name
+                    .as_ref()
+                    .map(shown)
+                    .unwrap_or_else(|| "this node's addresses".into());
                 error!(
                     service = shown,
                     %failure,
@@ -342,11 +404,9 @@ impl Sync {
                 self.retry_at = Instant::now() + RETRY;
                 continue;
             }
-            if let Some(name) = &name {
-                if plan.problems.is_empty() {
-                    let shown = shown(name);
-                    self.health.describe(|status| status.accepted(&shown));
-                }
+            if let (Some(name), true) = (&name, plan.problems.is_empty()) {
+                let shown = shown(name);
+                self.health.describe(|status| status.accepted(&shown));
             }
             end_sockets(&plan.writes);
             retire.append(plan.retire);
@@ -358,12 +418,17 @@ impl Sync {
 
     fn note_refused(&self, service: &ObjectName, reason: &str) {
         let shown = shown(service);
-        self.health.describe(|status| status.refused(&shown, reason));
+        self.health
+            .describe(|status| status.refused(&shown, reason));
     }
 
     /// The first complete picture is written: take away what the cluster no longer has, and start serving.
     fn become_ready(&mut self) -> anyhow::Result<()> {
-        let seen: HashSet<ObjectName> = self.snapshot.services().map(|service| service.name.clone()).collect();
+        let seen: HashSet<ObjectName> = self
+            .snapshot
+            .services()
+            .map(|service| service.name.clone())
+            .collect();
         let plan = self.ledger.finish_adoption(&seen);
         if !plan.is_empty() {
             self.execute(vec![(None, plan)]);
@@ -375,7 +440,8 @@ impl Sync {
             SocketLb::All | SocketLb::Host => {
                 let directory = match &self.config.cgroup {
                     Some(directory) => directory.clone(),
-                    None => cgroup::root().context("find the cgroup v2 hierarchy; name it with --cgroup")?,
+                    None => cgroup::root()
+                        .context("find the cgroup v2 hierarchy; name it with --cgroup")?,
                 };
                 self.datapath.attach_sockets(&directory)?;
             }
@@ -389,7 +455,11 @@ impl Sync {
         self.health.set_ready();
         self.metrics.set_ready();
         self.measure();
-        info!(services = seen.len(), service_ports = self.ledger.service_ports(), "serving");
+        info!(
+            services = seen.len(),
+            service_ports = self.ledger.service_ports(),
+            "serving"
+        );
         Ok(())
     }
 
@@ -403,7 +473,12 @@ impl Sync {
             }
             self.metrics.synced(family, took, extent);
             for policy in [Policy::Internal, Policy::External] {
-                let count = self.no_local.values().flatten().filter(|without| **without == (policy, family)).count();
+                let count = self
+                    .no_local
+                    .values()
+                    .flatten()
+                    .filter(|without| **without == (policy, family))
+                    .count();
                 self.metrics.no_local_endpoints(policy, family, count);
             }
         }
@@ -415,7 +490,13 @@ impl Sync {
     /// Notes the tables' sizes for the metrics.
     fn measure(&mut self) {
         match self.datapath.tables().usage() {
-            Ok(usage) => *self.gauges.0.lock().unwrap_or_else(PoisonError::into_inner) = usage,
+            Ok(usage) => {
+                *self
+                    .gauges
+                    .usage
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner) = usage
+            }
             Err(error) => warn!(%error, "could not read the tables' sizes"),
         }
         self.metrics.size(self.ledger.service_ports(), 0);
@@ -426,9 +507,16 @@ impl Sync {
 fn without_local_endpoints(ports: &[ServicePort]) -> Vec<(Policy, Family)> {
     let mut without = Vec::new();
     for port in ports {
-        for frontend in port.frontends.iter().filter(|frontend| frontend.local_policy) {
-            let policy =
-                if frontend.kind == model::FrontendKind::ClusterIp { Policy::Internal } else { Policy::External };
+        for frontend in port
+            .frontends
+            .iter()
+            .filter(|frontend| frontend.local_policy)
+        {
+            let policy = if frontend.kind == model::FrontendKind::ClusterIp {
+                Policy::Internal
+            } else {
+                Policy::External
+            };
             let known = (policy, port.id.family);
             if port.verdict(frontend) == Verdict::Drop && !without.contains(&known) {
                 without.push(known);
@@ -442,7 +530,9 @@ fn without_local_endpoints(ports: &[ServicePort]) -> Vec<(Policy, Family)> {
 /// it from the packet path.
 fn end_sockets(writes: &[Write]) {
     for write in writes {
-        let Write::Tombstone { key, present: true } = write else { continue };
+        let Write::Tombstone { key, present: true } = write else {
+            continue;
+        };
         let endpoint = SocketAddr::new(IpAddr::from(key.address), key.port);
         match sock_diag::end_udp_sockets(endpoint) {
             Ok(ended) => debug!(%endpoint, ?ended, "ended sockets of a vanished endpoint"),
@@ -458,9 +548,14 @@ fn shown(name: &ObjectName) -> String {
 /// Loopback, link-local and the like are nobody's way to this node.
 fn is_unroutable(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_multicast(),
+        IpAddr::V4(v4) => {
+            v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_multicast()
+        }
         IpAddr::V6(v6) => {
-            v6.is_loopback() || v6.is_unicast_link_local() || v6.is_unspecified() || v6.is_multicast()
+            v6.is_loopback()
+                || v6.is_unicast_link_local()
+                || v6.is_unspecified()
+                || v6.is_multicast()
         }
     }
 }
@@ -478,9 +573,15 @@ fn kernel_state(state: datapath::KernelState) -> KernelState {
         }
         segments
     }
-    let addresses4 = state.addresses4.into_iter().map(|(address, uses)| (address.into(), uses.flags));
+    let addresses4 = state
+        .addresses4
+        .into_iter()
+        .map(|(address, uses)| (address.into(), uses.flags));
     let addresses6 = state.addresses6.into_iter().map(|(address, uses)| {
-        (IpAddr::V6(std::net::Ipv6Addr::from(address.octets)), uses.flags)
+        (
+            IpAddr::V6(std::net::Ipv6Addr::from(address.octets)),
+            uses.flags,
+        )
     });
     KernelState {
         names: state.names,
@@ -491,7 +592,10 @@ fn kernel_state(state: datapath::KernelState) -> KernelState {
         states: state.states.into_iter().map(|(_, state)| state).collect(),
         addresses: addresses4.chain(addresses6).collect(),
         tombstones: state.tombstones,
-        source_ranges: state.source_ranges.into_iter().map(|(key, _)| key).collect(),
+        source_ranges: state
+            .source_ranges
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect(),
     }
 }
-

@@ -14,7 +14,13 @@ pub(super) struct Timeouts {
 }
 
 /// What kube-proxy runs with: a day for TCP, an hour half-closed, netfilter's defaults otherwise.
-const DEFAULT: Timeouts = Timeouts { new: 30, udp: 120, tcp: 86_400, closing: 3_600, closed: 30 };
+const DEFAULT: Timeouts = Timeouts {
+    new: 30,
+    udp: 120,
+    tcp: 86_400,
+    closing: 3_600,
+    closed: 30,
+};
 
 impl Timeouts {
     /// The defaults, cut to netfilter's where it is present.
@@ -26,7 +32,11 @@ impl Timeouts {
     }
 
     fn limited(netfilter: impl Fn(&str) -> Option<u32>) -> Self {
-        let limit = |value: u32, name: &str| netfilter(name).map_or(value, |limit| value.min(limit)).max(1);
+        let limit = |value: u32, name: &str| {
+            netfilter(name)
+                .map_or(value, |limit| value.min(limit))
+                .max(1)
+        };
         Self {
             new: limit(DEFAULT.new, "udp_timeout"),
             udp: limit(DEFAULT.udp, "udp_timeout_stream"),
@@ -47,6 +57,10 @@ mod tests {
         let short = Timeouts::limited(|name| (name == "udp_timeout_stream").then_some(60));
         assert_eq!(short, Timeouts { udp: 60, ..DEFAULT });
         assert_eq!(Timeouts::limited(|_| Some(432_000)), DEFAULT);
-        assert_eq!(Timeouts::limited(|_| Some(0)).tcp, 1, "a zero would end every flow at once");
+        assert_eq!(
+            Timeouts::limited(|_| Some(0)).tcp,
+            1,
+            "a zero would end every flow at once"
+        );
     }
 }

@@ -92,6 +92,12 @@ impl Datapath {
         self.tables.apply(plans)
     }
 
+    /// What the programs are told now; `None` before the first settings.
+    pub fn settings(&self) -> Result<Option<Settings>> {
+        let settings = self.tables.settings.get(&0)?;
+        Ok(settings.filter(|settings| *settings != Settings::default()))
+    }
+
     /// Writes the settings if they differ; whether they did.
     pub fn set_settings(&self, settings: &Settings) -> Result<bool> {
         self.tables.set_settings(settings)

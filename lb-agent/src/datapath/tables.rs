@@ -91,6 +91,26 @@ impl Tables {
     }
 }
 
+impl Tables {
+    /// Name, entries and capacity of every table that grows, exact at this moment.
+    pub fn usage(&self) -> Result<Vec<(&'static str, usize, usize)>> {
+        let mut usage = Vec::new();
+        let mut note = |name, (entries, capacity): (usize, u32)| {
+            usage.push((name, entries, capacity as usize))
+        };
+        note(table::FRONTENDS4, self.frontends4.usage()?);
+        note(table::FRONTENDS6, self.frontends6.usage()?);
+        note(table::ADDRESSES4, self.addresses4.usage()?);
+        note(table::ADDRESSES6, self.addresses6.usage()?);
+        note(table::NAMES, self.names.usage()?);
+        note(table::TOMBSTONES, self.tombstones.usage()?);
+        note(table::ENDPOINTS4, self.endpoints4.usage());
+        note(table::ENDPOINTS6, self.endpoints6.usage());
+        note(table::ENDPOINT_STATE, self.endpoint_state.usage());
+        Ok(usage)
+    }
+}
+
 struct Opener<'a> {
     pins: &'a Pins,
     definitions: &'a Arc<Definitions>,

@@ -180,9 +180,9 @@ impl Adoption {
 
     fn source_ranges(&mut self, keys: &[SourceRangeKey]) {
         for key in keys {
-            let id = u32::from_be_bytes(key.service);
+            let id = u32::from_be_bytes(key.prefix.service);
             let range = (
-                key.address,
+                key.prefix.address,
                 key.prefix_length.saturating_sub(32).min(128) as u8,
             );
             match self

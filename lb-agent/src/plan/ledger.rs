@@ -1,5 +1,6 @@
 //! The mirror of the kernel's tables, and the verbs that change it.
 
+use lb_ebpf::abi::address::Address6;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -53,7 +54,7 @@ pub struct Ledger {
     pub(super) blocks4: Blocks,
     pub(super) blocks6: Blocks,
     /// How many service ports have a UDP endpoint, by address and port.
-    pub(super) udp_users: HashMap<([u8; 16], u16), u32>,
+    pub(super) udp_users: HashMap<(Address6, u16), u32>,
     /// With the time they were set.
     pub(super) tombstones: HashMap<TombstoneKey, u32>,
     /// Number of the last frontend write.

@@ -47,6 +47,7 @@ mod settle;
 #[cfg(test)]
 mod tests;
 
+use lb_ebpf::abi::address::Address6;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -115,7 +116,7 @@ pub enum Write {
     /// A source range of a service port: allowed, or gone. `length` is that of the 16-byte address.
     SourceRange {
         service: u32,
-        address: [u8; 16],
+        address: Address6,
         length: u8,
         allowed: bool,
     },

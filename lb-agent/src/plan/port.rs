@@ -1,5 +1,6 @@
 //! One service port as the ledger holds it, and what a new list of endpoints changes in it.
 
+use lb_ebpf::abi::address::Address6;
 use std::cmp::Ordering;
 
 use lb_ebpf::abi::endpoint::{HOST, IN_CLUSTER, IN_LOCAL, LOCAL, SERVING};
@@ -34,7 +35,7 @@ pub(super) struct HeldPort {
 /// An endpoint that has an id, or had one (UDP), or of which we must know that it exists (UDP).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Held {
-    pub(super) address: [u8; 16],
+    pub(super) address: Address6,
     /// [`NO_ID`] for none. An endpoint gets one when it is first selected and keeps it while it serves.
     pub(super) id: u32,
     pub(super) port: u16,
@@ -46,7 +47,7 @@ pub(super) struct Held {
 pub(super) const USED: u16 = 1 << 15;
 
 /// A source range: 16-byte address and prefix length in it.
-pub(super) type Range = ([u8; 16], u8);
+pub(super) type Range = (Address6, u8);
 
 impl Held {
     fn of(endpoint: &model::Endpoint) -> Self {
@@ -89,7 +90,7 @@ impl Held {
         self.state_flags() & SERVING != 0
     }
 
-    fn key(&self) -> ([u8; 16], u16) {
+    fn key(&self) -> (Address6, u16) {
         (self.address, self.port)
     }
 }

@@ -1,5 +1,6 @@
 //! Table records from the ledger's own, and back.
 
+use lb_ebpf::abi::address::Address6;
 use std::net::IpAddr;
 
 use lb_ebpf::abi::endpoint::Endpoint;
@@ -14,46 +15,33 @@ use super::{NO_ID, Write};
 use crate::model::{FrontendKind, ServicePortId};
 use crate::snapshot::{self, ObjectName, Protocol};
 
-/// A family whose addresses can be cut out of 16 bytes.
+/// A family's own write of endpoint records.
 pub(super) trait Wire: Family {
-    /// The inverse of [`Family::wide`].
-    fn narrow(address: [u8; 16]) -> Self::Addr;
     fn write(first: u32, records: Vec<Endpoint<Self>>) -> Write;
 }
 
 impl Wire for V4 {
-    fn narrow(a: [u8; 16]) -> [u8; 4] {
-        [a[12], a[13], a[14], a[15]]
-    }
-
     fn write(first: u32, records: Vec<Endpoint<V4>>) -> Write {
         Write::Endpoints4 { first, records }
     }
 }
 
 impl Wire for V6 {
-    fn narrow(address: [u8; 16]) -> [u8; 16] {
-        address
-    }
-
     fn write(first: u32, records: Vec<Endpoint<V6>>) -> Write {
         Write::Endpoints6 { first, records }
     }
 }
 
 /// An address as 16 bytes; IPv4 becomes `::ffff:a.b.c.d`.
-pub(super) fn wide(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(a) => V4::wide(a.octets()),
-        IpAddr::V6(a) => V6::wide(a.octets()),
-    }
+pub(super) fn wide(address: IpAddr) -> Address6 {
+    address.into()
 }
 
 /// The inverse of [`wide`] for a known family.
-pub(super) fn address(family: snapshot::Family, bytes: [u8; 16]) -> IpAddr {
+pub(super) fn address(family: snapshot::Family, bytes: Address6) -> IpAddr {
     match family {
         snapshot::Family::V4 => V4::narrow(bytes).into(),
-        snapshot::Family::V6 => bytes.into(),
+        snapshot::Family::V6 => std::net::Ipv6Addr::from(bytes.octets).into(),
     }
 }
 
@@ -108,18 +96,18 @@ pub(super) fn block<F: Wire>(held: &[Held], service: u32, len: u32) -> (Vec<Endp
 pub(super) fn frontend(key: FrontendId, record: Option<frontend::Frontend>) -> Write {
     match (key.address, record) {
         (IpAddr::V4(a), Some(frontend)) => Write::Frontend4 {
-            key: key_of::<V4>(key, a.octets()),
+            key: key_of::<V4>(key, a.into()),
             frontend,
         },
         (IpAddr::V4(a), None) => Write::Frontend4Gone {
-            key: key_of::<V4>(key, a.octets()),
+            key: key_of::<V4>(key, a.into()),
         },
         (IpAddr::V6(a), Some(frontend)) => Write::Frontend6 {
-            key: key_of::<V6>(key, a.octets()),
+            key: key_of::<V6>(key, a.into()),
             frontend,
         },
         (IpAddr::V6(a), None) => Write::Frontend6Gone {
-            key: key_of::<V6>(key, a.octets()),
+            key: key_of::<V6>(key, a.into()),
         },
     }
 }
@@ -127,8 +115,8 @@ pub(super) fn frontend(key: FrontendId, record: Option<frontend::Frontend>) -> W
 /// The check word of a frontend's record.
 pub(super) fn check(key: FrontendId) -> u32 {
     match key.address {
-        IpAddr::V4(a) => frontend::key_check(&key_of::<V4>(key, a.octets())),
-        IpAddr::V6(a) => frontend::key_check(&key_of::<V6>(key, a.octets())),
+        IpAddr::V4(a) => frontend::key_check(&key_of::<V4>(key, a.into())),
+        IpAddr::V6(a) => frontend::key_check(&key_of::<V6>(key, a.into())),
     }
 }
 

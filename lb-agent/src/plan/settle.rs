@@ -1,5 +1,6 @@
 //! The end of every plan: who has which frontend, which UDP endpoints are gone, what is still owed.
 
+use lb_ebpf::abi::address::Address6;
 use std::net::IpAddr;
 
 use lb_ebpf::abi::frontend::Frontend;
@@ -160,6 +161,6 @@ pub(super) fn tombstone_key(held: &Held) -> TombstoneKey {
 }
 
 /// A table's 16-byte address; mapped IPv4 becomes IPv4 again.
-pub(super) fn unwide(bytes: [u8; 16]) -> IpAddr {
-    std::net::Ipv6Addr::from(bytes).to_canonical()
+pub(super) fn unwide(bytes: Address6) -> IpAddr {
+    bytes.into()
 }

@@ -7,7 +7,8 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 
 use tracing::warn;
 
@@ -32,6 +33,19 @@ pub struct Refused {
     pub prefixes: AtomicU64,
     /// Whole objects: their names are none.
     pub objects: AtomicU64,
+}
+
+impl Refused {
+    /// What was refused and how often.
+    pub fn totals(&self) -> [(&'static str, u64); 5] {
+        [
+            ("address", self.addresses.load(Relaxed)),
+            ("port", self.ports.load(Relaxed)),
+            ("protocol", self.protocols.load(Relaxed)),
+            ("prefix", self.prefixes.load(Relaxed)),
+            ("object", self.objects.load(Relaxed)),
+        ]
+    }
 }
 
 /// The kinds of object we read, by their Kubernetes names.

@@ -1,10 +1,11 @@
 //! Tables that do what the kernel's do, and readers that do what its programs do.
 
+use lb_ebpf::abi::address::Address6;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
-use lb_ebpf::abi::family::{Family as _, V4, V6};
+use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::frontend::Frontend;
 use lb_ebpf::abi::name::ServiceName;
 use lb_ebpf::abi::socket::Tombstone;
@@ -22,8 +23,8 @@ pub(super) struct Fake {
     endpoints6: BTreeMap<u32, Endpoint<V6>>,
     pub(super) states: BTreeMap<u32, EndpointState>,
     pub(super) addresses: BTreeMap<IpAddr, u32>,
-    pub(super) ranges: BTreeSet<(u32, [u8; 16], u8)>,
-    pub(super) tombstones: BTreeSet<([u8; 16], u16)>,
+    pub(super) ranges: BTreeSet<(u32, Address6, u8)>,
+    pub(super) tombstones: BTreeSet<(Address6, u16)>,
 }
 
 /// An endpoint as a program meets it: address, port, record flags, id.
@@ -215,8 +216,10 @@ impl Fake {
         for (service, address, length) in &self.ranges {
             state.source_ranges.push(SourceRangeKey {
                 prefix_length: 32 + u32::from(*length),
-                service: service.to_be_bytes(),
-                address: *address,
+                prefix: lb_ebpf::abi::source_range::SourceRangePrefix {
+                    service: service.to_be_bytes(),
+                    address: *address,
+                },
             });
         }
         state
@@ -259,9 +262,6 @@ pub(super) fn names(set: &BTreeSet<Met>) -> Vec<String> {
 }
 
 /// The 16 bytes of an address.
-pub(super) fn wide(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(a) => V4::wide(a.octets()),
-        IpAddr::V6(a) => V6::wide(a.octets()),
-    }
+pub(super) fn wide(address: IpAddr) -> Address6 {
+    address.into()
 }
