@@ -8,26 +8,18 @@
 //! What cannot be written fails alone: its plan is named, none of that plan's later phases happen (its frontends
 //! never lead to a block that is not there), and all others go on.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
-use std::net::IpAddr;
 
 use lb_ebpf::abi::Record;
-use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
-use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
-use lb_ebpf::abi::family::{V4, V6};
-use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
-use lb_ebpf::abi::name::ServiceName;
-use lb_ebpf::abi::socket::{Tombstone, TombstoneKey};
-use lb_ebpf::abi::source_range::{SourceRange, SourceRangeKey, SourceRangePrefix};
+use lb_ebpf::abi::endpoint::EndpointState;
+use lb_ebpf::abi::table;
 
 use super::growing::Growing;
+use super::stage::{Changes, Phase, Staged, groups};
 use super::tables::Tables;
 use crate::plan::Write;
-use crate::sys::bpf::{Error as KernelError, Table, WriteError};
-use crate::sys::clock;
+use crate::sys::bpf::{Error as KernelError, Table, WriteError, WriteMode};
 
 /// A plan whose writes did not all happen.
 #[derive(Debug)]
@@ -102,7 +94,6 @@ impl Tables {
             source_ranges,
             tombstones,
         } = staged;
-        use lb_ebpf::abi::table;
         let mut run = Run { applied };
         run.changes(table::NAMES, &mut self.names, names);
         for (batch, first, records) in endpoints4 {
@@ -148,203 +139,6 @@ impl Tables {
     }
 }
 
-/// Runs of plans that write no frontend or address twice.
-fn groups(plans: &[&[Write]]) -> Vec<std::ops::Range<usize>> {
-    let mut groups = Vec::new();
-    let (mut start, mut keys) = (0, HashMap::new());
-    for (index, plan) in plans.iter().enumerate() {
-        let contested = plan.iter().filter_map(contested);
-        let clash = contested
-            .clone()
-            .any(|key| keys.get(&key).is_some_and(|&other| other != index));
-        if clash {
-            groups.push(start..index);
-            start = index;
-            keys.clear();
-        }
-        keys.extend(contested.map(|key| (key, index)));
-    }
-    if start < plans.len() {
-        groups.push(start..plans.len());
-    }
-    groups
-}
-
-/// A key that several Services may want.
-#[derive(PartialEq, Eq, Hash)]
-enum Contested {
-    Frontend4(FrontendKey<V4>),
-    Frontend6(FrontendKey<V6>),
-    Address(IpAddr),
-}
-
-fn contested(write: &Write) -> Option<Contested> {
-    match write {
-        Write::Frontend4 { key, .. } | Write::Frontend4Gone { key } => {
-            Some(Contested::Frontend4(*key))
-        }
-        Write::Frontend6 { key, .. } | Write::Frontend6Gone { key } => {
-            Some(Contested::Frontend6(*key))
-        }
-        Write::Address { address, .. } => Some(Contested::Address(*address)),
-        Write::Endpoints4 { .. }
-        | Write::Endpoints6 { .. }
-        | Write::EndpointState { .. }
-        | Write::Name { .. }
-        | Write::NameGone { .. }
-        | Write::SourceRange { .. }
-        | Write::Tombstone { .. } => None,
-    }
-}
-
-/// Steps of a plan that must follow each other.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Phase {
-    /// Nobody reaches these yet, or they only permit.
-    Prepare,
-    /// Frontends lead to their new blocks.
-    Publish,
-    /// Addresses become ours.
-    Open,
-    /// Frontends go.
-    Withdraw,
-    /// What nobody reaches any more.
-    Clean,
-}
-
-impl Phase {
-    const ALL: [Self; 5] = [
-        Self::Prepare,
-        Self::Publish,
-        Self::Open,
-        Self::Withdraw,
-        Self::Clean,
-    ];
-
-    /// The phase of the next write of a plan, `self` being that of the write before: never an earlier one.
-    fn next(self, write: &Write) -> Self {
-        match write {
-            // Before the frontends these prepare, behind them they clean up.
-            Write::Endpoints4 { .. }
-            | Write::Endpoints6 { .. }
-            | Write::EndpointState { .. }
-            | Write::Name { .. }
-            | Write::NameGone { .. }
-            | Write::SourceRange { .. }
-            | Write::Tombstone { .. } => {
-                if self == Self::Prepare {
-                    Self::Prepare
-                } else {
-                    Self::Clean
-                }
-            }
-            Write::Frontend4 { .. } | Write::Frontend6 { .. } => self.max(Self::Publish),
-            Write::Address { .. } => {
-                if self <= Self::Open {
-                    Self::Open
-                } else {
-                    Self::Clean
-                }
-            }
-            Write::Frontend4Gone { .. } | Write::Frontend6Gone { .. } => self.max(Self::Withdraw),
-        }
-    }
-}
-
-/// The later write to a key, with the batch it is from. `None` removes the key.
-type Changes<K, V> = HashMap<K, (usize, Option<V>)>;
-
-/// One phase's writes, by table.
-#[derive(Default)]
-struct Staged<'a> {
-    endpoints4: Vec<(usize, u32, &'a [Endpoint<V4>])>,
-    endpoints6: Vec<(usize, u32, &'a [Endpoint<V6>])>,
-    states: BTreeMap<u32, (usize, EndpointState)>,
-    names: Changes<u32, ServiceName>,
-    frontends4: Changes<FrontendKey<V4>, Frontend>,
-    frontends6: Changes<FrontendKey<V6>, Frontend>,
-    addresses4: Changes<Address4, AddressUse>,
-    addresses6: Changes<Address6, AddressUse>,
-    source_ranges: Changes<SourceRangeKey, SourceRange>,
-    tombstones: Changes<TombstoneKey, Tombstone>,
-}
-
-impl<'a> Staged<'a> {
-    /// Takes a plan's writes of one phase; the index of the first write that is of this phase or later.
-    fn add(&mut self, plan: usize, writes: &'a [Write], wanted: Phase) -> usize {
-        let mut phase = Phase::Prepare;
-        let mut first = writes.len();
-        for (index, write) in writes.iter().enumerate() {
-            phase = phase.next(write);
-            if phase >= wanted {
-                first = first.min(index);
-            }
-            if phase == wanted {
-                self.stage(plan, write);
-            }
-        }
-        first
-    }
-
-    fn stage(&mut self, batch: usize, write: &'a Write) {
-        match write {
-            Write::Endpoints4 { first, records } => self.endpoints4.push((batch, *first, records)),
-            Write::Endpoints6 { first, records } => self.endpoints6.push((batch, *first, records)),
-            Write::EndpointState { id, state } => {
-                self.states.insert(*id, (batch, *state));
-            }
-            Write::Name { id, name } => {
-                self.names.insert(*id, (batch, Some(**name)));
-            }
-            Write::NameGone { id } => {
-                self.names.insert(*id, (batch, None));
-            }
-            Write::Frontend4 { key, frontend } => {
-                self.frontends4.insert(*key, (batch, Some(*frontend)));
-            }
-            Write::Frontend6 { key, frontend } => {
-                self.frontends6.insert(*key, (batch, Some(*frontend)));
-            }
-            Write::Frontend4Gone { key } => {
-                self.frontends4.insert(*key, (batch, None));
-            }
-            Write::Frontend6Gone { key } => {
-                self.frontends6.insert(*key, (batch, None));
-            }
-            Write::Address { address, flags } => {
-                let value = (batch, (*flags != 0).then_some(AddressUse { flags: *flags }));
-                match address {
-                    IpAddr::V4(v4) => drop(self.addresses4.insert(Address4::from(*v4), value)),
-                    IpAddr::V6(v6) => drop(self.addresses6.insert(Address6::from(*v6), value)),
-                }
-            }
-            Write::SourceRange {
-                service,
-                address,
-                length,
-                allowed,
-            } => {
-                let prefix = SourceRangePrefix {
-                    service: service.to_be_bytes(),
-                    address: Address6 { octets: *address },
-                };
-                let key = SourceRangeKey {
-                    prefix_length: 32 + u32::from(*length),
-                    prefix,
-                };
-                self.source_ranges
-                    .insert(key, (batch, allowed.then_some(SourceRange { allowed: 1 })));
-            }
-            Write::Tombstone { key, present } => {
-                let value = present.then(|| Tombstone {
-                    since: clock::seconds(),
-                });
-                self.tombstones.insert(*key, (batch, value));
-            }
-        }
-    }
-}
-
 /// A table that takes puts and deletes in bulk.
 trait Bulk<K, V> {
     fn put_one(&mut self, key: &K, value: &V) -> Result<(), KernelError>;
@@ -370,7 +164,7 @@ impl<K: Record, V: Record> Bulk<K, V> for Growing<K, V> {
 
 impl<K: Record, V: Record> Bulk<K, V> for Table<K, V> {
     fn put_one(&mut self, key: &K, value: &V) -> Result<(), KernelError> {
-        self.put(key, value, crate::sys::bpf::WriteMode::Any)
+        self.put(key, value, WriteMode::Any)
     }
     fn put_all(&mut self, keys: &[K], values: &[V]) -> Result<(), WriteError> {
         self.put_many(keys, values)
