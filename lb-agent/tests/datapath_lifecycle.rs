@@ -491,6 +491,35 @@ fn devices_are_followed_with_clsact() {
     scratch::run("clsact", |bpffs| follow_devices(bpffs, PacketHook::Clsact));
 }
 
+/// All but loading programs, which is theirs to make possible.
+#[test]
+fn two_capabilities_are_enough() {
+    scratch::run("caps", |bpffs| {
+        let cgroup = Cgroup::new("caps");
+        drop(open(bpffs));
+        pod("blpod4");
+        scratch::drop_privileges();
+        let mut datapath = open(bpffs);
+        assert!(datapath.adopted());
+        assert_eq!(
+            datapath.attach_sockets(&cgroup.0).expect("attached"),
+            SOCKET_HOOKS.len()
+        );
+        let changes = datapath
+            .set_devices(&picture().choose(&Selection::Auto))
+            .expect("followed");
+        assert_eq!(changes.attached, ["blpod4"]);
+        let writes: Vec<Write> = (0..5_000).map(|n| frontend4((n % 250) as u8, n)).collect();
+        let applied = datapath.apply(&[&writes]);
+        assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+        let (grace, mut reusable) = lb_agent::datapath::Grace::<()>::start().expect("started");
+        grace.retire(());
+        assert_eq!(reusable.blocking_recv(), Some(()));
+        let report = cleanup(bpffs);
+        assert!(report.is_complete(), "{report}");
+    });
+}
+
 #[test]
 fn a_new_device_is_heard_of() {
     scratch::run("hear", |_| {

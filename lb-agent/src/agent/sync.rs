@@ -52,11 +52,13 @@ pub(super) struct Sync {
     gauges: Gauges,
 }
 
+/// Name, entries and capacity of a table.
+type TableUsage = (&'static str, usize, usize);
+
 /// Figures that are read only when somebody asks for metrics.
 #[derive(Clone)]
 pub(super) struct Gauges {
-    /// Name, entries and capacity of each table.
-    usage: Arc<Mutex<Vec<(&'static str, usize, usize)>>>,
+    usage: Arc<Mutex<Vec<TableUsage>>>,
     reader: Arc<datapath::Reader>,
 }
 

@@ -8,26 +8,18 @@
 //! What cannot be written fails alone: its plan is named, none of that plan's later phases happen (its frontends
 //! never lead to a block that is not there), and all others go on.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
-use std::net::IpAddr;
 
 use lb_ebpf::abi::Record;
-use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
-use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
-use lb_ebpf::abi::family::{V4, V6};
-use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
-use lb_ebpf::abi::name::ServiceName;
-use lb_ebpf::abi::socket::{Tombstone, TombstoneKey};
-use lb_ebpf::abi::source_range::{SourceRange, SourceRangeKey, SourceRangePrefix};
+use lb_ebpf::abi::endpoint::EndpointState;
+use lb_ebpf::abi::table;
 
 use super::growing::Growing;
+use super::stage::{Changes, Phase, Staged, groups};
 use super::tables::Tables;
 use crate::plan::Write;
-use crate::sys::bpf::{Error as KernelError, Table, WriteError};
-use crate::sys::clock;
+use crate::sys::bpf::{Error as KernelError, Table, WriteError, WriteMode};
 
 /// A plan whose writes did not all happen.
 #[derive(Debug)]
@@ -102,7 +94,6 @@ impl Tables {
             source_ranges,
             tombstones,
         } = staged;
-        use lb_ebpf::abi::table;
         let mut run = Run { applied };
         run.changes(table::NAMES, &mut self.names, names);
         for (batch, first, records) in endpoints4 {
@@ -148,6 +139,7 @@ impl Tables {
     }
 }
 
+<<<<<<< HEAD
 /// Runs of plans that write no frontend or address twice.
 fn groups(plans: &[&[Write]]) -> Vec<std::ops::Range<usize>> {
     let mut groups = Vec::new();
@@ -345,6 +337,8 @@ impl<'a> Staged<'a> {
     }
 }
 
+=======
+>>>>>>> datapath
 /// A table that takes puts and deletes in bulk.
 trait Bulk<K, V> {
     fn put_one(&mut self, key: &K, value: &V) -> Result<(), KernelError>;
@@ -370,7 +364,7 @@ impl<K: Record, V: Record> Bulk<K, V> for Growing<K, V> {
 
 impl<K: Record, V: Record> Bulk<K, V> for Table<K, V> {
     fn put_one(&mut self, key: &K, value: &V) -> Result<(), KernelError> {
-        self.put(key, value, crate::sys::bpf::WriteMode::Any)
+        self.put(key, value, WriteMode::Any)
     }
     fn put_all(&mut self, keys: &[K], values: &[V]) -> Result<(), WriteError> {
         self.put_many(keys, values)

@@ -11,6 +11,7 @@ pub mod pins;
 pub mod programs;
 pub mod read;
 pub mod segments;
+mod stage;
 pub mod tables;
 
 use std::fmt;

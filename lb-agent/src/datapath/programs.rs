@@ -74,8 +74,12 @@ impl Programs {
     /// table keeps it ticking.
     pub fn arm_sweeper(&self) -> Result<()> {
         // The shortest frame that a test run takes.
-        self.get(SWEEP_ARM)?.0.run_once(&[0; 64])?;
-        Ok(())
+        match self.get(SWEEP_ARM)?.0.run_once(&[0; 64])? {
+            0 => Ok(()),
+            step => Err(Error::Object(format!(
+                "the sweep of expired flows does not start (step {step} of {SWEEP_ARM})"
+            ))),
+        }
     }
 }
 

@@ -69,6 +69,22 @@ pub(crate) fn ip(arguments: &str) {
     assert!(status.success(), "ip {arguments}");
 }
 
+/// Leaves the calling thread exactly CAP_NET_ADMIN and CAP_BPF, as the agent's container has them.
+#[allow(dead_code, reason = "each test binary uses its part of this module")]
+pub(crate) fn drop_privileges() {
+    /// `_LINUX_CAPABILITY_VERSION_3` of include/uapi/linux/capability.h.
+    const VERSION: u32 = 0x2008_0522;
+    const NET_ADMIN: u32 = 12;
+    const BPF: u32 = 39;
+    let header = [VERSION, 0];
+    // Effective, permitted and inheritable; the low 32 capabilities, then the high ones.
+    let (low, high) = (1 << NET_ADMIN, 1 << (BPF - 32));
+    let data: [u32; 6] = [low, low, 0, high, high, 0];
+    // SAFETY: both are laid out as capset(2) says and outlive the call.
+    let answer = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) };
+    assert_eq!(answer, 0, "capset: {}", std::io::Error::last_os_error());
+}
+
 /// A cgroup of the test's own, removed on drop.
 #[allow(dead_code, reason = "each test binary uses its part of this module")]
 pub(crate) struct Cgroup(pub(crate) PathBuf);

@@ -1,0 +1,290 @@
+//! Orders the writes of many plans into common phases.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
+use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
+use lb_ebpf::abi::family::{V4, V6};
+use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
+use lb_ebpf::abi::name::ServiceName;
+use lb_ebpf::abi::socket::{Tombstone, TombstoneKey};
+use lb_ebpf::abi::source_range::{SourceRange, SourceRangeKey, SourceRangePrefix};
+
+use crate::plan::Write;
+use crate::sys::clock;
+
+/// Runs of plans that write no frontend or address twice.
+pub(super) fn groups(plans: &[&[Write]]) -> Vec<std::ops::Range<usize>> {
+    let mut groups = Vec::new();
+    let (mut start, mut keys) = (0, HashMap::new());
+    for (index, plan) in plans.iter().enumerate() {
+        let contested = plan.iter().filter_map(contested);
+        let clash = contested
+            .clone()
+            .any(|key| keys.get(&key).is_some_and(|&other| other != index));
+        if clash {
+            groups.push(start..index);
+            start = index;
+            keys.clear();
+        }
+        keys.extend(contested.map(|key| (key, index)));
+    }
+    if start < plans.len() {
+        groups.push(start..plans.len());
+    }
+    groups
+}
+
+/// A key that several Services may want.
+#[derive(PartialEq, Eq, Hash)]
+enum Contested {
+    Frontend4(FrontendKey<V4>),
+    Frontend6(FrontendKey<V6>),
+    Address(IpAddr),
+}
+
+fn contested(write: &Write) -> Option<Contested> {
+    match write {
+        Write::Frontend4 { key, .. } | Write::Frontend4Gone { key } => {
+            Some(Contested::Frontend4(*key))
+        }
+        Write::Frontend6 { key, .. } | Write::Frontend6Gone { key } => {
+            Some(Contested::Frontend6(*key))
+        }
+        Write::Address { address, .. } => Some(Contested::Address(*address)),
+        Write::Endpoints4 { .. }
+        | Write::Endpoints6 { .. }
+        | Write::EndpointState { .. }
+        | Write::Name { .. }
+        | Write::NameGone { .. }
+        | Write::SourceRange { .. }
+        | Write::Tombstone { .. } => None,
+    }
+}
+
+/// Steps of a plan that must follow each other.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Phase {
+    /// Nobody reaches these yet, or they only permit.
+    Prepare,
+    /// Frontends lead to their new blocks.
+    Publish,
+    /// Addresses become ours.
+    Open,
+    /// Frontends go.
+    Withdraw,
+    /// What nobody reaches any more.
+    Clean,
+}
+
+impl Phase {
+    pub(super) const ALL: [Self; 5] = [
+        Self::Prepare,
+        Self::Publish,
+        Self::Open,
+        Self::Withdraw,
+        Self::Clean,
+    ];
+
+    /// The phase of the next write of a plan, `self` being that of the write before: never an earlier one.
+    fn next(self, write: &Write) -> Self {
+        match write {
+            // Before the frontends these prepare, behind them they clean up.
+            Write::Endpoints4 { .. }
+            | Write::Endpoints6 { .. }
+            | Write::EndpointState { .. }
+            | Write::Name { .. }
+            | Write::NameGone { .. }
+            | Write::SourceRange { .. }
+            | Write::Tombstone { .. } => {
+                if self == Self::Prepare {
+                    Self::Prepare
+                } else {
+                    Self::Clean
+                }
+            }
+            Write::Frontend4 { .. } | Write::Frontend6 { .. } => self.max(Self::Publish),
+            Write::Address { .. } => {
+                if self <= Self::Open {
+                    Self::Open
+                } else {
+                    Self::Clean
+                }
+            }
+            Write::Frontend4Gone { .. } | Write::Frontend6Gone { .. } => self.max(Self::Withdraw),
+        }
+    }
+}
+
+/// The later write to a key, with the batch it is from. `None` removes the key.
+pub(super) type Changes<K, V> = HashMap<K, (usize, Option<V>)>;
+
+/// One phase's writes, by table.
+#[derive(Default)]
+pub(super) struct Staged<'a> {
+    pub(super) endpoints4: Vec<(usize, u32, &'a [Endpoint<V4>])>,
+    pub(super) endpoints6: Vec<(usize, u32, &'a [Endpoint<V6>])>,
+    pub(super) states: BTreeMap<u32, (usize, EndpointState)>,
+    pub(super) names: Changes<u32, ServiceName>,
+    pub(super) frontends4: Changes<FrontendKey<V4>, Frontend>,
+    pub(super) frontends6: Changes<FrontendKey<V6>, Frontend>,
+    pub(super) addresses4: Changes<Address4, AddressUse>,
+    pub(super) addresses6: Changes<Address6, AddressUse>,
+    pub(super) source_ranges: Changes<SourceRangeKey, SourceRange>,
+    pub(super) tombstones: Changes<TombstoneKey, Tombstone>,
+}
+
+impl<'a> Staged<'a> {
+    /// Takes a plan's writes of one phase; the index of the first write that is of this phase or later.
+    pub(super) fn add(&mut self, plan: usize, writes: &'a [Write], wanted: Phase) -> usize {
+        let mut phase = Phase::Prepare;
+        let mut first = writes.len();
+        for (index, write) in writes.iter().enumerate() {
+            phase = phase.next(write);
+            if phase >= wanted {
+                first = first.min(index);
+            }
+            if phase == wanted {
+                self.stage(plan, write);
+            }
+        }
+        first
+    }
+
+    fn stage(&mut self, batch: usize, write: &'a Write) {
+        match write {
+            Write::Endpoints4 { first, records } => self.endpoints4.push((batch, *first, records)),
+            Write::Endpoints6 { first, records } => self.endpoints6.push((batch, *first, records)),
+            Write::EndpointState { id, state } => {
+                self.states.insert(*id, (batch, *state));
+            }
+            Write::Name { id, name } => {
+                self.names.insert(*id, (batch, Some(**name)));
+            }
+            Write::NameGone { id } => {
+                self.names.insert(*id, (batch, None));
+            }
+            Write::Frontend4 { key, frontend } => {
+                self.frontends4.insert(*key, (batch, Some(*frontend)));
+            }
+            Write::Frontend6 { key, frontend } => {
+                self.frontends6.insert(*key, (batch, Some(*frontend)));
+            }
+            Write::Frontend4Gone { key } => {
+                self.frontends4.insert(*key, (batch, None));
+            }
+            Write::Frontend6Gone { key } => {
+                self.frontends6.insert(*key, (batch, None));
+            }
+            Write::Address { address, flags } => {
+                let value = (batch, (*flags != 0).then_some(AddressUse { flags: *flags }));
+                match address {
+                    IpAddr::V4(v4) => drop(self.addresses4.insert(Address4::from(*v4), value)),
+                    IpAddr::V6(v6) => drop(self.addresses6.insert(Address6::from(*v6), value)),
+                }
+            }
+            Write::SourceRange {
+                service,
+                address,
+                length,
+                allowed,
+            } => {
+                let prefix = SourceRangePrefix {
+                    service: service.to_be_bytes(),
+                    address: Address6 { octets: *address },
+                };
+                let key = SourceRangeKey {
+                    prefix_length: 32 + u32::from(*length),
+                    prefix,
+                };
+                self.source_ranges
+                    .insert(key, (batch, allowed.then_some(SourceRange { allowed: 1 })));
+            }
+            Write::Tombstone { key, present } => {
+                let value = present.then(|| Tombstone {
+                    since: clock::seconds(),
+                });
+                self.tombstones.insert(*key, (batch, value));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(port: u16) -> FrontendKey<V4> {
+        FrontendKey {
+            port,
+            ..FrontendKey::default()
+        }
+    }
+
+    fn put(port: u16) -> Write {
+        Write::Frontend4 {
+            key: key(port),
+            frontend: Frontend::default(),
+        }
+    }
+
+    fn gone(port: u16) -> Write {
+        Write::Frontend4Gone { key: key(port) }
+    }
+
+    fn address(flags: u32) -> Write {
+        Write::Address {
+            address: IpAddr::from([10, 96, 0, 1]),
+            flags,
+        }
+    }
+
+    fn state(generation: u32) -> Write {
+        Write::EndpointState {
+            id: 1,
+            state: EndpointState {
+                generation,
+                flags: 0,
+            },
+        }
+    }
+
+    fn phases(writes: &[Write]) -> Vec<Phase> {
+        let follow = |phase: &mut Phase, write: &Write| {
+            *phase = phase.next(write);
+            Some(*phase)
+        };
+        writes.iter().scan(Phase::Prepare, follow).collect()
+    }
+
+    #[test]
+    fn a_state_prepares_before_the_frontends_and_cleans_up_behind_them() {
+        let phases = phases(&[
+            state(1),
+            put(80),
+            address(1),
+            gone(81),
+            state(2),
+            address(0),
+        ]);
+        use Phase::{Clean, Open, Prepare, Publish, Withdraw};
+        assert_eq!(phases, [Prepare, Publish, Open, Withdraw, Clean, Clean]);
+    }
+
+    #[test]
+    fn a_failed_phase_starts_at_its_first_write() {
+        let plan = [state(1), put(80), put(81), gone(82)];
+        assert_eq!(Staged::default().add(0, &plan, Phase::Publish), 1);
+        assert_eq!(Staged::default().add(0, &plan, Phase::Open), 3);
+        assert_eq!(Staged::default().add(0, &plan, Phase::Clean), 4);
+    }
+
+    #[test]
+    fn plans_that_want_one_frontend_go_one_after_the_other() {
+        let (leaves, comes, other) = ([gone(80)], [put(80)], [put(81)]);
+        assert_eq!(groups(&[&leaves, &other, &comes]), [0..2, 2..3]);
+        assert_eq!(groups(&[&leaves, &other]).len(), 1);
+        assert!(groups(&[]).is_empty());
+    }
+}
