@@ -192,7 +192,7 @@ impl<'a> Staged<'a> {
             } => {
                 let prefix = SourceRangePrefix {
                     service: service.to_be_bytes(),
-                    address: Address6 { octets: *address },
+                    address: *address,
                 };
                 let key = SourceRangeKey {
                     prefix_length: 32 + u32::from(*length),
