@@ -398,7 +398,7 @@ fn peer_namespace() -> u32 {
 fn follow_devices(bpffs: &Path, hook: PacketHook) {
     let mut datapath = open_with(bpffs, Some(hook));
     pod("blpod1");
-    let first = picture().choose(&Selection::Auto);
+    let first = picture().choose(&Selection::auto()).chosen;
     assert_eq!(
         first
             .values()
@@ -455,7 +455,7 @@ fn follow_devices(bpffs: &Path, hook: PacketHook) {
 
     ip("link del blpod1");
     let gone = second
-        .set_devices(&picture().choose(&Selection::Auto))
+        .set_devices(&picture().choose(&Selection::auto()).chosen)
         .expect("followed");
     assert_eq!(gone.forgotten, first.keys().copied().collect::<Vec<_>>());
     assert!(
@@ -468,7 +468,7 @@ fn follow_devices(bpffs: &Path, hook: PacketHook) {
 
     pod("blpod2");
     second
-        .set_devices(&picture().choose(&Selection::Auto))
+        .set_devices(&picture().choose(&Selection::auto()).chosen)
         .expect("followed");
     drop(second);
     let report = cleanup(bpffs);
@@ -506,7 +506,7 @@ fn two_capabilities_are_enough() {
             SOCKET_HOOKS.len()
         );
         let changes = datapath
-            .set_devices(&picture().choose(&Selection::Auto))
+            .set_devices(&picture().choose(&Selection::auto()).chosen)
             .expect("followed");
         assert_eq!(changes.attached, ["blpod4"]);
         let writes: Vec<Write> = (0..5_000).map(|n| frontend4((n % 250) as u8, n)).collect();

@@ -3,6 +3,7 @@
 //! One task owns everything that changes (see [`sync::Sync`]); sources, servers and the grace thread only send to
 //! it. Nothing is taken down when it ends: the kernel goes on forwarding by the last state.
 
+mod node;
 mod settings;
 mod sync;
 mod timeouts;
@@ -16,8 +17,8 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
-use crate::config::{Config, Devices, SourceConfig};
-use crate::datapath::{self, Datapath, Grace, Interfaces, Picture, Selection};
+use crate::config::{Config, SourceConfig};
+use crate::datapath::{self, Datapath, Grace, Interfaces, Picture};
 use crate::health::{self, Health};
 use crate::metrics::{self, Metrics};
 use crate::snapshot::Event;
@@ -56,17 +57,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let (events, mut inbox) = mpsc::channel(BACKLOG);
     let mut source = tokio::spawn(follow_cluster(config.clone(), events, refused));
-    let (pictures, mut node) = mpsc::channel(1);
+    let (pictures, mut seen) = mpsc::channel(1);
     tokio::spawn(follow_node(pictures));
     let mut upkeep = interval_at(Instant::now() + UPKEEP, UPKEEP);
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let selection = match &config.devices {
-        Devices::Auto => Selection::Auto,
-        Devices::List(names) => Selection::List(names.clone()),
-    };
+    let selection = node::selection(&config);
     let mut burst = Vec::with_capacity(BURST);
     loop {
         tokio::select! {
@@ -79,7 +77,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     sync.take(&mut burst)?;
                 }
             }
-            Some(picture) = node.recv() => sync.see_node(&picture, &selection)?,
+            Some(picture) = seen.recv() => sync.see_node(&picture, &selection)?,
             _ = upkeep.tick() => sync.upkeep()?,
             ended = &mut source => {
                 ended.context("the source panicked")?.context("the source of cluster objects ended")?;

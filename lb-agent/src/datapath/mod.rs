@@ -10,6 +10,7 @@ pub mod object;
 pub mod pins;
 pub mod programs;
 pub mod read;
+pub mod roles;
 pub mod segments;
 mod stage;
 pub mod tables;
@@ -23,8 +24,9 @@ use crate::sys::bpf;
 pub use apply::{Applied, Failure};
 pub use engine::{Config, Datapath, DeviceChanges};
 pub use grace::Grace;
-pub use interfaces::{Interfaces, Picture, Selection};
+pub use interfaces::{Interfaces, Picture};
 pub use read::{KernelState, Reader};
+pub use roles::{Choice, PodDevices, Selection, is_unroutable};
 
 /// What went wrong on the kernel's side, and what to do about it.
 #[derive(Debug)]
