@@ -130,12 +130,17 @@ fn check(
 ) -> Result<(), String> {
     match outcome {
         Outcome::Answered(servers) => answered(protocol, client, to, servers),
-        Outcome::Refused => refused(client, protocol, to, FailureKind::Refused),
-        Outcome::LeftAlone => refused(client, protocol, to, FailureKind::Unreachable),
-        Outcome::Silent => match ask(protocol, client, to, SILENCE) {
-            Err(failed) if kind(&failed) == Some(FailureKind::TimedOut) => Ok(()),
-            other => Err(shown(other)),
+        Outcome::Refused => failed(ask(protocol, client, to, SILENCE), FailureKind::Refused),
+        // The router's answer comes while connect() still holds the socket, so it counts for the SYN's repetition
+        // after a second. A UDP socket takes it for a passing trouble.
+        Outcome::LeftAlone => match protocol {
+            Protocol::Tcp => failed(
+                ask(protocol, client, to, 4 * SILENCE),
+                FailureKind::Unreachable,
+            ),
+            Protocol::Udp => failed(ask(protocol, client, to, SILENCE), FailureKind::TimedOut),
         },
+        Outcome::Silent => failed(ask(protocol, client, to, SILENCE), FailureKind::TimedOut),
     }
 }
 
@@ -173,13 +178,7 @@ fn answered(
     }
 }
 
-fn refused(
-    client: &Peer,
-    protocol: Protocol,
-    to: SocketAddr,
-    expected: FailureKind,
-) -> Result<(), String> {
-    let outcome = ask(protocol, client, to, SILENCE);
+fn failed(outcome: Result<Answer, Failed>, expected: FailureKind) -> Result<(), String> {
     match &outcome {
         Err(failed) if kind(failed) == Some(expected) => Ok(()),
         _ => Err(shown(outcome)),
