@@ -48,10 +48,11 @@ pub(crate) fn slot(check: u32) -> u32 {
 #[inline(always)]
 pub(crate) fn write_reply_key<F: Tables>(out: &mut FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) {
     out.source = flow.new_destination;
+    let (client, new) = (F::read(&key.source), F::read(&flow.new_source));
     out.destination = if flow.flags & MASQUERADE != 0 {
-        key.source
+        client
     } else {
-        flow.new_source
+        new
     };
     out.source_port = flow.new_destination_port;
     out.destination_port = flow.new_source_port;
@@ -96,10 +97,11 @@ fn answers<F: Tables>(reply: &FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) -> b
             && reply.destination_port == flow.new_destination_port;
     }
     let masqueraded = flow.flags & MASQUERADE != 0;
+    let (client, new) = (F::read(&key.source), F::read(&flow.new_source));
     let destination = if masqueraded && reply.scope != MASQUERADED {
-        key.source
+        client
     } else {
-        flow.new_source
+        new
     };
     reply.source == flow.new_destination
         && reply.destination == destination
@@ -241,12 +243,17 @@ impl<F: Tables> Work<F> {
         let (chosen, masquerade) = (&self.endpoint, self.masquerade);
         let hairpin = chosen.address == self.key.source && self.key.scope == POD;
         let flow = &mut self.flow;
+        let (dialled, client, own) = (
+            F::read(&self.key.destination),
+            F::read(&self.key.source),
+            F::read(&self.masquerade_address),
+        );
         flow.new_source = if hairpin {
-            self.key.destination
+            dialled
         } else if masquerade {
-            self.masquerade_address
+            own
         } else {
-            self.key.source
+            client
         };
         flow.new_destination = chosen.address;
         flow.new_source_port = self.key.source_port;

@@ -12,14 +12,14 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::SockAddrContext;
 use core::ffi::c_void;
-use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
+use core::ptr::{addr_of, addr_of_mut, null_mut, read_volatile, write_volatile};
 use lb_ebpf::abi::address::{Address4, Address6};
 use lb_ebpf::abi::affinity::netns_client;
 use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::frontend;
 use lb_ebpf::abi::settings::{SOCKETS_ALL, SOCKETS_HOST, Settings, TCP_PEER_SERVICE};
-use lb_ebpf::abi::socket::{PAIRS, SocketMore, SocketMoreKey, SocketPeer};
+use lb_ebpf::abi::socket::{PAIRS, SocketMore, SocketMoreKey, SocketPairs, SocketPeer};
 use lb_ebpf::abi::{TCP, UDP, address, counter};
 
 use crate::lookup::{address_use, dialled_frontend, endpoint_serves, now, settings};
@@ -208,7 +208,7 @@ impl Call {
         // SAFETY: `sk` is the hook's socket, the table is a socket storage of `T`.
         unsafe {
             let sk = (*self.0).__bindgen_anon_1.sk;
-            bpf_sk_storage_get(table.cast_mut(), sk.cast(), core::ptr::null_mut(), flags).cast()
+            bpf_sk_storage_get(table.cast_mut(), sk.cast(), null_mut(), flags).cast()
         }
     }
 
@@ -391,24 +391,24 @@ fn sendmsg<F: Tables>(call: &Call, address: F::Addr, write: impl FnOnce(&Call, F
     {
         return ALLOW;
     }
-    let pairs: *mut lb_ebpf::abi::socket::SocketPairs =
-        call.storage((&raw const SOCKET_PAIRS).cast(), false);
-    let service_address = F::wide(dialled.address);
-    let mut stale = PAIRS as u32;
+    let pairs: *mut SocketPairs = call.storage((&raw const SOCKET_PAIRS).cast(), false);
+    let mut stale = null_mut();
     if !pairs.is_null() {
-        for i in 0..PAIRS {
-            // SAFETY: storage of this socket; two threads that send at once may read a half-written record,
-            // whose endpoint id and generation then do not fit.
-            let known = unsafe { &*(&raw const (*pairs).pairs[i]) };
-            if known.service_port == dialled.port && same(&known.service_address, &service_address)
-            {
-                if endpoint_serves(known.endpoint, known.endpoint_generation) {
-                    write(call, F::narrow(known.endpoint_address));
-                    call.set_port(known.endpoint_port);
+        let service = F::wide(dialled.address);
+        // SAFETY: storage of this socket; two threads that send at once may read a half-written record, whose
+        // endpoint id and generation then do not fit.
+        unsafe {
+            let known = find(pairs, |known| {
+                known.service_port == dialled.port && same(&known.service_address, &service)
+            });
+            if !known.is_null() {
+                if endpoint_serves((*known).endpoint, (*known).endpoint_generation) {
+                    write(call, F::narrow((*known).endpoint_address));
+                    call.set_port((*known).endpoint_port);
                     count(counter::SENDMSG_TRANSLATED);
                     return ALLOW;
                 }
-                stale = i as u32;
+                stale = known;
             }
         }
     }
@@ -440,22 +440,24 @@ fn sendmsg<F: Tables>(call: &Call, address: F::Addr, write: impl FnOnce(&Call, F
 /// Keeps a pair with the socket, in place of the stale one if there is one; what it pushes out goes to the
 /// common table.
 #[inline(always)]
-fn remember(call: &Call, stale: u32, pair: SocketPeer) {
-    let pairs: *mut lb_ebpf::abi::socket::SocketPairs =
-        call.storage((&raw const SOCKET_PAIRS).cast(), true);
+fn remember(call: &Call, stale: *mut SocketPeer, pair: SocketPeer) {
+    if !stale.is_null() {
+        // SAFETY: a record in the storage of this socket.
+        unsafe { core::ptr::write(stale, pair) };
+        return;
+    }
+    let pairs: *mut SocketPairs = call.storage((&raw const SOCKET_PAIRS).cast(), true);
     if pairs.is_null() {
         count(counter::SOCKET_PAIR_LOST);
         return;
     }
     // SAFETY: storage of this socket, for all accesses below; indexes are masked to its length.
     unsafe {
-        let mut slot = stale;
-        if slot >= PAIRS as u32 {
-            slot = (*pairs).next;
-            (*pairs).next = slot.wrapping_add(1);
-        }
+        // From memory, so that the verifier takes it for any number, and masked.
+        let slot = read_volatile(&raw const (*pairs).next);
+        write_volatile(&raw mut (*pairs).next, slot.wrapping_add(1));
         let slot = &raw mut (*pairs).pairs[(slot & (PAIRS as u32 - 1)) as usize];
-        if stale >= PAIRS as u32 && (*slot).endpoint_port != 0 {
+        if (*slot).endpoint_port != 0 {
             let key = SocketMoreKey {
                 cookie: call.cookie(),
                 endpoint_address: (*slot).endpoint_address,
@@ -498,18 +500,19 @@ fn sender<F: Tables>(call: &Call, address: F::Addr) -> Option<(F::Addr, u16)> {
     if let Some(found) = service_of::<F>(call, address) {
         return Some(found);
     }
-    let pairs: *mut lb_ebpf::abi::socket::SocketPairs =
-        call.storage((&raw const SOCKET_PAIRS).cast(), false);
+    let pairs: *mut SocketPairs = call.storage((&raw const SOCKET_PAIRS).cast(), false);
     if pairs.is_null() {
         return None;
     }
     let port = call.port();
     let wide = F::wide(address);
-    for i in 0..PAIRS {
-        // SAFETY: storage of this socket.
-        let known = unsafe { &*(&raw const (*pairs).pairs[i]) };
-        if known.endpoint_port == port && same(&known.endpoint_address, &wide) {
-            return Some((F::narrow(known.service_address), known.service_port));
+    // SAFETY: storage of this socket.
+    unsafe {
+        let known = find(pairs, |known| {
+            known.endpoint_port == port && same(&known.endpoint_address, &wide)
+        });
+        if !known.is_null() {
+            return Some((F::narrow((*known).service_address), (*known).service_port));
         }
     }
     // SAFETY: storage of this socket.
@@ -525,6 +528,30 @@ fn sender<F: Tables>(call: &Call, address: F::Addr) -> Option<(F::Addr, u16)> {
     let more = SOCKET_MORE.get_ptr(key)?;
     // SAFETY: an element of the table; nobody deletes one whose socket still lives but the sweep, long after.
     unsafe { Some((F::narrow((*more).service_address), (*more).service_port)) }
+}
+
+/// The first record that fits, or null.
+///
+/// Written out instead of a loop: the compiler would step a pointer past the last record, and the verifier
+/// refuses that to programs without `CAP_PERFMON`.
+///
+/// # Safety
+/// `pairs` points to the storage of a socket.
+#[inline(always)]
+unsafe fn find(pairs: *mut SocketPairs, fits: impl Fn(&SocketPeer) -> bool) -> *mut SocketPeer {
+    // SAFETY: as the caller promises.
+    let [a, b, c, d, e, f, g, h] = unsafe { &mut (*pairs).pairs };
+    match () {
+        () if fits(a) => a,
+        () if fits(b) => b,
+        () if fits(c) => c,
+        () if fits(d) => d,
+        () if fits(e) => e,
+        () if fits(f) => f,
+        () if fits(g) => g,
+        () if fits(h) => h,
+        () => null_mut(),
+    }
 }
 
 #[inline(always)]
