@@ -5,6 +5,7 @@
 
 mod answer;
 mod egress;
+mod fast;
 mod flow;
 mod forward;
 mod header;
@@ -16,6 +17,7 @@ mod masquerade;
 mod report;
 mod rewrite;
 mod select;
+mod service_cidr;
 mod shard;
 mod skb;
 mod socket;

@@ -11,10 +11,11 @@ use core::mem::zeroed;
 use lb_ebpf::abi::address::{Address4, Address6, NODE, NODE_LOCAL};
 use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{MASQUERADED, OUTSIDE};
+use lb_ebpf::abi::flow::{LOCAL_ENDPOINT, MASQUERADED, OUTSIDE};
 use lb_ebpf::abi::settings::{MASQUERADE_ALL, SNAT_LOCAL, Settings};
 use lb_ebpf::tcp_state::Speaker;
 
+use crate::fast::{self, Hop};
 use crate::forward::Route;
 use crate::lookup::now;
 use crate::maps::DEVICES;
@@ -68,13 +69,18 @@ pub(crate) fn returns(settings: &Settings, uses: u32, destination_port: u16) -> 
     uses & (NODE | NODE_LOCAL) != 0 && pooled(settings, destination_port)
 }
 
-/// Gives an answer to a masqueraded flow its client's address back; the host then routes it there. `None`: the
-/// packet is something else.
+/// No verdict: the packet is no answer to a masqueraded flow.
+pub(crate) const NOT_OURS: i32 = i32::MIN;
+
+/// Gives an answer to a masqueraded flow its client's address back; the host then routes it there, or it goes the
+/// fast way.
 #[inline(always)]
-pub(crate) fn unmask_destination<F: Rewrite>(skb: &Skb, work: &mut Work<F>) -> Option<i32> {
+pub(crate) fn answered<F: Hop>(skb: Skb, work: &mut Work<F>) -> i32 {
     work.set_key(MASQUERADED);
     work.reply = work.key;
-    let place = work.find_reply()?;
+    let Some(place) = work.find_reply() else {
+        return NOT_OURS;
+    };
     place.touch(
         &work.flow,
         work.key.protocol,
@@ -82,16 +88,22 @@ pub(crate) fn unmask_destination<F: Rewrite>(skb: &Skb, work: &mut Work<F>) -> O
         Speaker::Endpoint,
         now(),
     );
+    if work.forward.scope == OUTSIDE && work.flow.flags & LOCAL_ENDPOINT == 0 {
+        let action = fast::to_client(skb, work);
+        if action != fast::NO {
+            return action;
+        }
+    }
     let port = work.transport.destination_port;
     let done = rewrite(
-        skb,
+        &skb,
         &work.network,
         &work.transport,
         End::Destination,
         work.forward.source,
         port,
     );
-    Some(if done { NEXT } else { DROP })
+    if done { NEXT } else { DROP }
 }
 
 /// Puts this node's address into a packet of a masqueraded flow that leaves. `None`: the packet is something
