@@ -45,10 +45,10 @@ fn run<F: Rewrite + Quoted, const SCOPE: u8>(skb: Skb) -> i32 {
     work.set_key(SCOPE);
     work.reply = work.key;
     let Some(place) = work.find_reply() else {
-        if SCOPE == OUTSIDE {
-            if let Some(settings) = settings() {
-                return masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT);
-            }
+        if SCOPE == OUTSIDE
+            && let Some(settings) = settings()
+        {
+            return masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT);
         }
         return NEXT;
     };

@@ -110,12 +110,12 @@ fn answers<F: Tables>(reply: &FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) -> b
 /// Removes an entry of the reply table if it names `key`.
 #[inline(always)]
 fn release<F: Tables>(reply: &FlowKey<F>, key: &FlowKey<F>) {
-    if let Some(table) = F::replies().get(slot(key_check(reply))) {
-        if let Some(entry) = table.get_ptr(reply) {
-            // SAFETY: an element of the table; if it changed hands just now the comparison fails.
-            if unsafe { *entry == *key } {
-                let _ = table.remove(reply);
-            }
+    if let Some(table) = F::replies().get(slot(key_check(reply)))
+        && let Some(entry) = table.get_ptr(reply)
+    {
+        // SAFETY: an element of the table; if it changed hands just now the comparison fails.
+        if unsafe { *entry == *key } {
+            let _ = table.remove(reply);
         }
     }
 }

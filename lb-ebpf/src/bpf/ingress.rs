@@ -89,10 +89,11 @@ fn known_flow<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
         return NEXT;
     };
     work.transport = transport;
-    if SCOPE == OUTSIDE && returns(settings, uses, transport.destination_port) {
-        if let Some(action) = masquerade::unmask_destination(&skb, work) {
-            return action;
-        }
+    if SCOPE == OUTSIDE
+        && returns(settings, uses, transport.destination_port)
+        && let Some(action) = masquerade::unmask_destination(&skb, work)
+    {
+        return action;
     }
     work.set_key(SCOPE);
     let now = now();
@@ -128,11 +129,11 @@ fn new_flow<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     if SCOPE == POD {
         // What a pod answers to itself also comes in here (see `forward`).
         work.reply = work.key;
-        if let Some(place) = work.find_reply() {
-            if work.flow.flags & HAIRPIN != 0 {
-                place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
-                return back_to_client(skb, work);
-            }
+        if let Some(place) = work.find_reply()
+            && work.flow.flags & HAIRPIN != 0
+        {
+            place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
+            return back_to_client(skb, work);
         }
     }
     if !work.transport.present {

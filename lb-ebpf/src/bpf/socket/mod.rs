@@ -218,7 +218,7 @@ fn sendmsg<F: Tables>(call: &Call, address: F::Addr, write: impl FnOnce(&Call, F
         for i in 0..PAIRS {
             // SAFETY: storage of this socket; two threads that send at once may read a half-written record,
             // whose endpoint id and generation then do not fit.
-            let known = unsafe { &*(&raw const (*pairs).pairs[i]) };
+            let known = unsafe { &(*pairs).pairs[i] };
             if known.service_port == dialled.port && same(&known.service_address, &service_address)
             {
                 if endpoint_serves(known.endpoint, known.endpoint_generation) {

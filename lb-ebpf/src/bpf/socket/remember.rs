@@ -98,7 +98,7 @@ pub(super) fn sender<F: Tables>(call: &Call, address: F::Addr) -> Option<(F::Add
     let wide = F::wide(address);
     for i in 0..PAIRS {
         // SAFETY: storage of this socket.
-        let known = unsafe { &*(&raw const (*pairs).pairs[i]) };
+        let known = unsafe { &(*pairs).pairs[i] };
         if known.endpoint_port == port && same(&known.endpoint_address, &wide) {
             return Some((F::narrow(known.service_address), known.service_port));
         }
