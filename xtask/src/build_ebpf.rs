@@ -150,8 +150,9 @@ fn flags(extra: &str) -> Result<Vec<String>> {
     let mut flags = vec![
         // The registers that a probe's arguments are in; aya-ebpf asks for it.
         format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
-        // Instructions every kernel since 5.12 knows.
-        "-Ctarget-cpu=v3".to_owned(),
+        // Not v3: with 32-bit registers LLVM spills four bytes over a slot that held a pointer, which the
+        // verifier refuses to a loader without CAP_PERFMON.
+        "-Ctarget-cpu=v2".to_owned(),
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".to_owned(),
         // Without it, struct copies become byte loops, 2 to 10 times slower. Its companion

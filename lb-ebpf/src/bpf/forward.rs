@@ -21,10 +21,11 @@ const AF_INET6: u8 = 10;
 pub(crate) fn to_endpoint<F: Rewrite + Route>(skb: Skb) -> i32 {
     let Some(work) = F::work() else { return DROP };
     let (network, transport, flow) = (&work.network, &work.transport, &work.flow);
+    let (client, new) = (F::read(&network.source), F::read(&flow.new_source));
     let source = if flow.flags & MASQUERADE != 0 {
-        network.source
+        client
     } else {
-        flow.new_source
+        new
     };
     if !rewrite(
         &skb,

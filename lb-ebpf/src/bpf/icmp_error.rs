@@ -245,10 +245,11 @@ pub(crate) fn from_client<F: Quoted, const SCOPE: u8>(skb: Skb, work: &mut Work<
         return NOT_OURS;
     }
     let flow = &work.flow;
+    let (client, new) = (F::read(&work.key.source), F::read(&flow.new_source));
     let source = if flow.flags & MASQUERADE != 0 {
-        work.key.source
+        client
     } else {
-        flow.new_source
+        new
     };
     let done = quoted_end(
         &skb,

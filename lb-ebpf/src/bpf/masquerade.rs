@@ -8,7 +8,6 @@
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use core::mem::zeroed;
-use core::ptr::read_volatile;
 use lb_ebpf::abi::address::{NODE, NODE_LOCAL};
 use lb_ebpf::abi::endpoint::LOCAL;
 use lb_ebpf::abi::family::{Family, V4, V6};
@@ -144,7 +143,7 @@ impl NodeAddress for V4 {
     fn of_device(device: u32) -> <V4 as Family>::Addr {
         match DEVICES.get_ptr(device) {
             // SAFETY: an element of the table, which changes only with the device.
-            Some(device) => unsafe { read_volatile(&raw const (*device).address4) },
+            Some(device) => V4::read(unsafe { &(*device).address4 }),
             None => V4::UNSPECIFIED,
         }
     }
@@ -155,7 +154,7 @@ impl NodeAddress for V6 {
     fn of_device(device: u32) -> <V6 as Family>::Addr {
         match DEVICES.get_ptr(device) {
             // SAFETY: as above.
-            Some(device) => unsafe { read_volatile(&raw const (*device).address6) },
+            Some(device) => V6::read(unsafe { &(*device).address6 }),
             None => V6::UNSPECIFIED,
         }
     }

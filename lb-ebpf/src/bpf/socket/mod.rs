@@ -8,16 +8,16 @@ mod call;
 mod remember;
 
 use aya_ebpf::programs::SockAddrContext;
+use core::ptr::null_mut;
 use lb_ebpf::abi::affinity::netns_client;
 use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::frontend;
 use lb_ebpf::abi::settings::{SOCKETS_ALL, SOCKETS_HOST, Settings, TCP_PEER_SERVICE};
-use lb_ebpf::abi::socket::PAIRS;
 use lb_ebpf::abi::{UDP, address, counter};
 
 use self::call::{ALLOW, Call};
-use self::remember::{pair, remember, same, sender, service_of};
+use self::remember::{find, pair, remember, same, sender, service_of};
 use crate::lookup::{address_use, dialled_frontend, endpoint_serves, settings};
 use crate::maps::Tables;
 use crate::report::count;
@@ -212,22 +212,23 @@ fn sendmsg<F: Tables>(call: &Call, address: F::Addr, write: impl FnOnce(&Call, F
         return ALLOW;
     }
     let pairs = call.pairs(false);
-    let service_address = F::wide(dialled.address);
-    let mut stale = PAIRS as u32;
+    let mut stale = null_mut();
     if !pairs.is_null() {
-        for i in 0..PAIRS {
-            // SAFETY: storage of this socket; two threads that send at once may read a half-written record,
-            // whose endpoint id and generation then do not fit.
-            let known = unsafe { &(*pairs).pairs[i] };
-            if known.service_port == dialled.port && same(&known.service_address, &service_address)
-            {
-                if endpoint_serves(known.endpoint, known.endpoint_generation) {
-                    write(call, F::narrow(known.endpoint_address));
-                    call.set_port(known.endpoint_port);
+        let service = F::wide(dialled.address);
+        // SAFETY: storage of this socket; two threads that send at once may read a half-written record, whose
+        // endpoint id and generation then do not fit.
+        unsafe {
+            let known = find(pairs, |known| {
+                known.service_port == dialled.port && same(&known.service_address, &service)
+            });
+            if !known.is_null() {
+                if endpoint_serves((*known).endpoint, (*known).endpoint_generation) {
+                    write(call, F::narrow((*known).endpoint_address));
+                    call.set_port((*known).endpoint_port);
                     count(counter::SENDMSG_TRANSLATED);
                     return ALLOW;
                 }
-                stale = i as u32;
+                stale = known;
             }
         }
     }

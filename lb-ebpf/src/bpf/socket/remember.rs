@@ -2,10 +2,11 @@
 //!
 //! It lives in storage of the socket itself; what finds no room there goes to a common table.
 
+use core::ptr::{null_mut, read_volatile, write_volatile};
 use lb_ebpf::abi::address::Address6;
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::endpoint::Endpoint;
-use lb_ebpf::abi::socket::{PAIRS, SocketMore, SocketMoreKey, SocketPeer};
+use lb_ebpf::abi::socket::{PAIRS, SocketMore, SocketMoreKey, SocketPairs, SocketPeer};
 
 use super::Dialled;
 use super::call::Call;
@@ -33,7 +34,12 @@ pub(super) fn pair<F: Tables>(
 /// Keeps a pair with the socket, in place of the stale one if there is one; what it pushes out goes to the
 /// common table.
 #[inline(always)]
-pub(super) fn remember(call: &Call, stale: u32, pair: SocketPeer) {
+pub(super) fn remember(call: &Call, stale: *mut SocketPeer, pair: SocketPeer) {
+    if !stale.is_null() {
+        // SAFETY: a record in the storage of this socket.
+        unsafe { core::ptr::write(stale, pair) };
+        return;
+    }
     let pairs = call.pairs(true);
     if pairs.is_null() {
         count(counter::SOCKET_PAIR_LOST);
@@ -41,13 +47,11 @@ pub(super) fn remember(call: &Call, stale: u32, pair: SocketPeer) {
     }
     // SAFETY: storage of this socket, for all accesses below; indexes are masked to its length.
     unsafe {
-        let mut slot = stale;
-        if slot >= PAIRS as u32 {
-            slot = (*pairs).next;
-            (*pairs).next = slot.wrapping_add(1);
-        }
+        // From memory, so that the verifier takes it for any number, and masked.
+        let slot = read_volatile(&raw const (*pairs).next);
+        write_volatile(&raw mut (*pairs).next, slot.wrapping_add(1));
         let slot = &raw mut (*pairs).pairs[(slot & (PAIRS as u32 - 1)) as usize];
-        if stale >= PAIRS as u32 && (*slot).endpoint_port != 0 {
+        if (*slot).endpoint_port != 0 {
             let key = SocketMoreKey {
                 cookie: call.cookie(),
                 endpoint_address: (*slot).endpoint_address,
@@ -96,11 +100,13 @@ pub(super) fn sender<F: Tables>(call: &Call, address: F::Addr) -> Option<(F::Add
     }
     let port = call.port();
     let wide = F::wide(address);
-    for i in 0..PAIRS {
-        // SAFETY: storage of this socket.
-        let known = unsafe { &(*pairs).pairs[i] };
-        if known.endpoint_port == port && same(&known.endpoint_address, &wide) {
-            return Some((F::narrow(known.service_address), known.service_port));
+    // SAFETY: storage of this socket.
+    unsafe {
+        let known = find(pairs, |known| {
+            known.endpoint_port == port && same(&known.endpoint_address, &wide)
+        });
+        if !known.is_null() {
+            return Some((F::narrow((*known).service_address), (*known).service_port));
         }
     }
     // SAFETY: storage of this socket.
@@ -116,6 +122,33 @@ pub(super) fn sender<F: Tables>(call: &Call, address: F::Addr) -> Option<(F::Add
     let more = SOCKET_MORE.get_ptr(key)?;
     // SAFETY: an element of the table; nobody deletes one whose socket still lives but the sweep, long after.
     unsafe { Some((F::narrow((*more).service_address), (*more).service_port)) }
+}
+
+/// The first record that fits, or null.
+///
+/// Written out instead of a loop: the compiler would step a pointer past the last record, and the verifier
+/// refuses that to programs without `CAP_PERFMON`.
+///
+/// # Safety
+/// `pairs` points to the storage of a socket.
+#[inline(always)]
+pub(super) unsafe fn find(
+    pairs: *mut SocketPairs,
+    fits: impl Fn(&SocketPeer) -> bool,
+) -> *mut SocketPeer {
+    // SAFETY: as the caller promises.
+    let [a, b, c, d, e, f, g, h] = unsafe { &mut (*pairs).pairs };
+    match () {
+        () if fits(a) => a,
+        () if fits(b) => b,
+        () if fits(c) => c,
+        () if fits(d) => d,
+        () if fits(e) => e,
+        () if fits(f) => f,
+        () if fits(g) => g,
+        () if fits(h) => h,
+        () => null_mut(),
+    }
 }
 
 #[inline(always)]
