@@ -58,16 +58,16 @@ impl Rewrite for V4 {
         new: <V4 as Family>::Addr,
         checksum: Checksum,
     ) -> bool {
-        if checksum.offset != 0 {
-            if !skb.replace_l4(
+        if checksum.offset != 0
+            && !skb.replace_l4(
                 checksum.offset,
                 old.word(),
                 new.word(),
                 4,
                 checksum.flags | PSEUDO,
-            ) {
-                return false;
-            }
+            )
+        {
+            return false;
         }
         let at = if end == End::Source { 12 } else { 16 };
         skb.replace_l3(network + 10, old.word(), new.word()) && skb.store(network + at, &new)
@@ -84,10 +84,10 @@ impl Rewrite for V6 {
         new: <V6 as Family>::Addr,
         checksum: Checksum,
     ) -> bool {
-        if checksum.offset != 0 {
-            if !skb.replace_l4_address6(checksum.offset, old.words(), new.words(), checksum.flags) {
-                return false;
-            }
+        if checksum.offset != 0
+            && !skb.replace_l4_address6(checksum.offset, old.words(), new.words(), checksum.flags)
+        {
+            return false;
         }
         let at = if end == End::Source { 8 } else { 24 };
         skb.store(network + at, &new)
