@@ -41,6 +41,8 @@ pub struct Config {
     pub local_pods: LocalPods,
     /// Masquerade whatever goes to a ClusterIP (spec E5).
     pub masquerade_all: bool,
+    /// Whether endpoints of this node see their clients' addresses.
+    pub snat_local: SnatLocal,
     /// Address of `/healthz`, `/livez` and `/readyz`.
     pub healthz_bind: BindAddress,
     /// Address of `/metrics`.
@@ -81,6 +83,17 @@ pub enum SocketPeer {
     Service,
     /// The endpoint; saves one record per socket.
     Endpoint,
+}
+
+/// Whether endpoints of this node see their clients' addresses where kube-proxy would masquerade.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SnatLocal {
+    /// They do.
+    #[default]
+    Preserve,
+    /// As with kube-proxy: they see an address of this node.
+    KubeProxy,
 }
 
 /// Devices the packet programs sit on.
@@ -144,6 +157,18 @@ impl FromStr for SocketPeer {
             "service" => Ok(SocketPeer::Service),
             "endpoint" => Ok(SocketPeer::Endpoint),
             _ => Err(Refused("expected service or endpoint".into())),
+        }
+    }
+}
+
+impl FromStr for SnatLocal {
+    type Err = Refused;
+
+    fn from_str(text: &str) -> Result<Self, Refused> {
+        match text {
+            "preserve" => Ok(SnatLocal::Preserve),
+            "kube-proxy" => Ok(SnatLocal::KubeProxy),
+            _ => Err(Refused("expected preserve or kube-proxy".into())),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::CommandError;
 use super::logging::LogFormat;
 use crate::config::{
     self, BindAddress, Config, DetectLocalMode, Detection, Devices, NodePortAddresses, PodCidrs,
-    Refused, SocketLb, SocketPeer, SourceConfig,
+    Refused, SnatLocal, SocketLb, SocketPeer, SourceConfig,
 };
 
 /// Where a BPF file system usually is.
@@ -66,6 +66,9 @@ pub struct AgentArgs {
     /// Masquerade all traffic to ClusterIPs, pods' too
     #[arg(long)]
     masquerade_all: bool,
+    /// Whether endpoints of this node see their clients' addresses (preserve), or this node's (kube-proxy)
+    #[arg(long, value_name = "HOW", default_value = "preserve")]
+    snat_local: SnatLocal,
     /// Address of /healthz, /livez and /readyz; off for none
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256", value_parser = healthz_bind)]
     healthz_bind_address: BindAddress,
@@ -114,6 +117,7 @@ impl AgentArgs {
             bind_address: Some(self.bind_address).filter(|address| !address.is_unspecified()),
             local_pods,
             masquerade_all: self.masquerade_all,
+            snat_local: self.snat_local,
             healthz_bind: self.healthz_bind_address,
             metrics_bind: self.metrics_bind_address,
         })
