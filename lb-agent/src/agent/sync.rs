@@ -49,6 +49,8 @@ pub(super) struct Sync {
     retry_at: Instant,
     /// Interface addresses of this node.
     own_addresses: Vec<IpAddr>,
+    /// They and the devices have been read once.
+    node_seen: bool,
     addresses: Addresses,
     /// Devices without programs that one might expect to have them, and why.
     left_out: BTreeMap<String, &'static str>,
@@ -118,6 +120,7 @@ impl Sync {
             failed: HashSet::new(),
             retry_at: Instant::now(),
             own_addresses: Vec::new(),
+            node_seen: false,
             addresses: Addresses::default(),
             left_out: BTreeMap::new(),
             node_changed: false,
@@ -168,7 +171,7 @@ impl Sync {
                 self.metrics.queued(family);
             }
         }
-        if !self.snapshot.synced() {
+        if !self.complete() {
             self.metrics.changes_pending(self.dirty.len(), 0);
             return Ok(());
         }
@@ -223,10 +226,11 @@ impl Sync {
             .collect();
         own.sort_unstable();
         own.dedup();
-        if own != self.own_addresses {
+        if own != self.own_addresses || !self.node_seen {
             self.own_addresses = own;
+            self.node_seen = true;
             self.node_changed = true;
-            if self.snapshot.synced() {
+            if self.complete() {
                 self.write(Instant::now())?;
             }
         }
@@ -242,13 +246,16 @@ impl Sync {
         if !self.failed.is_empty() && Instant::now() >= self.retry_at {
             self.dirty.extend(self.failed.drain());
         }
-        if self.snapshot.synced()
-            && (!self.dirty.is_empty() || self.node_changed || self.cidrs_changed)
-        {
+        if self.complete() && (!self.dirty.is_empty() || self.node_changed || self.cidrs_changed) {
             self.write(Instant::now())?;
         }
         self.measure();
         Ok(())
+    }
+
+    /// Cluster and node are known. Before that nothing is written: a former agent's state would be taken for gone.
+    fn complete(&self) -> bool {
+        self.snapshot.synced() && self.node_seen
     }
 
     /// Writes whatever is due. The picture is complete.
