@@ -47,7 +47,8 @@ pub(crate) fn to_endpoint<F: Rewrite + Route>(skb: Skb) -> i32 {
     if flow.flags & HAIRPIN != 0 {
         return turn_around(&skb);
     }
-    if flow.flags & LOCAL_ENDPOINT != 0 {
+    // A masqueraded flow is routed in both directions: its answers are addressed to the host.
+    if flow.flags & (LOCAL_ENDPOINT | MASQUERADE) == LOCAL_ENDPOINT {
         switch_to_endpoint::<F>(&skb, network.source, flow.new_destination);
     }
     NEXT

@@ -9,6 +9,7 @@
 
 mod answer;
 mod egress;
+mod fast;
 mod flow;
 mod forward;
 mod header;
@@ -20,6 +21,7 @@ mod masquerade;
 mod report;
 mod rewrite;
 mod select;
+mod service_cidr;
 mod shard;
 mod skb;
 mod socket;
