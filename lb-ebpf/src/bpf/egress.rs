@@ -8,6 +8,7 @@ use lb_ebpf::abi::flow::{HAIRPIN, OUTSIDE};
 use lb_ebpf::abi::{TCP, UDP, counter};
 use lb_ebpf::tcp_state::Speaker;
 
+use crate::flow::{key, reply_entry};
 use crate::header::{IPV4, IPV6, NETWORK, Wire, transport};
 use crate::icmp_error::{self, Quoted};
 use crate::lookup::{address_use, now, settings};
@@ -30,16 +31,14 @@ pub(crate) fn egress<const SCOPE: u8>(skb: &Skb) -> i32 {
 
 #[inline(never)]
 fn run<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let Some(work) = F::work() else { return NEXT };
     let Some(network) = F::network(&skb, NETWORK) else {
         return NEXT;
     };
-    work.network = network;
+    let Some(settings) = settings() else {
+        return NEXT;
+    };
     if SCOPE == OUTSIDE {
         // Nobody translated this packet, so it must not leave: the next router would send it back (spec D4, D5).
-        let Some(settings) = settings() else {
-            return NEXT;
-        };
         let uses = address_use::<F>(&network.destination);
         if uses & CLUSTER_IP != 0 || uses == 0 && F::in_service_cidr(settings, network.destination)
         {
@@ -48,21 +47,31 @@ fn run<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
         }
     }
     if network.protocol != TCP && network.protocol != UDP {
-        if network.protocol == <F as Wire>::ICMP {
-            return icmp_error::to_client::<F, SCOPE>(skb, work);
+        if network.protocol != <F as Wire>::ICMP {
+            return NEXT;
         }
-        return NEXT;
+        let Some(work) = F::work() else { return NEXT };
+        work.network = network;
+        return icmp_error::to_client::<F, SCOPE>(skb, work);
     }
     let Some(transport) = transport(&skb, &network, SCOPE) else {
         return NEXT;
     };
+    // Most packets belong to no flow of ours and pay for this one miss.
+    let reply = key(&network, &transport, SCOPE);
+    let entry = reply_entry(&reply);
+    if entry.is_none() && !masquerade::pooled(settings, transport.source_port) {
+        return NEXT;
+    }
+    let Some(work) = F::work() else { return NEXT };
+    work.network = network;
     work.transport = transport;
-    work.set_key(SCOPE);
-    work.reply = work.key;
-    let Some(place) = work.find_reply() else {
-        let Some(settings) = settings() else {
-            return NEXT;
-        };
+    work.reply = reply;
+    let place = match entry {
+        Some(entry) => work.follow(entry),
+        None => None,
+    };
+    let Some(place) = place else {
         return masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT);
     };
     if work.flow.flags & HAIRPIN != 0 {

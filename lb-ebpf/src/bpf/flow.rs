@@ -14,6 +14,7 @@ use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{TCP, UDP, counter};
 use lb_ebpf::tcp_state::{Speaker, is_clean_syn, next, timeout};
 
+use crate::header::{Network, Transport};
 use crate::lookup::endpoint_serves;
 use crate::maps::Tables;
 use crate::report::count;
@@ -100,6 +101,26 @@ fn answers<F: Tables>(reply: &FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) -> b
         && reply.destination == destination
         && reply.source_port == flow.new_destination_port
         && reply.destination_port == flow.new_source_port
+}
+
+/// The entry under a reply's key.
+#[inline(always)]
+pub(crate) fn reply_entry<F: Tables>(reply: &FlowKey<F>) -> Option<*const FlowKey<F>> {
+    shard::find(F::replies(), slot(key_check(reply)), reply).map(<*mut FlowKey<F>>::cast_const)
+}
+
+/// The key of a packet met in `scope`.
+#[inline(always)]
+pub(crate) fn key<F: Tables>(network: &Network<F>, transport: &Transport, scope: u8) -> FlowKey<F> {
+    FlowKey {
+        source: network.source,
+        destination: network.destination,
+        source_port: transport.source_port,
+        destination_port: transport.destination_port,
+        protocol: network.protocol,
+        scope,
+        zero: 0,
+    }
 }
 
 /// Removes an entry of the reply table if it names `key`.
@@ -217,7 +238,13 @@ impl<F: Tables> Work<F> {
     /// The flow whose replies have `reply`: its forward key and record.
     #[inline(always)]
     pub(crate) fn find_reply(&mut self) -> Option<Place<F>> {
-        let entry = shard::find(F::replies(), slot(key_check(&self.reply)), &self.reply)?;
+        let entry = reply_entry(&self.reply)?;
+        self.follow(entry)
+    }
+
+    /// The flow that the entry under `reply` leads to.
+    #[inline(always)]
+    pub(crate) fn follow(&mut self, entry: *const FlowKey<F>) -> Option<Place<F>> {
         // SAFETY: an element of the table; whether the copy is whole shows in the record it leads to.
         unsafe { copy_nonoverlapping(entry, &raw mut self.forward, 1) };
         let place = find(&self.forward, &mut self.flow)?;

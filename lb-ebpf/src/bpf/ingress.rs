@@ -90,17 +90,18 @@ fn fast_to_endpoint<F: Hop>(skb: Skb) -> i32 {
 /// Finds out what the packet is, and its flow if it has one.
 #[inline(never)]
 fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let (Some(settings), Some(work)) = (settings(), F::work()) else {
-        return NEXT;
-    };
     let Some(network) = F::network(&skb, NETWORK) else {
         count(counter::MALFORMED);
         return NEXT;
     };
     let uses = address_use::<F>(&network.destination);
+    let Some(settings) = settings() else {
+        return NEXT;
+    };
     if uses == 0 {
         return unknown_address::<F>(settings, &network);
     }
+    let Some(work) = F::work() else { return NEXT };
     work.network = network;
     if network.protocol != TCP && network.protocol != UDP {
         work.uses = uses;

@@ -57,7 +57,7 @@ pub(crate) fn wanted<const SCOPE: u8>(
 
 /// Whether a port lies in our pool.
 #[inline(always)]
-fn pooled(settings: &Settings, port: u16) -> bool {
+pub(crate) fn pooled(settings: &Settings, port: u16) -> bool {
     port >= settings.nat_port_first
         && port <= settings.nat_port_last
         && settings.nat_port_first != 0

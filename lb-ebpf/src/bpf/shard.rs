@@ -24,11 +24,18 @@ pub(crate) fn find<K, V>(shards: &Shards<K, V>, slot: u32, key: &K) -> Option<*m
         return Some(value);
     }
     let former = shards.get(slot + 1)?;
-    let value = former.get_ptr(key)?;
+    let value = former.get_ptr_mut(key)?;
     // SAFETY: an element of the former map; should it be reused this instant, its check word tells.
-    let _ = current.insert(key, unsafe { &*value }, IF_ABSENT);
-    let _ = former.remove(key);
-    current.get_ptr_mut(key)
+    let moved = current.insert(key, unsafe { &*value }, IF_ABSENT).is_ok();
+    match current.get_ptr_mut(key) {
+        Some(moved) => {
+            let _ = former.remove(key);
+            Some(moved)
+        }
+        // No room yet: it stays where it is.
+        None if !moved => Some(value),
+        None => None,
+    }
 }
 
 /// Enters a value unless there is one; false if there is, or no room.

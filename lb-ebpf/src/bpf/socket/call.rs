@@ -10,6 +10,8 @@ use aya_ebpf::programs::SockAddrContext;
 use core::ffi::c_void;
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
 use lb_ebpf::abi::address::{Address4, Address6};
+use lb_ebpf::abi::affinity::netns_client;
+use lb_ebpf::abi::family::{Family as _, V4};
 use lb_ebpf::abi::socket::{SocketPairs, SocketPeer};
 use lb_ebpf::abi::{TCP, UDP};
 
@@ -22,6 +24,9 @@ const DENY: i32 = 0;
 
 const ECONNREFUSED: i32 = 111;
 const EPERM: i32 = 1;
+
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
 
 const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
@@ -143,6 +148,33 @@ impl Call {
     pub(super) fn netns(&self) -> u64 {
         // SAFETY: the context is the hook's.
         unsafe { bpf_get_netns_cookie(self.context()) }
+    }
+
+    /// Who this is to session affinity: the address the socket is bound to, as the packet path sees it, or its
+    /// network namespace as long as it has none (spec F9).
+    #[inline(always)]
+    pub(super) fn client(&self, netns: u64) -> Address6 {
+        // SAFETY: `sk` is the hook's socket, whose fields the verifier lets us read word by word.
+        let (family, v4, v6) = unsafe {
+            let sk = (*self.0).__bindgen_anon_1.sk;
+            (
+                read_volatile(addr_of!((*sk).family)),
+                read_volatile(addr_of!((*sk).src_ip4)),
+                [
+                    read_volatile(addr_of!((*sk).src_ip6[0])),
+                    read_volatile(addr_of!((*sk).src_ip6[1])),
+                    read_volatile(addr_of!((*sk).src_ip6[2])),
+                    read_volatile(addr_of!((*sk).src_ip6[3])),
+                ],
+            )
+        };
+        if family == AF_INET && v4 != 0 {
+            return V4::wide(Address4::from_word(v4));
+        }
+        if family == AF_INET6 && v6 != [0; 4] {
+            return Address6::from_words(v6);
+        }
+        netns_client(netns)
     }
 
     #[inline(always)]

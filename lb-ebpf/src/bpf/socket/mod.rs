@@ -9,7 +9,6 @@ mod remember;
 
 use aya_ebpf::programs::SockAddrContext;
 use core::ptr::null_mut;
-use lb_ebpf::abi::affinity::netns_client;
 use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::frontend;
@@ -302,7 +301,7 @@ fn decide<F: Tables>(call: &Call, dialled: &Dialled<F>) -> Decision<F> {
     } else {
         Set::Cluster
     };
-    let choice = choose::<F>(&found, set, &netns_client(netns));
+    let choice = choose::<F>(&found, set, &call.client(netns));
     match choice.verdict {
         Verdict::Translate => Decision {
             action: Action::Dial,
