@@ -20,7 +20,7 @@ use crate::health::service::ServiceHealth;
 use crate::metrics::{Extent, Metrics, Policy};
 use crate::model::{self, HealthCheck, NodeView, Options};
 use crate::plan::{Ledger, Plan, Retired, Timing, Write};
-use crate::snapshot::{Event, Family, ObjectName, Snapshot};
+use crate::snapshot::{Event, Family, Kind, ObjectName, Snapshot};
 use crate::sys::{cgroup, clock, netns, sock_diag};
 
 /// How long a Service that could not be written waits for another try.
@@ -51,6 +51,8 @@ pub(super) struct Sync {
     node_changed: bool,
     cidrs_changed: bool,
     ready: bool,
+    /// Kinds of objects whose changes cannot be followed at present.
+    lost: HashSet<Kind>,
     gauges: Gauges,
 }
 
@@ -112,6 +114,7 @@ impl Sync {
             node_changed: false,
             cidrs_changed: false,
             ready: false,
+            lost: HashSet::new(),
             gauges,
         };
         sync.grace.retire(plan.retire);
@@ -142,7 +145,12 @@ impl Sync {
                     triggers.extend(slice.trigger_time.map(|time| (slice.family, time)));
                 }
                 Event::SliceGone(_) => slices += 1,
-                Event::Complete(kind) => self.metrics.source_list(*kind),
+                Event::Complete(kind) => {
+                    self.metrics.source_list(*kind);
+                    self.connected(*kind, true);
+                }
+                Event::Found(kind) => self.connected(*kind, true),
+                Event::Lost(kind) => self.connected(*kind, false),
                 _ => {}
             }
             let change = self.snapshot.apply(event);
