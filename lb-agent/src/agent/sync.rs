@@ -49,6 +49,8 @@ pub(super) struct Sync {
     node_changed: bool,
     cidrs_changed: bool,
     ready: bool,
+    /// When the first event came in.
+    first_event: Option<Instant>,
     gauges: Gauges,
 }
 
@@ -141,6 +143,7 @@ impl Sync {
             node_changed: false,
             cidrs_changed: false,
             ready: false,
+            first_event: None,
             gauges,
         };
         sync.grace.retire(plan.retire);
@@ -161,6 +164,7 @@ impl Sync {
     /// Takes in events and writes what they change.
     pub(super) fn take(&mut self, events: &mut Vec<Event>) -> anyhow::Result<()> {
         let received = Instant::now();
+        self.first_event.get_or_insert(received);
         let mut triggers = Vec::new();
         let (mut services, mut slices) = (0, 0);
         for event in events.drain(..) {
@@ -282,7 +286,7 @@ impl Sync {
         }
         self.execute(plans);
         if !self.ready {
-            self.become_ready()?;
+            self.become_ready(received)?;
         }
         self.checks
             .set(self.wanted_checks.values().flatten().cloned().collect());
@@ -425,7 +429,7 @@ impl Sync {
     }
 
     /// The first complete picture is written: take away what the cluster no longer has, and start serving.
-    fn become_ready(&mut self) -> anyhow::Result<()> {
+    fn become_ready(&mut self, received: Instant) -> anyhow::Result<()> {
         let seen: HashSet<ObjectName> = self
             .snapshot
             .services()
@@ -460,6 +464,8 @@ impl Sync {
         info!(
             services = seen.len(),
             service_ports = self.ledger.service_ports(),
+            loaded_us = micros(self.first_event.unwrap_or(received)),
+            written_us = micros(received),
             "serving"
         );
         Ok(())
@@ -541,6 +547,11 @@ fn end_sockets(writes: &[Write]) {
             Err(error) => debug!(%endpoint, %error, "could not end sockets of a vanished endpoint"),
         }
     }
+}
+
+/// Microseconds since a moment, as logs take them.
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn shown(name: &ObjectName) -> String {
