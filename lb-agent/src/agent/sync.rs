@@ -19,7 +19,7 @@ use crate::metrics::{Extent, Metrics, Policy};
 use crate::model::{self, HealthCheck, NodeView, Options, ServicePort, Verdict};
 use crate::plan::{KernelState, Ledger, Plan, Retired, Timing, Write};
 use crate::snapshot::{Event, Family, ObjectName, Snapshot};
-use crate::sys::{cgroup, clock, netns, sock_diag};
+use crate::sys::{cgroup, clock, memory, netns, sock_diag};
 
 /// How long a Service that could not be written waits for another try.
 const RETRY: Duration = Duration::from_secs(5);
@@ -51,6 +51,8 @@ pub(super) struct Sync {
     ready: bool,
     /// When the first event came in.
     first_event: Option<Instant>,
+    /// A list was taken in: what it took on its way can go back to the system.
+    took_list: bool,
     gauges: Gauges,
 }
 
@@ -144,6 +146,7 @@ impl Sync {
             cidrs_changed: false,
             ready: false,
             first_event: None,
+            took_list: false,
             gauges,
         };
         sync.grace.retire(plan.retire);
@@ -175,7 +178,10 @@ impl Sync {
                     triggers.extend(slice.trigger_time.map(|time| (slice.family, time)));
                 }
                 Event::SliceGone(_) => slices += 1,
-                Event::Complete(kind) => self.metrics.source_list(*kind),
+                Event::Complete(kind) => {
+                    self.took_list = true;
+                    self.metrics.source_list(*kind);
+                }
                 _ => {}
             }
             let change = self.snapshot.apply(event);
@@ -253,6 +259,9 @@ impl Sync {
             self.write(Instant::now())?;
         }
         self.measure();
+        if std::mem::take(&mut self.took_list) {
+            memory::give_back();
+        }
         Ok(())
     }
 

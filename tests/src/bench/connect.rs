@@ -20,8 +20,8 @@ use crate::control_plane::sandbox::{API_ADDRESS, Sandbox};
 pub const CLIENT_ARGUMENT: &str = "connect-client";
 
 const PART: &str = "connections";
-const ROUNDS: usize = 7;
-const CONNECTIONS: usize = 20_000;
+const ROUNDS: usize = 5;
+const CONNECTIONS: usize = 5_000;
 const PORT: u16 = 8080;
 
 /// The lanes: who dials what.

@@ -128,10 +128,10 @@ fn start(sandbox: &Sandbox, arguments: &[&OsStr]) -> Result<Started> {
     let first = (0..libc::CPU_SETSIZE as usize)
         .find(|&cpu| contains(&all, cpu))
         .context("no processor to run on")?;
-    use_processors(&only(first))?;
+    use_processors(0, &only(first))?;
     let begin = Instant::now();
     let agent = sandbox.start_agent_with(&arguments);
-    use_processors(&all)?;
+    use_processors(0, &all)?;
     let mut agent = agent?;
     let serving = |agent: &Agent| {
         let log = agent.log();
@@ -150,6 +150,11 @@ fn start(sandbox: &Sandbox, arguments: &[&OsStr]) -> Result<Started> {
     })
     .with_context(|| format!("its log ends:\n{}", agent.log_end()))?;
     let ready = begin.elapsed();
+    // The one core was for the load.
+    for thread in fs::read_dir(format!("/proc/{}/task", agent.id()))? {
+        let thread = thread?.file_name().to_string_lossy().parse()?;
+        use_processors(thread, &all)?;
+    }
     let line = serving(&agent).context("the agent did not log that it serves")?;
     let field = |name: &str| -> Result<Duration> {
         let micros = line["fields"][name]
@@ -303,9 +308,10 @@ fn processors() -> Result<libc::cpu_set_t> {
     }
 }
 
-fn use_processors(set: &libc::cpu_set_t) -> Result<()> {
-    // SAFETY: the kernel reads the set, of the size given; 0 is the calling thread.
-    let done = unsafe { libc::sched_setaffinity(0, size_of_val(set), ptr::from_ref(set)) };
+/// Chooses for a thread; 0 is the calling one.
+fn use_processors(thread: libc::pid_t, set: &libc::cpu_set_t) -> Result<()> {
+    // SAFETY: the kernel reads the set, of the size given.
+    let done = unsafe { libc::sched_setaffinity(thread, size_of_val(set), ptr::from_ref(set)) };
     ensure!(
         done == 0,
         "choose a processor: {}",
