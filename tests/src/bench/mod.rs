@@ -70,11 +70,14 @@ const LOAD_TIME: Duration = Duration::from_secs(120);
 /// Memory is looked at when the agent has had time to give back what the load took.
 const SETTLE: Duration = Duration::from_secs(8);
 
+/// Measures one part.
+type Measure = fn(&Sandbox, &Options, &mut Report) -> Result<()>;
+
 /// Measures and prints. Fails if something did not work, not if a goal is missed: machines differ.
 pub fn run(options: &Options) -> Result<()> {
     let mut report = Report::new(options.output == Output::Json);
     let wanted = |part| options.only.is_empty() || options.only.contains(&part);
-    let parts: [(Part, fn(&Sandbox, &Options, &mut Report) -> Result<()>); 3] = [
+    let parts: [(Part, Measure); 3] = [
         (Part::Directory, directory::measure),
         (Part::Api, api::measure),
         (Part::Connect, connect::measure),
