@@ -21,7 +21,7 @@ use crate::metrics::{Extent, Metrics, Policy};
 use crate::model::{self, HealthCheck, NodeView, Options};
 use crate::plan::{Ledger, Plan, Retired, Timing, Write};
 use crate::snapshot::{Event, Family, ObjectName, Snapshot};
-use crate::sys::{cgroup, clock, netns, sock_diag};
+use crate::sys::{cgroup, clock, memory, netns, sock_diag};
 
 /// How long a Service that could not be written waits for another try.
 const RETRY: Duration = Duration::from_secs(5);
@@ -51,6 +51,10 @@ pub(super) struct Sync {
     node_changed: bool,
     cidrs_changed: bool,
     ready: bool,
+    /// When the first event came in.
+    first_event: Option<Instant>,
+    /// A list was taken in: what it took on its way can go back to the system.
+    took_list: bool,
     gauges: Gauges,
 }
 
@@ -112,6 +116,8 @@ impl Sync {
             node_changed: false,
             cidrs_changed: false,
             ready: false,
+            first_event: None,
+            took_list: false,
             gauges,
         };
         sync.grace.retire(plan.retire);
@@ -132,6 +138,7 @@ impl Sync {
     /// Takes in events and writes what they change.
     pub(super) fn take(&mut self, events: &mut Vec<Event>) -> anyhow::Result<()> {
         let received = Instant::now();
+        self.first_event.get_or_insert(received);
         let mut triggers = Vec::new();
         let (mut services, mut slices) = (0, 0);
         for event in events.drain(..) {
@@ -142,7 +149,10 @@ impl Sync {
                     triggers.extend(slice.trigger_time.map(|time| (slice.family, time)));
                 }
                 Event::SliceGone(_) => slices += 1,
-                Event::Complete(kind) => self.metrics.source_list(*kind),
+                Event::Complete(kind) => {
+                    self.took_list = true;
+                    self.metrics.source_list(*kind);
+                }
                 _ => {}
             }
             let change = self.snapshot.apply(event);
@@ -220,6 +230,9 @@ impl Sync {
             self.write(Instant::now())?;
         }
         self.measure();
+        if std::mem::take(&mut self.took_list) {
+            memory::give_back();
+        }
         Ok(())
     }
 
@@ -253,7 +266,7 @@ impl Sync {
         }
         self.execute(plans);
         if !self.ready {
-            self.become_ready()?;
+            self.become_ready(received)?;
         }
         self.checks
             .set(self.wanted_checks.values().flatten().cloned().collect());
@@ -396,7 +409,7 @@ impl Sync {
     }
 
     /// The first complete picture is written: take away what the cluster no longer has, and start serving.
-    fn become_ready(&mut self) -> anyhow::Result<()> {
+    fn become_ready(&mut self, received: Instant) -> anyhow::Result<()> {
         let seen: HashSet<ObjectName> = self
             .snapshot
             .services()
@@ -431,6 +444,8 @@ impl Sync {
         info!(
             services = seen.len(),
             service_ports = self.ledger.service_ports(),
+            loaded_us = micros(self.first_event.unwrap_or(received)),
+            written_us = micros(received),
             "serving"
         );
         Ok(())
@@ -450,6 +465,11 @@ fn end_sockets(writes: &[Write]) {
             Err(error) => debug!(%endpoint, %error, "could not end sockets of a vanished endpoint"),
         }
     }
+}
+
+/// Microseconds since a moment, as logs take them.
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn shown(name: &ObjectName) -> String {
