@@ -5,10 +5,11 @@
 //! processes, [`manifests`] and [`capture`] write and watch. [`scope`] removes everything again.
 //!
 //! [`control_plane`] is a real API server, with one node's sockets to judge what the agent makes of it.
-//! [`oracle`] works out slowly which endpoints a Service has.
+//! [`bench`] measures the agent. [`oracle`] works out slowly which endpoints a Service has.
 
 pub mod address;
 pub mod agent;
+pub mod bench;
 pub mod capture;
 pub mod cgroup;
 pub mod cluster;

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod build_ebpf;
 mod check;
@@ -39,6 +40,9 @@ enum Command {
     Build(build::Options),
     /// Run a cluster made of network namespaces and watch Beeline serve it. Needs root.
     Demo,
+    /// Measure. Needs root.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Run every check and every test. Needs root.
     Test {
         /// Run only the tests whose names contain this, and leave out the checks.
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(setup::Need::ALL).map(|()| true),
         Command::Build(options) => build::run(options).map(|()| true),
         Command::Demo => demo::run().map(|()| true),
+        Command::Bench(bench) => bench::run(&bench).map(|()| true),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Check => check::run().map(|()| true),
     };

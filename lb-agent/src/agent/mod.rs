@@ -25,6 +25,7 @@ use crate::metrics::{self, Metrics};
 use crate::snapshot::Event;
 use crate::source::kubernetes::KubernetesSource;
 use crate::source::{Options, Refused, Source as _, directory::DirectorySource, kubernetes};
+use crate::sys::memory;
 
 use self::sync::Sync;
 
@@ -46,6 +47,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         bpffs: config.bpffs.clone(),
         packet_hook: None,
     })?;
+    // Loading takes the kernel's type information, many times what stays.
+    memory::give_back();
     info!(
         adopted = datapath.adopted(),
         packet_hook = ?datapath.packet_hook(),

@@ -21,7 +21,7 @@ use crate::metrics::{Extent, Metrics, Policy};
 use crate::model::{self, HealthCheck, NodeView, Options};
 use crate::plan::{Ledger, Plan, Retired, Timing, Write};
 use crate::snapshot::{Event, Family, Kind, ObjectName, Snapshot};
-use crate::sys::{cgroup, clock, netns, sock_diag};
+use crate::sys::{cgroup, clock, memory, netns, sock_diag};
 
 /// How long a Service that could not be written waits for another try.
 const RETRY: Duration = Duration::from_secs(5);
@@ -53,6 +53,10 @@ pub(super) struct Sync {
     ready: bool,
     /// Kinds of objects whose changes cannot be followed at present.
     lost: HashSet<Kind>,
+    /// When the first event came in.
+    first_event: Option<Instant>,
+    /// A list was taken in: what it took on its way can go back to the system.
+    took_list: bool,
     gauges: Gauges,
 }
 
@@ -115,6 +119,8 @@ impl Sync {
             cidrs_changed: false,
             ready: false,
             lost: HashSet::new(),
+            first_event: None,
+            took_list: false,
             gauges,
         };
         sync.grace.retire(plan.retire);
@@ -135,6 +141,7 @@ impl Sync {
     /// Takes in events and writes what they change.
     pub(super) fn take(&mut self, events: &mut Vec<Event>) -> anyhow::Result<()> {
         let received = Instant::now();
+        self.first_event.get_or_insert(received);
         let mut triggers = Vec::new();
         let (mut services, mut slices) = (0, 0);
         for event in events.drain(..) {
@@ -148,6 +155,7 @@ impl Sync {
                 Event::Complete(kind) => {
                     self.metrics.source_list(*kind);
                     self.connected(*kind, true);
+                    self.took_list = true;
                 }
                 Event::Found(kind) => self.connected(*kind, true),
                 Event::Lost(kind) => self.connected(*kind, false),
@@ -228,6 +236,9 @@ impl Sync {
             self.write(Instant::now())?;
         }
         self.measure();
+        if std::mem::take(&mut self.took_list) {
+            memory::give_back();
+        }
         Ok(())
     }
 
@@ -261,7 +272,7 @@ impl Sync {
         }
         self.execute(plans);
         if !self.ready {
-            self.become_ready()?;
+            self.become_ready(received)?;
         }
         self.checks
             .set(self.wanted_checks.values().flatten().cloned().collect());
@@ -404,7 +415,7 @@ impl Sync {
     }
 
     /// The first complete picture is written: take away what the cluster no longer has, and start serving.
-    fn become_ready(&mut self) -> anyhow::Result<()> {
+    fn become_ready(&mut self, received: Instant) -> anyhow::Result<()> {
         let seen: HashSet<ObjectName> = self
             .snapshot
             .services()
@@ -439,6 +450,8 @@ impl Sync {
         info!(
             services = seen.len(),
             service_ports = self.ledger.service_ports(),
+            loaded_us = micros(self.first_event.unwrap_or(received)),
+            written_us = micros(received),
             "serving"
         );
         Ok(())
@@ -458,6 +471,11 @@ fn end_sockets(writes: &[Write]) {
             Err(error) => debug!(%endpoint, %error, "could not end sockets of a vanished endpoint"),
         }
     }
+}
+
+/// Microseconds since a moment, as logs take them.
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn shown(name: &ObjectName) -> String {
