@@ -54,6 +54,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         packet_hook = ?datapath.packet_hook(),
         "opened the datapath"
     );
+    let _flows = Arc::clone(&datapath.tables().flows).follow()?;
     let (grace, mut reusable) = Grace::start()?;
     let mut sync = Sync::new(&config, datapath, grace, health.clone(), metrics.clone())?;
     let shared = sync.gauges();

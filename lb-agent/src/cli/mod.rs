@@ -6,13 +6,14 @@
 //! | `read` | live tables out of the pins |
 //! | [`live`] | tables joined into services, frontends and endpoints (pure) |
 //! | `query` | which services a command is about |
-//! | `service`, `endpoint`, `status` | one command a file |
+//! | `service`, `endpoint`, `flow`, `status` | one command a file |
 //! | [`logging`] | where the agent's log lines go |
 //! | `output` | tables for people, TSV for pipes, JSON for programs |
 
 pub mod agent;
 mod ask;
 mod endpoint;
+mod flow;
 pub mod live;
 pub mod logging;
 pub mod output;
@@ -25,7 +26,7 @@ mod status;
 
 use std::fmt;
 use std::io::{IsTerminal as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
@@ -66,6 +67,9 @@ pub enum Command {
     /// Endpoints as the kernel has them
     #[command(subcommand)]
     Endpoint(EndpointCommand),
+    /// Flows of the packet path as the kernel has them
+    #[command(subcommand)]
+    Flow(FlowCommand),
     /// One screen: is all well on this node? Works without a running agent
     Status(StatusArgs),
     /// Version of the program and of its table layouts
@@ -97,6 +101,40 @@ pub enum EndpointCommand {
         #[command(flatten)]
         list: ListArgs,
     },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum FlowCommand {
+    /// Every flow, one a line, and how full the flow tables are
+    List {
+        #[command(flatten)]
+        filter: FlowFilter,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// End flows: their next packet is treated as the first of a conversation
+    Flush(FlushArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct FlowFilter {
+    #[command(flatten)]
+    place: Place,
+    /// Only flows of this service: NAME, NAMESPACE/NAME or NAMESPACE/NAME:PORT
+    #[arg(long, value_name = "NAME")]
+    service: Option<ServiceQuery>,
+    /// Only flows of this client
+    #[arg(long, value_name = "IP")]
+    client: Option<IpAddr>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct FlushArgs {
+    #[command(flatten)]
+    filter: FlowFilter,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
 }
 
 /// Where our pins are.
@@ -212,6 +250,12 @@ pub fn answer(command: &Command) -> Result<Printed, CommandError> {
         Command::Endpoint(EndpointCommand::List { service, list }) => {
             endpoint::list(&read::tables(&list.place.bpffs)?, service.as_ref(), list)
         }
+        Command::Flow(FlowCommand::List { filter, show }) => {
+            flow::list(&read::tables(&filter.place.bpffs)?, filter, *show)
+        }
+        Command::Flow(FlowCommand::Flush(args)) => {
+            flow::flush(&read::tables(&args.filter.place.bpffs)?, args)
+        }
         Command::Status(args) => Ok(status::status(args)),
         Command::Version { show } => Ok(version(*show)),
         Command::Cleanup(place) => Ok(cleaned_up(&place.bpffs)),
@@ -312,6 +356,8 @@ mod tests {
             "beeline service get shop/web:http -o wide",
             "beeline endpoint list web -n shop",
             "beeline endpoint list",
+            "beeline flow list --service shop/web:http --client fd00::1 -o wide",
+            "beeline flow flush --client 10.0.0.1 --yes",
             "beeline status --bpffs /tmp/x",
             "beeline version",
             "beeline cleanup --bpffs /tmp/x",
@@ -326,6 +372,7 @@ mod tests {
             "beeline service list -A -n x",
             "beeline service get a/b/c",
             "beeline status -o yaml",
+            "beeline flow list --client web",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -3,6 +3,9 @@
 pub mod apply;
 pub mod attach;
 pub mod engine;
+pub mod entries;
+pub mod flows;
+mod follow_flows;
 pub mod grace;
 pub mod growing;
 pub mod interfaces;
@@ -11,6 +14,7 @@ pub mod pins;
 pub mod programs;
 pub mod read;
 pub mod segments;
+pub mod shards;
 mod stage;
 pub mod tables;
 
@@ -22,6 +26,7 @@ use crate::sys::bpf;
 
 pub use apply::{Applied, Failure};
 pub use engine::{Config, Datapath, DeviceChanges};
+pub use follow_flows::Follower;
 pub use grace::Grace;
 pub use interfaces::{Interfaces, Picture, Selection};
 pub use read::{KernelState, Reader};
