@@ -1,0 +1,312 @@
+//! What comes in from a pod or the world: new conversations are given an endpoint, known ones keep theirs.
+
+use lb_ebpf::abi::counter;
+
+use super::flows::{Flow, FlowKey, Remembered, Side, Speaker, is_clean_syn};
+use super::tables::{Endpoint, Frontend, Kind, Service};
+use super::wire::{Frame, TCP, Tuple, UDP};
+use super::{DROP, Judgement, Met, NEXT, OPENED, Oracle, REDIRECT, answer};
+
+/// Who is to be seen as the sender.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sender {
+    /// The client, whatever the endpoint.
+    Client,
+    /// This node, unless the client can be kept.
+    Node,
+}
+
+impl Oracle {
+    pub(super) fn judge_ingress(&mut self, met: &Met<'_>, tuple: Option<Tuple>) -> Judgement {
+        let packet = &met.frame.packet;
+        let Some(tuple) = tuple else {
+            return self.judge_unknown_protocol(met);
+        };
+        let key = (met.hook.side(), packet.protocol, tuple);
+        if let Some(flow) = self.hairpin_reply(&key) {
+            self.hear(&flow.key, Speaker::Endpoint, packet.flags());
+            return met.returns_as(flow.asked().reversed());
+        }
+        if met.hook.side() == Side::Outside
+            && let Some(flow) = self.flows.returning(packet.protocol, tuple, self.now)
+        {
+            return met.continues_as(flow.sent.reversed());
+        }
+        if let Some(flow) = self.forward(&key) {
+            let renewed = flow.is_closing() && packet.flags().is_some_and(is_clean_syn);
+            if !renewed && !self.is_stale(&flow) {
+                self.hear(&key, Speaker::Client, packet.flags());
+                return continues(met, &flow);
+            }
+            if self.is_stale(&flow) {
+                return self.judge_moved(met, key);
+            }
+        }
+        self.judge_new(met, key)
+    }
+
+    /// A pod that is its own endpoint answers the Service's address.
+    fn hairpin_reply(&self, key: &FlowKey) -> Option<Flow> {
+        let flow = self.flows.reply(key, self.now)?;
+        flow.hairpin.then(|| flow.clone())
+    }
+
+    /// Echo requests and protocols without ports: D4, D5, E18.
+    fn judge_unknown_protocol(&mut self, met: &Met<'_>) -> Judgement {
+        let destination = met.frame.packet.destination;
+        let uses = self.tables.uses(destination);
+        if uses.cluster_ip {
+            return self.judge_refusal(met);
+        }
+        if !uses.any() && self.tables.in_service_cidr(destination) {
+            self.count(counter::CIDR_DROPPED);
+            return met.is_dropped();
+        }
+        met.passes()
+    }
+
+    /// The endpoint of a UDP flow is gone: another one, or what a new flow would meet.
+    fn judge_moved(&mut self, met: &Met<'_>, key: FlowKey) -> Judgement {
+        self.flows.close(&key);
+        let before = self.flows.all().count();
+        self.judge_new(met, key)?;
+        if self.flows.all().count() > before {
+            self.count(counter::FLOW_MOVED);
+        }
+        Ok(())
+    }
+
+    fn judge_new(&mut self, met: &Met<'_>, key: FlowKey) -> Judgement {
+        let (side, protocol, tuple) = key;
+        let uses = self.tables.uses(tuple.destination);
+        let tables = self.tables.clone();
+        let dialled = tables.dialled(tuple.destination, tuple.destination_port, protocol);
+        let Some((service, frontend)) = dialled else {
+            let vanished = (tuple.destination, tuple.destination_port);
+            if protocol == UDP && side == Side::Pod && tables.tombstones.contains(&vanished) {
+                self.count(counter::TOMBSTONE_REJECTED);
+                return refused(met);
+            }
+            return self.judge_unknown_protocol(met);
+        };
+        debug_assert!(uses.any(), "a frontend's address has a use");
+        let flags = met.frame.packet.flags();
+        if protocol == TCP && !flags.is_some_and(is_clean_syn) {
+            return met.passes();
+        }
+        let barred = frontend.kind == Kind::LoadBalancer
+            && !service.ranges.is_empty()
+            && !service.ranges.iter().any(|r| r.holds(tuple.source));
+        if barred {
+            self.count(counter::SOURCE_RANGE_DROPPED);
+            return met.is_dropped();
+        }
+        if !service.has_any() {
+            return self.judge_refusal(met);
+        }
+        let (local, sender) = self.policy(side, service, frontend.kind, tuple);
+        let set = service.set(local);
+        if set.is_empty() {
+            self.count(counter::PACKET_DROPPED);
+            return met.is_dropped();
+        }
+        self.judge_choice(met, key, (service, frontend), (&set, sender))
+    }
+
+    /// Which set, and who is seen (§1.E.1, D13-D16).
+    fn policy(&self, side: Side, service: &Service, kind: Kind, tuple: Tuple) -> (bool, Sender) {
+        let v4 = tuple.source.is_ipv4();
+        let pod = side == Side::Pod || self.tables.is_pod(tuple.source);
+        let node = self.tables.uses(tuple.source).node_local;
+        let all = self.tables.settings.masquerade_all;
+        let local = service.is_local(kind);
+        let sender = |masquerade| {
+            if masquerade {
+                Sender::Node
+            } else {
+                Sender::Client
+            }
+        };
+        match (kind, local) {
+            (Kind::ClusterIp, _) => (
+                local,
+                sender(all || (self.tables.detects_pods(v4) && !pod)),
+            ),
+            (_, false) => (false, Sender::Node),
+            (_, true) if pod => (false, Sender::Client),
+            (_, true) if node => (false, Sender::Node),
+            (_, true) => (true, Sender::Client),
+        }
+    }
+
+    /// The program chose an endpoint: it must be one of the set, or the one the client had before.
+    fn judge_choice(
+        &mut self,
+        met: &Met<'_>,
+        key: FlowKey,
+        (service, frontend): (&Service, &Frontend),
+        (set, sender): (&[&Endpoint], Sender),
+    ) -> Judgement {
+        let (side, protocol, tuple) = key;
+        let got = Frame::read(&met.seen.frame)
+            .ok()
+            .and_then(|frame| frame.packet.tuple());
+        let Some(got) = got else {
+            return Err("must be translated, but is unreadable".into());
+        };
+        let dialled = (got.destination, got.destination_port);
+        let chosen = set.iter().find(|e| (e.address, e.port) == dialled);
+        let Some(&chosen) = chosen else {
+            return Err(format!(
+                "must go to one of {:?}, but went to {dialled:?} (action {})",
+                set.iter().map(|e| (e.address, e.port)).collect::<Vec<_>>(),
+                met.seen.action
+            ));
+        };
+        if service.affinity > 0 {
+            self.judge_affinity(service, set, chosen, tuple)?;
+        }
+        let hairpin = chosen.address == tuple.source && side == Side::Pod;
+        let masquerade = self.masquerade(chosen, sender, hairpin, tuple);
+        if masquerade == Some(None) {
+            self.count(counter::NO_SOURCE_ADDRESS);
+            return met.is_dropped();
+        }
+        let masquerade = masquerade.flatten();
+        let source = if hairpin {
+            tuple.destination
+        } else {
+            tuple.source
+        };
+        let sent = Tuple {
+            source,
+            source_port: got.source_port,
+            destination: chosen.address,
+            destination_port: chosen.port,
+        };
+        self.judge_port(&key, sent, masquerade.is_some())?;
+        let flow = Flow {
+            key,
+            sent,
+            masquerade,
+            hairpin,
+            state: OPENED,
+            service: service.id,
+            endpoint: chosen.id,
+            generation: chosen.generation,
+            last: self.now,
+        };
+        let _ = (frontend, protocol);
+        continues(met, &flow)?;
+        self.count(counter::FLOW_CREATED);
+        self.flows.open(flow);
+        Ok(())
+    }
+
+    /// F1-F4: who was here within the time goes where they went, as long as that endpoint is in the set.
+    fn judge_affinity(
+        &mut self,
+        service: &Service,
+        set: &[&Endpoint],
+        chosen: &Endpoint,
+        tuple: Tuple,
+    ) -> Judgement {
+        let key = (tuple.source, service.id);
+        let remembered = self.affinity.get(&key).copied().filter(|r| {
+            self.now - r.last < i64::from(service.affinity)
+                && set
+                    .iter()
+                    .any(|e| e.id == r.endpoint && e.generation == r.generation)
+        });
+        if let Some(remembered) = remembered
+            && remembered.endpoint != chosen.id
+        {
+            return Err(format!(
+                "affinity wants endpoint {}, not {}",
+                remembered.endpoint, chosen.id
+            ));
+        }
+        let now = Remembered {
+            endpoint: chosen.id,
+            generation: chosen.generation,
+            last: self.now,
+        };
+        self.affinity.insert(key, now);
+        Ok(())
+    }
+
+    /// This node's address if it takes the client's place; `Some(None)` where there is none to take.
+    fn masquerade(
+        &self,
+        chosen: &Endpoint,
+        sender: Sender,
+        hairpin: bool,
+        tuple: Tuple,
+    ) -> Option<Option<std::net::IpAddr>> {
+        let itself = chosen.address == tuple.source;
+        // A client that is its own endpoint elsewhere must meet another address, too (D12).
+        let wanted = sender == Sender::Node || itself;
+        let kept = chosen.host || (chosen.local && !self.tables.settings.snat_local);
+        if !wanted || kept || hairpin {
+            return None;
+        }
+        Some(self.tables.uplink[usize::from(!tuple.source.is_ipv4())])
+    }
+
+    /// The source port is the client's, or one of ours where that is taken or hidden behind this node.
+    fn judge_port(&self, key: &FlowKey, sent: Tuple, masqueraded: bool) -> Judgement {
+        let (side, protocol, tuple) = *key;
+        let reply = |sent: Tuple| (side, protocol, sent.reversed());
+        let taken = |sent: Tuple| self.flows.holds_reply(&reply(sent), key, self.now);
+        if taken(sent) {
+            return Err(format!(
+                "the reply of {sent:?} belongs to a conversation that goes on"
+            ));
+        }
+        let (first, last) = self.tables.settings.ports;
+        let from_pool = (first..=last).contains(&sent.source_port);
+        if masqueraded && !from_pool {
+            return Err(format!("source port {} is not ours", sent.source_port));
+        }
+        if !masqueraded && sent.source_port != tuple.source_port {
+            let asked = Tuple {
+                source_port: tuple.source_port,
+                ..sent
+            };
+            if !from_pool || !taken(asked) {
+                return Err(format!(
+                    "source port {} became {} without need",
+                    tuple.source_port, sent.source_port
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refused by a verdict (D2, D4, D7).
+    pub(super) fn judge_refusal(&mut self, met: &Met<'_>) -> Judgement {
+        if met.frame.packet.flags().is_some_and(|f| f & super::wire::RST != 0) {
+            // RFC 9293: a reset is never answered.
+            self.count(counter::PACKET_DROPPED);
+            return met.is_dropped();
+        }
+        self.count(counter::PACKET_REJECTED);
+        refused(met)
+    }
+}
+
+fn continues(met: &Met<'_>, flow: &Flow) -> Judgement {
+    if flow.hairpin {
+        met.returns_as(flow.sent)
+    } else {
+        met.continues_as(flow.sent)
+    }
+}
+
+fn refused(met: &Met<'_>) -> Judgement {
+    match met.seen.action {
+        REDIRECT => answer::check(met.frame, &met.seen.frame),
+        NEXT | DROP => Err("must be refused, but was passed or dropped".into()),
+        other => Err(format!("must be refused, but the action is {other}")),
+    }
+}
