@@ -3,7 +3,7 @@
 //! an address of this node.
 
 use lb_ebpf::abi::family::{V4, V6};
-use lb_ebpf::abi::flow::{HAIRPIN, OUTSIDE};
+use lb_ebpf::abi::flow::HAIRPIN;
 use lb_ebpf::abi::{TCP, UDP};
 use lb_ebpf::tcp_state::Speaker;
 
@@ -45,12 +45,10 @@ fn run<F: Rewrite + Quoted, const SCOPE: u8>(skb: Skb) -> i32 {
     work.set_key(SCOPE);
     work.reply = work.key;
     let Some(place) = work.find_reply() else {
-        if SCOPE == OUTSIDE {
-            if let Some(settings) = settings() {
-                return masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT);
-            }
-        }
-        return NEXT;
+        let Some(settings) = settings() else {
+            return NEXT;
+        };
+        return masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT);
     };
     if work.flow.flags & HAIRPIN != 0 {
         // Those answers come to ingress; this packet only looks like one.

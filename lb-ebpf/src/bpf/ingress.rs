@@ -89,7 +89,7 @@ fn known_flow<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
         return NEXT;
     };
     work.transport = transport;
-    if SCOPE == OUTSIDE && returns(settings, uses, transport.destination_port) {
+    if returns(settings, uses, transport.destination_port) {
         if let Some(action) = masquerade::unmask_destination(&skb, work) {
             return action;
         }

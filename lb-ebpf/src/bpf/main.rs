@@ -16,6 +16,7 @@ mod masquerade;
 mod report;
 mod rewrite;
 mod select;
+mod shard;
 mod skb;
 mod socket;
 mod source_range;

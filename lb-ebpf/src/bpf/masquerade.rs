@@ -8,12 +8,11 @@
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use core::mem::zeroed;
-use core::ptr::read_volatile;
-use lb_ebpf::abi::address::{NODE, NODE_LOCAL};
-use lb_ebpf::abi::endpoint::LOCAL;
+use lb_ebpf::abi::address::{Address4, Address6, NODE, NODE_LOCAL};
+use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::{MASQUERADED, OUTSIDE};
-use lb_ebpf::abi::settings::{MASQUERADE_ALL, Settings};
+use lb_ebpf::abi::settings::{MASQUERADE_ALL, SNAT_LOCAL, Settings};
 use lb_ebpf::tcp_state::Speaker;
 
 use crate::forward::Route;
@@ -24,7 +23,18 @@ use crate::skb::Skb;
 use crate::work::Work;
 use crate::{DROP, NEXT};
 
-/// Whether a new flow is masqueraded. Towards an endpoint of this node the client's address is kept.
+/// `BPF_FIB_LOOKUP_SRC` (Linux 6.7): also choose a source address.
+const WITH_SOURCE: u32 = 1 << 4;
+/// Answers of the route lookup that name a route.
+const FOUND: i64 = 0;
+const NO_NEIGHBOUR: i64 = 7;
+const TOO_BIG: i64 = 8;
+
+/// Whether a new flow is masqueraded.
+///
+/// Towards an endpoint of this node the client's address is kept, unless `--snat-local=kube-proxy` asks for what
+/// kube-proxy does. A host-network endpoint of this node is never reached masqueraded (spec §8, B16): its
+/// packets are delivered, not forwarded.
 #[inline(always)]
 pub(crate) fn wanted<const SCOPE: u8>(
     settings: &Settings,
@@ -32,7 +42,9 @@ pub(crate) fn wanted<const SCOPE: u8>(
     local_policy: bool,
     endpoint_flags: u16,
 ) -> bool {
-    if endpoint_flags & LOCAL != 0 {
+    if endpoint_flags & LOCAL != 0
+        && (endpoint_flags & HOST != 0 || settings.flags & SNAT_LOCAL == 0)
+    {
         return false;
     }
     if internal {
@@ -108,24 +120,41 @@ pub(crate) fn mask_source<F: Rewrite>(
     Some(if done { NEXT } else { DROP })
 }
 
-/// Chooses the address that the new flow is masqueraded with: that of the device it will leave by
-/// (spec E2), else that of the device it came in on.
+/// Chooses the address that the new flow is masqueraded with: the one the host would use towards the endpoint
+/// (spec E2), else that of the device the packet came in on.
 #[inline(never)]
 pub(crate) fn choose_address<F: NodeAddress>(skb: Skb, work: &mut Work<F>) -> bool {
     // SAFETY: all fields may be zero.
     let mut route: FibLookup = unsafe { zeroed() };
-    F::fill(&mut route, work.network.source, work.endpoint.address);
+    F::fill(&mut route, F::UNSPECIFIED, work.endpoint.address);
     route.ifindex = skb.device();
     // SAFETY: `route` is readable and writable for its size.
-    unsafe {
+    let result = unsafe {
         bpf_fib_lookup(
             skb.raw().cast(),
             &raw mut route,
             size_of::<FibLookup>() as i32,
-            0,
+            WITH_SOURCE,
         )
     };
-    let mut found = F::of_device(route.ifindex);
+    let mut found = F::UNSPECIFIED;
+    if result == FOUND || result == NO_NEIGHBOUR || result == TOO_BIG {
+        found = F::source(&route);
+    } else if result < 0 {
+        // The flag is unknown to kernels before 6.7.
+        F::fill(&mut route, F::UNSPECIFIED, work.endpoint.address);
+        route.ifindex = skb.device();
+        // SAFETY: as above.
+        unsafe {
+            bpf_fib_lookup(
+                skb.raw().cast(),
+                &raw mut route,
+                size_of::<FibLookup>() as i32,
+                0,
+            )
+        };
+        found = F::of_device(route.ifindex);
+    }
     if found == F::UNSPECIFIED {
         found = F::of_device(skb.device());
     }
@@ -137,6 +166,8 @@ pub(crate) fn choose_address<F: NodeAddress>(skb: Skb, work: &mut Work<F>) -> bo
 pub(crate) trait NodeAddress: Route {
     /// The address that flows leaving by a device are masqueraded with.
     fn of_device(device: u32) -> Self::Addr;
+    /// The source address that a route lookup came up with.
+    fn source(route: &FibLookup) -> Self::Addr;
 }
 
 impl NodeAddress for V4 {
@@ -144,9 +175,15 @@ impl NodeAddress for V4 {
     fn of_device(device: u32) -> <V4 as Family>::Addr {
         match DEVICES.get_ptr(device) {
             // SAFETY: an element of the table, which changes only with the device.
-            Some(device) => unsafe { read_volatile(&raw const (*device).address4) },
+            Some(device) => V4::read(unsafe { &(*device).address4 }),
             None => V4::UNSPECIFIED,
         }
+    }
+
+    #[inline(always)]
+    fn source(route: &FibLookup) -> <V4 as Family>::Addr {
+        // SAFETY: the field of this family, filled in by the lookup.
+        Address4::from_word(unsafe { route.__bindgen_anon_3.ipv4_src })
     }
 }
 
@@ -155,8 +192,14 @@ impl NodeAddress for V6 {
     fn of_device(device: u32) -> <V6 as Family>::Addr {
         match DEVICES.get_ptr(device) {
             // SAFETY: as above.
-            Some(device) => unsafe { read_volatile(&raw const (*device).address6) },
+            Some(device) => V6::read(unsafe { &(*device).address6 }),
             None => V6::UNSPECIFIED,
         }
+    }
+
+    #[inline(always)]
+    fn source(route: &FibLookup) -> <V6 as Family>::Addr {
+        // SAFETY: the field of this family, filled in by the lookup.
+        Address6::from_words(unsafe { route.__bindgen_anon_3.ipv6_src })
     }
 }

@@ -5,6 +5,7 @@
 
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::{TCP, UDP};
+use lb_ebpf::tcp_state::read;
 
 use crate::header::{Network, Transport, Wire};
 use crate::skb::{PSEUDO, Skb, ZERO_IS_NONE};
@@ -103,13 +104,15 @@ pub(crate) fn rewrite<F: Rewrite>(
     address: F::Addr,
     port: u16,
 ) -> bool {
+    // Values first, then the choice; see `tcp_state::timeout`.
+    let (source, destination) = (F::read(&network.source), F::read(&network.destination));
+    let (source_port, destination_port) = (
+        read(&transport.source_port),
+        read(&transport.destination_port),
+    );
     let (old_address, old_port, port_at) = match end {
-        End::Source => (network.source, transport.source_port, network.transport),
-        End::Destination => (
-            network.destination,
-            transport.destination_port,
-            network.transport + 2,
-        ),
+        End::Source => (source, source_port, network.transport),
+        End::Destination => (destination, destination_port, network.transport + 2),
     };
     let checksum = match (transport.present, network.protocol) {
         (true, TCP) => Checksum {
