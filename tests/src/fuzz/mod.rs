@@ -8,6 +8,7 @@ mod compare;
 mod frames;
 pub mod generate;
 pub mod kernel;
+mod known;
 mod random;
 mod records;
 pub mod run;

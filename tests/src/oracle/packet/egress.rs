@@ -2,7 +2,7 @@
 
 use super::flows::Speaker;
 use super::wire::Tuple;
-use super::{Hook, Judgement, Met, Oracle};
+use super::{Judgement, Met, Oracle};
 
 impl Oracle {
     pub(super) fn judge_egress(&mut self, met: &Met<'_>, tuple: Option<Tuple>) -> Judgement {
@@ -15,8 +15,7 @@ impl Oracle {
             self.hear(&flow.key, Speaker::Endpoint, packet.flags());
             return met.continues_as(flow.asked().reversed());
         }
-        if met.hook == Hook::OutEgress
-            && let Some(flow) = self.flows.leaving(packet.protocol, tuple, self.now)
+        if let Some(flow) = self.flows.leaving(packet.protocol, tuple, self.now)
             && let Some(outside) = flow.outside()
         {
             return met.continues_as(outside);

@@ -4,16 +4,16 @@ use lb_ebpf::abi::counter;
 
 use super::flows::{Flow, Side};
 use super::wire::{Frame, ICMP, ICMP6, Packet, Tuple, word};
-use super::{Hook, Judgement, Met, NEXT, Oracle, Seen, is, passes};
+use super::{Deviation, Hook, Judgement, Met, NEXT, Oracle, Seen, is, passes};
 
-/// Destination unreachable, source quench, redirect, time exceeded, parameter problem; for ICMPv6 all below 128 and
-/// redirect.
+/// Destination unreachable, redirect, time exceeded, parameter problem; for ICMPv6 all below 128 and
+/// redirect. Source quench is no more (RFC 6633).
 pub(super) fn is_error(packet: &Packet) -> bool {
     let Some(&kind) = packet.load.first().filter(|_| packet.is_first()) else {
         return false;
     };
     match packet.protocol {
-        ICMP => packet.is_v4() && matches!(kind, 3 | 4 | 5 | 11 | 12),
+        ICMP => packet.is_v4() && matches!(kind, 3 | 5 | 11 | 12),
         ICMP6 => !packet.is_v4() && (kind < 128 || kind == 137),
         _ => false,
     }
@@ -47,16 +47,15 @@ impl Oracle {
             bytes,
             seen,
         };
-        let Some((at, quoted)) = quotation(&frame.packet) else {
-            return passes(bytes, seen);
+        let found = quotation(&frame.packet).and_then(|(at, quoted)| {
+            let change = self.change(&met, quoted.protocol, quoted.tuple()?)?;
+            Some((at, quoted, change))
+        });
+        let redirect = is_redirect(&frame.packet);
+        let Some((at, quoted, change)) = found.filter(|_| !(redirect && hook.is_ingress())) else {
+            return self.judge_foreign_error(&met);
         };
-        let Some(tuple) = quoted.tuple() else {
-            return passes(bytes, seen);
-        };
-        let Some(change) = self.change(&met, quoted.protocol, tuple) else {
-            return passes(bytes, seen);
-        };
-        if is_redirect(&frame.packet) {
+        if redirect {
             self.count(counter::REDIRECT_DROPPED);
             return met.is_dropped();
         }
@@ -64,11 +63,26 @@ impl Oracle {
         let mut new = frame.clone();
         new.packet.source = change.source;
         new.packet.destination = change.destination;
-        let inner = quoted.translated(change.quoted).write();
+        // What is quoted may be cut anywhere, so its transport checksum is of no use and stays.
+        let inner = quoted.readdressed(change.quoted).write();
         new.packet.load.splice(at.., inner);
         // The quotation is a part of the error, so its checksum follows both.
         new.packet.settle_sum(&frame.packet);
         is(NEXT, &new.write(), seen)
+    }
+
+    /// An error about no conversation of ours.
+    fn judge_foreign_error(&mut self, met: &Met<'_>) -> Judgement {
+        let destination = met.frame.packet.destination;
+        if met.hook.is_ingress() && self.tables.is_nobodys(destination) {
+            self.count(counter::CIDR_DROPPED);
+            return met.is_dropped();
+        }
+        let answers = met.hook.is_ingress() && self.tables.uses(destination).cluster_ip;
+        if answers && met.seen.action != NEXT && self.tolerates(Deviation::ErrorAnswered) {
+            return Ok(());
+        }
+        met.passes()
     }
 
     /// Whose conversation the error is about, and what its receiver must see.

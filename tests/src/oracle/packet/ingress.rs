@@ -5,7 +5,7 @@ use lb_ebpf::abi::counter;
 use super::flows::{Flow, FlowKey, Remembered, Side, Speaker, is_clean_syn};
 use super::tables::{Endpoint, Frontend, Kind, Service};
 use super::wire::{Frame, TCP, Tuple, UDP};
-use super::{DROP, Judgement, Met, NEXT, OPENED, Oracle, REDIRECT, answer};
+use super::{DROP, Deviation, Judgement, Met, NEXT, OPENED, Oracle, REDIRECT, answer};
 
 /// Who is to be seen as the sender.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,8 +27,7 @@ impl Oracle {
             self.hear(&flow.key, Speaker::Endpoint, packet.flags());
             return met.returns_as(flow.asked().reversed());
         }
-        if met.hook.side() == Side::Outside
-            && let Some(flow) = self.flows.returning(packet.protocol, tuple, self.now)
+        if let Some(flow) = self.flows.returning(packet.protocol, tuple, self.now)
         {
             return met.continues_as(flow.sent.reversed());
         }
@@ -58,7 +57,7 @@ impl Oracle {
         if uses.cluster_ip {
             return self.judge_refusal(met);
         }
-        if !uses.any() && self.tables.in_service_cidr(destination) {
+        if self.tables.is_nobodys(destination) {
             self.count(counter::CIDR_DROPPED);
             return met.is_dropped();
         }
@@ -78,25 +77,28 @@ impl Oracle {
 
     fn judge_new(&mut self, met: &Met<'_>, key: FlowKey) -> Judgement {
         let (side, protocol, tuple) = key;
-        let uses = self.tables.uses(tuple.destination);
         let tables = self.tables.clone();
         let dialled = tables.dialled(tuple.destination, tuple.destination_port, protocol);
         let Some((service, frontend)) = dialled else {
             let vanished = (tuple.destination, tuple.destination_port);
-            if protocol == UDP && side == Side::Pod && tables.tombstones.contains(&vanished) {
+            if protocol == UDP && tables.tombstones.contains(&vanished) {
                 self.count(counter::TOMBSTONE_REJECTED);
+                let odd = met.frame.packet.piece.is_some();
+                if odd && met.seen.action == DROP && self.tolerates(Deviation::RefusedSilently) {
+                    return Ok(());
+                }
                 return refused(met);
             }
             return self.judge_unknown_protocol(met);
         };
-        debug_assert!(uses.any(), "a frontend's address has a use");
         let flags = met.frame.packet.flags();
-        if protocol == TCP && !flags.is_some_and(is_clean_syn) {
-            return met.passes();
-        }
         let barred = frontend.kind == Kind::LoadBalancer
             && !service.ranges.is_empty()
             && !service.ranges.iter().any(|r| r.holds(tuple.source));
+        let opens = protocol == UDP || flags.is_some_and(is_clean_syn);
+        if !opens && (!barred || met.seen.action == NEXT || !self.tolerates(Deviation::SourceRangeBeforeSyn)) {
+            return met.passes();
+        }
         if barred {
             self.count(counter::SOURCE_RANGE_DROPPED);
             return met.is_dropped();
@@ -104,7 +106,7 @@ impl Oracle {
         if !service.has_any() {
             return self.judge_refusal(met);
         }
-        let (local, sender) = self.policy(side, service, frontend.kind, tuple);
+        let (local, sender) = self.policy(side, service, frontend.kind);
         let set = service.set(local);
         if set.is_empty() {
             self.count(counter::PACKET_DROPPED);
@@ -114,10 +116,8 @@ impl Oracle {
     }
 
     /// Which set, and who is seen (§1.E.1, D13-D16).
-    fn policy(&self, side: Side, service: &Service, kind: Kind, tuple: Tuple) -> (bool, Sender) {
-        let v4 = tuple.source.is_ipv4();
-        let pod = side == Side::Pod || self.tables.is_pod(tuple.source);
-        let node = self.tables.uses(tuple.source).node_local;
+    fn policy(&self, side: Side, service: &Service, kind: Kind) -> (bool, Sender) {
+        let pod = side == Side::Pod;
         let all = self.tables.settings.masquerade_all;
         let local = service.is_local(kind);
         let sender = |masquerade| {
@@ -130,11 +130,12 @@ impl Oracle {
         match (kind, local) {
             (Kind::ClusterIp, _) => (
                 local,
-                sender(all || (self.tables.detects_pods(v4) && !pod)),
+                // A device's role tells pods of this node, so there always is a detector.
+                sender(all || !pod),
             ),
             (_, false) => (false, Sender::Node),
+            // A pod of another node meets this node's policy as any stranger does (G11).
             (_, true) if pod => (false, Sender::Client),
-            (_, true) if node => (false, Sender::Node),
             (_, true) => (true, Sender::Client),
         }
     }
@@ -289,6 +290,12 @@ impl Oracle {
             // RFC 9293: a reset is never answered.
             self.count(counter::PACKET_DROPPED);
             return met.is_dropped();
+        }
+        let packet = &met.frame.packet;
+        let plain = if packet.is_v4() { 20 } else { 40 };
+        let odd = packet.piece.is_some() || packet.head.len() > plain;
+        if odd && met.seen.action == DROP && self.tolerates(Deviation::RefusedSilently) {
+            return Ok(());
         }
         self.count(counter::PACKET_REJECTED);
         refused(met)

@@ -115,12 +115,6 @@ pub struct Use {
     pub tombstone: bool,
 }
 
-impl Use {
-    pub fn any(self) -> bool {
-        self != Self::default()
-    }
-}
-
 impl Service {
     /// The policy that governs a frontend is Local (D17).
     pub fn is_local(&self, kind: Kind) -> bool {
@@ -201,15 +195,11 @@ impl Tables {
         self.settings.pod_cidrs.iter().any(|p| p.holds(address))
     }
 
-    /// A free address in a Service CIDR is nobody's (D5).
-    pub fn in_service_cidr(&self, address: IpAddr) -> bool {
-        self.settings.service_cidrs.iter().any(|p| p.holds(address))
-    }
-
-    /// Some detector can tell pods of this family (D16, E10).
-    pub fn detects_pods(&self, v4: bool) -> bool {
-        let mut prefixes = self.settings.pod_cidrs.iter();
-        prefixes.any(|p| p.address.is_ipv4() == v4)
+    /// A free address in a Service CIDR is nobody's (D5), also one that a Service had before.
+    pub fn is_nobodys(&self, address: IpAddr) -> bool {
+        let uses = self.uses(address);
+        let used = uses.cluster_ip || uses.external || uses.node_local || uses.tombstone;
+        !used && self.settings.service_cidrs.iter().any(|p| p.holds(address))
     }
 
     pub fn endpoint(&self, id: u32) -> Option<&Endpoint> {

@@ -318,6 +318,13 @@ impl Packet {
 
     /// The packet with other addresses and, if this one has them, ports. Checksums follow.
     pub fn translated(&self, to: Tuple) -> Self {
+        let mut new = self.readdressed(to);
+        new.settle_sum(self);
+        new
+    }
+
+    /// The same with the transport's checksum left as it is.
+    pub fn readdressed(&self, to: Tuple) -> Self {
         let mut new = self.clone();
         new.source = to.source;
         new.destination = to.destination;
@@ -325,7 +332,6 @@ impl Packet {
             new.load[..2].copy_from_slice(&to.source_port.to_be_bytes());
             new.load[2..4].copy_from_slice(&to.destination_port.to_be_bytes());
         }
-        new.settle_sum(self);
         new
     }
 
