@@ -1,16 +1,18 @@
 //! What a run of the fuzzer does: tables, then steps. Nothing in it depends on what the programs choose, so it can be
 //! repeated, shortened and kept.
 
+use serde::{Deserialize, Serialize};
+
 use crate::oracle::packet::Hook;
 use crate::oracle::packet::tables::Tables;
 
-#[derive(Clone, PartialEq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Script {
     pub tables: Tables,
     pub steps: Vec<Step>,
 }
 
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Step {
     /// A frame meets a program.
     Frame {
@@ -25,9 +27,9 @@ pub enum Step {
 
 /// Where a frame comes from. Steps are counted from 0, changes and waits included; what came out of a step that
 /// dropped its frame is nothing, and a step that needs it is left out.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum From {
-    Bytes(Vec<u8>),
+    Bytes(#[serde(with = "hexadecimal")] Vec<u8>),
     /// What came out of a step, as it is.
     Onward(usize),
     /// The other side's answer to what came out of a step.
@@ -39,14 +41,15 @@ pub enum From {
 }
 
 /// What a further packet of a conversation says.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Speech {
     /// TCP flags.
     pub flags: u8,
+    #[serde(with = "hexadecimal")]
     pub data: Vec<u8>,
 }
 
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Complaint {
     pub kind: u8,
     pub code: u8,
@@ -56,7 +59,7 @@ pub struct Complaint {
     pub quoted: usize,
 }
 
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Edit {
     /// Changes bits of one byte.
     Flip(usize, u8),
@@ -67,7 +70,7 @@ pub enum Edit {
 }
 
 /// What happens to a Service; numbers are places in the tables' lists.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Change {
     /// The endpoint is gone.
     EndpointGone(usize, usize),
@@ -121,5 +124,24 @@ impl Change {
                 service.frontends.clear();
             }
         }
+    }
+}
+
+/// Bytes as two digits each, so that fixtures can be read and pasted.
+mod hexadecimal {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&crate::oracle::packet::hex(bytes))
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        (0..text.len() / 2)
+            .map(|at| {
+                let digits = text.get(2 * at..2 * at + 2).unwrap_or("?");
+                u8::from_str_radix(digits, 16).map_err(D::Error::custom)
+            })
+            .collect()
     }
 }

@@ -49,9 +49,6 @@ pub fn tables(random: &mut Random) -> Tables {
         uplink: [Some(node(true)), Some(node(false))],
         ..Tables::default()
     };
-    if random.once_in(12) {
-        tables.uplink[random.below(2)] = None;
-    }
     for v4 in [true, false] {
         tables.node_ports_on.insert(node(v4));
         tables.node_only.insert(address(v4, [192, 0, 2, 11]));

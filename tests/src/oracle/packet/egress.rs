@@ -11,11 +11,13 @@ impl Oracle {
         };
         let packet = &met.frame.packet;
         let key = (met.hook.side(), packet.protocol, tuple);
-        if let Some(flow) = self.flows.reply(&key, self.now).cloned() {
+        if let Some(flow) = self.flows.reply(&key).cloned()
+            && !flow.hairpin
+        {
             self.hear(&flow.key, Speaker::Endpoint, packet.flags());
             return met.continues_as(flow.asked().reversed());
         }
-        if let Some(flow) = self.flows.leaving(packet.protocol, tuple, self.now)
+        if let Some(flow) = self.flows.leaving(packet.protocol, tuple)
             && let Some(outside) = flow.outside()
         {
             return met.continues_as(outside);

@@ -95,7 +95,10 @@ impl Flow {
 
     /// Notes a packet: its time, and for TCP what its flags mean.
     pub fn heard(&mut self, speaker: Speaker, flags: Option<u8>, now: i64) {
-        self.last = now;
+        // What is over is not kept alive by stragglers.
+        if self.state != State::Closed {
+            self.last = now;
+        }
         self.state = next_state(self.state, speaker, flags);
     }
 }
@@ -138,26 +141,24 @@ pub struct Flows {
 }
 
 impl Flows {
-    pub fn forward(&self, key: &FlowKey, now: i64) -> Option<&Flow> {
-        self.flows.get(key).filter(|flow| flow.is_live(now))
+    pub fn known(&self, key: &FlowKey) -> Option<&Flow> {
+        self.flows.get(key)
     }
 
-    pub fn reply(&self, key: &FlowKey, now: i64) -> Option<&Flow> {
-        let forward = self.replies.get(key)?;
-        self.forward(forward, now)
-            .filter(|flow| (key.0, key.1, flow.sent.reversed()) == *key)
+    /// A reply never leaves untranslated as long as its flow is known at all, so its age does not matter (E14).
+    pub fn reply(&self, key: &FlowKey) -> Option<&Flow> {
+        let flow = self.flows.get(self.replies.get(key)?)?;
+        ((key.0, key.1, flow.sent.reversed()) == *key).then_some(flow)
     }
 
-    pub fn leaving(&self, protocol: u8, tuple: Tuple, now: i64) -> Option<&Flow> {
-        let forward = self.leaving.get(&(protocol, tuple))?;
-        self.forward(forward, now)
-            .filter(|flow| flow.masquerade.is_some() && flow.sent == tuple)
+    pub fn leaving(&self, protocol: u8, tuple: Tuple) -> Option<&Flow> {
+        let flow = self.flows.get(self.leaving.get(&(protocol, tuple))?)?;
+        (flow.masquerade.is_some() && flow.sent == tuple).then_some(flow)
     }
 
-    pub fn returning(&self, protocol: u8, tuple: Tuple, now: i64) -> Option<&Flow> {
-        let forward = self.returning.get(&(protocol, tuple))?;
-        self.forward(forward, now)
-            .filter(|flow| flow.outside().map(Tuple::reversed) == Some(tuple))
+    pub fn returning(&self, protocol: u8, tuple: Tuple) -> Option<&Flow> {
+        let flow = self.flows.get(self.returning.get(&(protocol, tuple))?)?;
+        (flow.outside().map(Tuple::reversed) == Some(tuple)).then_some(flow)
     }
 
     pub fn get_mut(&mut self, key: &FlowKey) -> Option<&mut Flow> {
@@ -170,8 +171,8 @@ impl Flows {
 
     /// A live conversation other than `key`'s own that has this reply, unless it is closing.
     pub fn holds_reply(&self, reply: &FlowKey, key: &FlowKey, now: i64) -> bool {
-        self.reply(reply, now)
-            .is_some_and(|flow| flow.key != *key && !flow.is_closing())
+        self.reply(reply)
+            .is_some_and(|flow| flow.key != *key && flow.is_live(now) && !flow.is_closing())
     }
 
     /// Opens a conversation in place of whatever was under its keys.

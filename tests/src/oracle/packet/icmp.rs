@@ -93,7 +93,7 @@ impl Oracle {
         if met.hook.is_ingress() {
             // The client complains of a reply, which it saw coming from the Service.
             let key = (side, protocol, tuple.reversed());
-            if let Some(flow) = self.flows.forward(&key, self.now) {
+            if let Some(flow) = self.flows.known(&key) {
                 return Some(Change {
                     quoted: flow.sent.reversed(),
                     source,
@@ -104,7 +104,7 @@ impl Oracle {
             if side == Side::Outside {
                 let flow = self
                     .flows
-                    .returning(protocol, tuple.reversed(), self.now)?;
+                    .returning(protocol, tuple.reversed())?;
                 return Some(Change {
                     quoted: flow.sent,
                     source,
@@ -115,7 +115,7 @@ impl Oracle {
         }
         // Somebody complains of what the client sent; the client knows only the Service.
         let key = (side, protocol, tuple.reversed());
-        let flow: &Flow = self.flows.reply(&key, self.now)?;
+        let flow: &Flow = self.flows.reply(&key)?;
         Some(Change {
             quoted: flow.asked(),
             source: swap(source, tuple.destination, flow.asked().destination),

@@ -27,26 +27,27 @@ impl Oracle {
             self.hear(&flow.key, Speaker::Endpoint, packet.flags());
             return met.returns_as(flow.asked().reversed());
         }
-        if let Some(flow) = self.flows.returning(packet.protocol, tuple, self.now)
+        if let Some(flow) = self.flows.returning(packet.protocol, tuple)
         {
             return met.continues_as(flow.sent.reversed());
         }
         if let Some(flow) = self.forward(&key) {
             let renewed = flow.is_closing() && packet.flags().is_some_and(is_clean_syn);
-            if !renewed && !self.is_stale(&flow) {
+            if !renewed {
                 self.hear(&key, Speaker::Client, packet.flags());
                 return continues(met, &flow);
             }
-            if self.is_stale(&flow) {
-                return self.judge_moved(met, key);
-            }
+        }
+        if !packet.is_first() {
+            // The first one opened nothing, so this one cannot.
+            return met.passes();
         }
         self.judge_new(met, key)
     }
 
     /// A pod that is its own endpoint answers the Service's address.
     fn hairpin_reply(&self, key: &FlowKey) -> Option<Flow> {
-        let flow = self.flows.reply(key, self.now)?;
+        let flow = self.flows.reply(key)?;
         flow.hairpin.then(|| flow.clone())
     }
 
@@ -58,21 +59,15 @@ impl Oracle {
             return self.judge_refusal(met);
         }
         if self.tables.is_nobodys(destination) {
+            let without_ports = !matches!(met.frame.packet.protocol, TCP | UDP);
+            let passed = uses.lingering && without_ports && met.seen.action == NEXT;
+            if passed && self.tolerates(Deviation::LingeringPassed) {
+                return Ok(());
+            }
             self.count(counter::CIDR_DROPPED);
             return met.is_dropped();
         }
         met.passes()
-    }
-
-    /// The endpoint of a UDP flow is gone: another one, or what a new flow would meet.
-    fn judge_moved(&mut self, met: &Met<'_>, key: FlowKey) -> Judgement {
-        self.flows.close(&key);
-        let before = self.flows.all().count();
-        self.judge_new(met, key)?;
-        if self.flows.all().count() > before {
-            self.count(counter::FLOW_MOVED);
-        }
-        Ok(())
     }
 
     fn judge_new(&mut self, met: &Met<'_>, key: FlowKey) -> Judgement {
@@ -83,7 +78,8 @@ impl Oracle {
             let vanished = (tuple.destination, tuple.destination_port);
             if protocol == UDP && tables.tombstones.contains(&vanished) {
                 self.count(counter::TOMBSTONE_REJECTED);
-                let odd = met.frame.packet.piece.is_some();
+                self.count(counter::PACKET_REJECTED);
+                let odd = is_odd(&met.frame.packet);
                 if odd && met.seen.action == DROP && self.tolerates(Deviation::RefusedSilently) {
                     return Ok(());
                 }
@@ -288,13 +284,9 @@ impl Oracle {
     pub(super) fn judge_refusal(&mut self, met: &Met<'_>) -> Judgement {
         if met.frame.packet.flags().is_some_and(|f| f & super::wire::RST != 0) {
             // RFC 9293: a reset is never answered.
-            self.count(counter::PACKET_DROPPED);
             return met.is_dropped();
         }
-        let packet = &met.frame.packet;
-        let plain = if packet.is_v4() { 20 } else { 40 };
-        let odd = packet.piece.is_some() || packet.head.len() > plain;
-        if odd && met.seen.action == DROP && self.tolerates(Deviation::RefusedSilently) {
+        if is_odd(&met.frame.packet) && met.seen.action == DROP && self.tolerates(Deviation::RefusedSilently) {
             return Ok(());
         }
         self.count(counter::PACKET_REJECTED);
@@ -316,4 +308,10 @@ fn refused(met: &Met<'_>) -> Judgement {
         NEXT | DROP => Err("must be refused, but was passed or dropped".into()),
         other => Err(format!("must be refused, but the action is {other}")),
     }
+}
+
+/// Options, extension headers, or only a part.
+fn is_odd(packet: &super::wire::Packet) -> bool {
+    let plain = if packet.is_v4() { 20 } else { 40 };
+    packet.piece.is_some() || packet.head.len() > plain
 }

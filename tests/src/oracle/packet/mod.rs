@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lb_ebpf::abi::counter;
+use serde::{Deserialize, Serialize};
 
 use flows::{FlowKey, Flows, FragmentKey, Remembered, Side, State};
 use tables::Tables;
@@ -34,7 +35,7 @@ pub const DROP: i32 = 2;
 pub const REDIRECT: i32 = 7;
 
 /// A packet program.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Hook {
     PodIngress,
     PodEgress,
@@ -87,6 +88,10 @@ pub enum Deviation {
     ErrorAnswered,
     /// A segment without a flow that opens none is dropped for its source, not passed.
     SourceRangeBeforeSyn,
+    /// Protocols without ports pass to an address that a Service had, although it is nobody's now (D5).
+    LingeringPassed,
+    /// A datagram whose length field cannot be true is answered or dropped, not passed.
+    MalformedRefused,
     /// Refused, but with IPv4 options, IPv6 extension headers or as a fragment: dropped without an answer.
     RefusedSilently,
 }
@@ -136,7 +141,19 @@ impl Oracle {
             }
         };
         if frame.packet.is_first() && !frame.packet.has_sound_transport() {
-            self.count(counter::MALFORMED);
+            // Whoever is no business of ours is not looked at that closely.
+            let ours = self.tables.uses(frame.packet.destination) != tables::Use::default();
+            if hook.is_ingress() && ours {
+                self.count(counter::MALFORMED);
+            }
+            if hook.is_ingress() && self.tables.is_nobodys(frame.packet.destination) {
+                self.count(counter::CIDR_DROPPED);
+                return is_dropped(seen);
+            }
+            let answers = hook.is_ingress() && ours && seen.action != NEXT;
+            if answers && self.tolerates(Deviation::MalformedRefused) {
+                return Ok(());
+            }
             return passes(bytes, seen);
         }
         if frame.packet.waypoint || is_martian(&frame.packet) {
@@ -150,17 +167,15 @@ impl Oracle {
             Ports::None => None,
             Ports::Stranger => {
                 let destination = frame.packet.destination;
-                let uses = self.tables.uses(destination);
-                if hook.is_ingress() && uses == tables::Use::default() {
+                let unused = self.tables.uses(destination) == tables::Use::default();
+                if hook.is_ingress() && unused {
                     if self.tables.is_nobodys(destination) {
                         self.count(counter::CIDR_DROPPED);
                         return is_dropped(seen);
                     }
                     return passes(bytes, seen);
                 }
-                if hook.is_ingress() {
-                    self.count(counter::FRAGMENT_UNKNOWN);
-                }
+                self.count(counter::FRAGMENT_UNKNOWN);
                 return passes(bytes, seen);
             }
         };
@@ -175,19 +190,14 @@ impl Oracle {
         } else {
             self.judge_egress(&met, tuple)
         };
-        if let Some(tuple) = tuple {
-            let key = (hook.side(), frame.packet.protocol, tuple);
-            let answered = seen.action == REDIRECT
-                && self.flows.forward(&key, self.now).is_none()
-                && self.flows.reply(&key, self.now).is_none();
-            if seen.action != DROP && seen.frame != bytes && !answered {
-                self.learn(hook, &frame.packet);
-            }
+        let ours = self.tables.uses(frame.packet.destination) != tables::Use::default();
+        if ours || !hook.is_ingress() {
+            self.learn(hook, &frame.packet);
         }
         judgement
     }
 
-    /// Remembers the ports of a translated packet's first fragment.
+    /// Remembers the ports of a packet's first fragment.
     fn learn(&mut self, hook: Hook, packet: &Packet) {
         if let (Some(piece), Some(tuple)) = (packet.piece, packet.tuple())
             && piece.more
@@ -229,9 +239,20 @@ impl Oracle {
         }
     }
 
-    /// A live flow that a packet belongs to in the client's direction.
-    fn forward(&self, key: &FlowKey) -> Option<flows::Flow> {
-        self.flows.forward(key, self.now).cloned()
+    /// A live flow that a packet belongs to in the client's direction. One that has expired ends here.
+    fn forward(&mut self, key: &FlowKey) -> Option<flows::Flow> {
+        let flow = self.flows.known(key)?.clone();
+        // The counter does not tell a UDP flow whose endpoint is gone from one that was silent for too long.
+        if flow.protocol() == UDP && (self.is_stale(&flow) || !flow.is_live(self.now)) {
+            self.count(counter::FLOW_MOVED);
+            self.flows.close(key);
+            return None;
+        }
+        if flow.is_live(self.now) {
+            return Some(flow);
+        }
+        self.flows.close(key);
+        None
     }
 
     /// UDP follows its Service: the endpoint must still serve (spec E13.4).

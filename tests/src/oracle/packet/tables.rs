@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use serde::{Deserialize, Serialize};
+
 use super::wire::{TCP, UDP};
 
 /// Everything a packet's fate depends on but flows, fragments and affinity.
-#[derive(Clone, PartialEq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Tables {
     pub settings: Rules,
     pub services: Vec<Service>,
@@ -23,7 +25,7 @@ pub struct Tables {
 }
 
 /// What the operator and the cluster set.
-#[derive(Clone, PartialEq, Debug, Default)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Rules {
     pub masquerade_all: bool,
     /// Masquerade also towards endpoints of this node.
@@ -35,7 +37,7 @@ pub struct Rules {
 }
 
 /// A network.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Prefix {
     pub address: IpAddr,
     pub length: u8,
@@ -56,7 +58,7 @@ impl Prefix {
 }
 
 /// A service port in one family.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Service {
     pub id: u32,
     pub protocol: u8,
@@ -73,7 +75,7 @@ pub struct Service {
 }
 
 /// What clients dial.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Frontend {
     pub kind: Kind,
     /// `None` for a NodePort.
@@ -81,7 +83,7 @@ pub struct Frontend {
     pub port: u16,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Kind {
     ClusterIp,
     NodePort,
@@ -89,7 +91,7 @@ pub enum Kind {
     LoadBalancer,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Endpoint {
     pub id: u32,
     pub address: IpAddr,
@@ -190,11 +192,6 @@ impl Tables {
         })
     }
 
-    /// The source is taken for a pod of this node or cluster (E6).
-    pub fn is_pod(&self, address: IpAddr) -> bool {
-        self.settings.pod_cidrs.iter().any(|p| p.holds(address))
-    }
-
     /// A free address in a Service CIDR is nobody's (D5), also one that a Service had before.
     pub fn is_nobodys(&self, address: IpAddr) -> bool {
         let uses = self.uses(address);
@@ -206,24 +203,4 @@ impl Tables {
         let mut all = self.services.iter().flat_map(|s| &s.endpoints);
         all.find(|e| e.id == id)
     }
-}
-
-/// Names as fixtures write them.
-impl Kind {
-    pub const ALL: [(Kind, &'static str); 4] = [
-        (Kind::ClusterIp, "cluster-ip"),
-        (Kind::NodePort, "node-port"),
-        (Kind::ExternalIp, "external-ip"),
-        (Kind::LoadBalancer, "load-balancer"),
-    ];
-
-    pub fn name(self) -> &'static str {
-        let found = Self::ALL.iter().find(|(kind, _)| *kind == self);
-        found.map_or("", |(_, name)| name)
-    }
-}
-
-/// Protocol names as fixtures write them.
-pub fn protocol_name(protocol: u8) -> &'static str {
-    if protocol == UDP { "udp" } else { "tcp" }
 }
