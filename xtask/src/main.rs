@@ -13,6 +13,7 @@ mod build;
 mod build_ebpf;
 mod check;
 mod demo;
+mod fuzz;
 mod linker;
 mod manifests;
 mod object;
@@ -44,6 +45,8 @@ enum Command {
         /// Run only the tests whose names contain this, and leave out the checks.
         filter: Option<String>,
     },
+    /// Send random packets through the loaded programs and compare with an independent oracle. Needs root.
+    Fuzz(fuzz::Options),
     /// Check formatting, lints (host and eBPF), the object and the project's rules.
     Check,
 }
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Build(options) => build::run(options).map(|()| true),
         Command::Demo => demo::run().map(|()| true),
         Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Fuzz(options) => fuzz::run(options).map(|()| true),
         Command::Check => check::run().map(|()| true),
     };
     match passed {

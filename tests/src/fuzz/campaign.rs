@@ -63,7 +63,9 @@ pub fn run_campaign(kernel: &mut Kernel, options: Options) -> Result<Report> {
         let script = generate::script(seed);
         match run(kernel, &script)? {
             Ok(done) => report.done.add(done),
-            Err(mismatch) => report.mismatches.extend(keep(kernel, seed, &script, mismatch)?),
+            Err(mismatch) => report
+                .mismatches
+                .extend(keep(kernel, seed, &script, mismatch)?),
         }
         seed += 1;
         if said.elapsed().as_secs() >= 5 {
@@ -96,7 +98,10 @@ fn keep(
     first: Mismatch,
 ) -> Result<Option<(PathBuf, Mismatch)>> {
     let Some((script, mismatch)) = shrink::shrink(kernel, script)? else {
-        println!("fuzz: seed {seed} failed once and never again: {}", first.text);
+        println!(
+            "fuzz: seed {seed} failed once and never again: {}",
+            first.text
+        );
         return Ok(Some((PathBuf::from(format!("seed {seed}")), first)));
     };
     let directory = failures();

@@ -31,9 +31,9 @@ pub(super) fn flows(kernel: &Kernel, oracle: &Oracle) -> Result<Result<(), Strin
     found.extend(read::<V6>(kernel, 1)?);
     let live = oracle.flows.all().filter(|f| f.is_live(oracle.now));
     for known in live {
-        let record = found
-            .iter()
-            .find(|f| (f.side, f.protocol, f.asked) == (side(known), known.protocol(), known.asked()));
+        let record = found.iter().find(|f| {
+            (f.side, f.protocol, f.asked) == (side(known), known.protocol(), known.asked())
+        });
         let Some(record) = record else {
             return Ok(Err(format!("the flow {known:?} is missing")));
         };
@@ -43,10 +43,9 @@ pub(super) fn flows(kernel: &Kernel, oracle: &Oracle) -> Result<Result<(), Strin
         }
     }
     for record in found {
-        let known = oracle
-            .flows
-            .all()
-            .any(|f| (record.side, record.protocol, record.asked) == (side(f), f.protocol(), f.asked()));
+        let known = oracle.flows.all().any(|f| {
+            (record.side, record.protocol, record.asked) == (side(f), f.protocol(), f.asked())
+        });
         if !known {
             return Ok(Err(format!("nobody knows the flow {record:?}")));
         }

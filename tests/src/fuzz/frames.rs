@@ -57,13 +57,13 @@ pub fn packet(
         destination,
         head,
         protocol,
-        piece: piece.map(|(identification, offset, more)| {
-            crate::oracle::packet::wire::Piece {
+        piece: piece.map(
+            |(identification, offset, more)| crate::oracle::packet::wire::Piece {
                 identification,
                 offset,
                 more,
-            }
-        }),
+            },
+        ),
         waypoint: false,
         load,
     };
@@ -135,7 +135,24 @@ pub fn transport(protocol: u8, ports: (u16, u16), speech: &Speech) -> Vec<u8> {
     [
         &source[..],
         &destination,
-        &[1, 2, 3, 4, 5, 6, 7, 8, 5 << 4, speech.flags, 0x10, 0, 0, 0, 0, 0],
+        &[
+            1,
+            2,
+            3,
+            4,
+            5,
+            6,
+            7,
+            8,
+            5 << 4,
+            speech.flags,
+            0x10,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ],
         &speech.data,
     ]
     .concat()
@@ -157,7 +174,11 @@ pub fn again(frame: &[u8], speech: &Speech) -> Option<Vec<u8>> {
 
 fn speak(frame: &Frame, tuple: Tuple, speech: &Speech) -> Vec<u8> {
     let protocol = frame.packet.protocol;
-    let load = transport(protocol, (tuple.source_port, tuple.destination_port), speech);
+    let load = transport(
+        protocol,
+        (tuple.source_port, tuple.destination_port),
+        speech,
+    );
     let shape = Shape {
         hops: 61,
         ..Shape::default()

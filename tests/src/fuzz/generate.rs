@@ -254,7 +254,10 @@ fn proceed(random: &mut Random, talk: &mut Talk, steps: &mut Vec<Step>) {
                 &talk.told
             });
             // The client complains of what it got, or the pod itself of what it asked itself.
-            (ingress(talk.side), From::Complaint(told, complaint(random, talk.v4)))
+            (
+                ingress(talk.side),
+                From::Complaint(told, complaint(random, talk.v4)),
+            )
         }
         9 => (
             egress(talk.side),

@@ -69,7 +69,12 @@ fn enter(bpffs: &Path) -> Result<()> {
         "the fuzzer needs root: {}",
         std::io::Error::last_os_error()
     );
-    mount("none", Path::new("/"), "none", libc::MS_REC | libc::MS_PRIVATE)?;
+    mount(
+        "none",
+        Path::new("/"),
+        "none",
+        libc::MS_REC | libc::MS_PRIVATE,
+    )?;
     mount("bpf", bpffs, "bpf", 0)
 }
 
@@ -98,7 +103,9 @@ fn ip(arguments: &str) -> Result<()> {
 
 fn device(name: &str, mac: [u8; 6], addresses: &[&str]) -> Result<u32> {
     let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-    ip(&format!("link add {name} address {mac} type veth peer name {name}-peer"))?;
+    ip(&format!(
+        "link add {name} address {mac} type veth peer name {name}-peer"
+    ))?;
     ip(&format!("link set {name} up"))?;
     ip(&format!("link set {name}-peer up"))?;
     for address in addresses {
@@ -178,7 +185,8 @@ impl Kernel {
                 map.delete_many(&keys).map_err(|e| e.error)?;
             }
         }
-        self.datapath.set_settings(&records::settings(&tables.settings))?;
+        self.datapath
+            .set_settings(&records::settings(&tables.settings))?;
         let [four, six] = tables.uplink;
         let uplink = Device {
             role: UPLINK,

@@ -71,7 +71,6 @@ pub fn run(kernel: &mut Kernel, script: &Script) -> Result<Result<Done, Mismatch
                 kernel.wait(*seconds as u32)?;
             }
             Step::Change(change) => {
-                if std::env::var_os("TRACE").is_some() { println!("T {at} {change:?}"); }
                 change.apply(&mut oracle.tables);
                 kernel.change(&oracle.tables)?;
             }
@@ -92,34 +91,11 @@ pub fn run(kernel: &mut Kernel, script: &Script) -> Result<Result<Done, Mismatch
                                 ran.seen.action,
                                 hex(&ran.seen.frame)
                             );
-                            let text = if std::env::var_os("VERBOSE").is_some() {
-                                let after = kernel.counters()?;
-                                let rose: Vec<_> = counter::ALL.iter().filter_map(|(n, l, _)| {
-                                    let d = after[*n as usize] - before[*n as usize];
-                                    let w = oracle.counted.get(n).copied().unwrap_or(0);
-                                    (d != w).then(|| format!("{l} {d} vs {w}"))
-                                }).collect();
-                                for f in oracle.flows.all() {eprintln!("  FLOW {f:?} live {}", f.is_live(oracle.now))}
-format!("{text}\n  counters {rose:?}\n  now {} from {from:?} {edits:?}", oracle.now)
-                            } else { text };
                             return Ok(Err(Mismatch {
                                 step: Some(at),
                                 text,
                             }));
                         }
-                        if std::env::var_os("TRACE").is_some() {
-                            println!("T {at} {} {} -> {} {} now {}", hook.program(), hex(&frame), ran.seen.action, hex(&ran.seen.frame), oracle.now);
-                        }
-                        if std::env::var_os("VERBOSE").is_some() {
-                        let after = kernel.counters()?;
-                        for (n, l, _) in counter::ALL {
-                            let d = after[*n as usize] - before[*n as usize];
-                            let w = oracle.counted.get(n).copied().unwrap_or(0);
-                            if d != w && !LOOSE.contains(n) && !(DOUBTFUL.contains(n) && !oracle.tolerated.is_empty()) {
-                                let u = crate::oracle::packet::wire::Frame::read(&frame).map(|f| oracle.tables.uses(f.packet.destination));
-                                return Ok(Err(Mismatch { step: Some(at), text: format!("COUNT {l} {d} vs {w} {} on {}\n  gave {} and {}\n  {u:?}", hook.program(), hex(&frame), ran.seen.action, hex(&ran.seen.frame)) }));
-                            }
-                        }}
                         outcome = Some((frame, ran));
                     }
                 }
@@ -149,11 +125,7 @@ format!("{text}\n  counters {rose:?}\n  now {} from {from:?} {edits:?}", oracle.
 }
 
 /// The frame of a step, and the mark it carries.
-fn source(
-    from: &From,
-    seen: &[Option<(Vec<u8>, Ran)>],
-    hook: Hook,
-) -> Option<(Vec<u8>, u32)> {
+fn source(from: &From, seen: &[Option<(Vec<u8>, Ran)>], hook: Hook) -> Option<(Vec<u8>, u32)> {
     let of = |step: &usize| seen.get(*step).and_then(Option::as_ref);
     let out = |step: &usize| of(step).filter(|(_, ran)| ran.seen.action != 2);
     let frame = match from {
@@ -166,9 +138,7 @@ fn source(
         }
         From::Reply(step, speech) => frames::reply(&out(step)?.1.seen.frame, speech)?,
         From::Again(step, speech) => frames::again(&of(step)?.0, speech)?,
-        From::Complaint(step, complaint) => {
-            frames::complaint(&out(step)?.1.seen.frame, complaint)?
-        }
+        From::Complaint(step, complaint) => frames::complaint(&out(step)?.1.seen.frame, complaint)?,
     };
     Some((frame, 0))
 }

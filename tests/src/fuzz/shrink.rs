@@ -34,7 +34,10 @@ pub fn shrink(kernel: &mut Kernel, script: &Script) -> Result<Option<(Script, Mi
         let mut smaller = best.clone();
         smaller.tables.services.remove(service);
         // Changes name Services by their place.
-        let changes = best.steps.iter().any(|step| matches!(step, Step::Change(_)));
+        let changes = best
+            .steps
+            .iter()
+            .any(|step| matches!(step, Step::Change(_)));
         if !changes && let Some(again) = fails(kernel, &smaller)? {
             (best, mismatch) = (smaller, again);
         }

@@ -105,11 +105,7 @@ fn service(random: &mut Random, id: u32) -> Service {
     }];
     let more = [
         (Kind::NodePort, None, 30_000 + id as u16),
-        (
-            Kind::ExternalIp,
-            Some(address(v4, [203, 0, 113, byte])),
-            80,
-        ),
+        (Kind::ExternalIp, Some(address(v4, [203, 0, 113, byte])), 80),
         (
             Kind::LoadBalancer,
             Some(address(v4, [203, 0, 113, 100 + byte])),
@@ -177,14 +173,18 @@ pub fn client(random: &mut Random, tables: &Tables, side: Side, v4: bool) -> IpA
     match (random.below(24), side) {
         (0, _) => address(v4, [192, 0, 2, 11]),
         (1, _) => node(v4),
-        (2, _) if v4 => random.pick(&[
-            [127, 0, 0, 1],
-            [0, 0, 0, 0],
-            [224, 0, 0, 5],
-            [255, 255, 255, 255],
-        ])
-        .into(),
-        (2, _) => random.pick(&["::1", "::", "ff02::1", "fe80::1"]).parse().expect("an address"),
+        (2, _) if v4 => random
+            .pick(&[
+                [127, 0, 0, 1],
+                [0, 0, 0, 0],
+                [224, 0, 0, 5],
+                [255, 255, 255, 255],
+            ])
+            .into(),
+        (2, _) => random
+            .pick(&["::1", "::", "ff02::1", "fe80::1"])
+            .parse()
+            .expect("an address"),
         (3, _) => {
             let all: Vec<IpAddr> = tables.addresses().into_iter().collect();
             let same: Vec<IpAddr> = all.into_iter().filter(|a| a.is_ipv4() == v4).collect();
@@ -217,7 +217,13 @@ pub fn destination(random: &mut Random, tables: &Tables, v4: bool) -> (IpAddr, u
                 }
             }
         }
-        4 => return (address(v4, [10, 244, 1, 1 + random.below(4) as u8]), 8080, protocol),
+        4 => {
+            return (
+                address(v4, [10, 244, 1, 1 + random.below(4) as u8]),
+                8080,
+                protocol,
+            );
+        }
         _ => {}
     }
     let services: Vec<&Service> = tables

@@ -29,7 +29,10 @@ pub fn check(frame: &Frame, answer: &[u8]) -> Result<(), String> {
     wants("time to live", hops >= 64)?;
     if frame.packet.protocol == TCP {
         wants("protocol", got.packet.protocol == TCP)?;
-        wants("reset", got.packet.load == reset(&frame.packet, &got.packet))
+        wants(
+            "reset",
+            got.packet.load == reset(&frame.packet, &got.packet),
+        )
     } else {
         unreachable_of(frame, &got.packet, wants)
     }
@@ -46,7 +49,7 @@ fn reset(packet: &Packet, like: &Packet) -> Vec<u8> {
     let (sequence, acknowledges, answer_flags) = if flags & ACK != 0 {
         (long(8), 0, RST)
     } else {
-        let length = (load.len() - header) as u32
+        let length = load.len().saturating_sub(header) as u32
             + u32::from(flags & SYN != 0)
             + u32::from(flags & FIN != 0);
         (0, long(4).wrapping_add(length), RST | ACK)
@@ -81,5 +84,8 @@ fn unreachable_of(
     let original = [&frame.packet.head[..], &frame.packet.load].concat();
     let quoted = load.get(8..).unwrap_or_default();
     let least = (frame.packet.head.len() + 8).min(original.len());
-    wants("quotation", quoted.len() >= least && original.starts_with(quoted))
+    wants(
+        "quotation",
+        quoted.len() >= least && original.starts_with(quoted),
+    )
 }

@@ -25,12 +25,7 @@ impl Oracle {
         met.passes()
     }
 
-    pub(super) fn hear(
-        &mut self,
-        key: &super::FlowKey,
-        speaker: Speaker,
-        flags: Option<u8>,
-    ) {
+    pub(super) fn hear(&mut self, key: &super::FlowKey, speaker: Speaker, flags: Option<u8>) {
         let now = self.now;
         if let Some(flow) = self.flows.get_mut(key) {
             flow.heard(speaker, flags, now);

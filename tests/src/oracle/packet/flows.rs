@@ -187,7 +187,8 @@ impl Flows {
         self.replies.insert(reply, flow.key);
         if let Some(outside) = flow.outside() {
             self.leaving.insert((protocol, flow.sent), flow.key);
-            self.returning.insert((protocol, outside.reversed()), flow.key);
+            self.returning
+                .insert((protocol, outside.reversed()), flow.key);
         }
         self.flows.insert(flow.key, flow);
     }

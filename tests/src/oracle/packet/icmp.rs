@@ -48,7 +48,10 @@ impl Oracle {
             seen,
         };
         let found = quotation(&frame.packet).and_then(|(at, quoted)| {
-            let change = self.change(&met, quoted.protocol, quoted.tuple()?)?;
+            // The Service, if it is told, must have sent what is quoted.
+            let told = |t: &Tuple| !hook.is_ingress() || t.source == frame.packet.destination;
+            let tuple = quoted.tuple().filter(told)?;
+            let change = self.change(&met, quoted.protocol, tuple)?;
             Some((at, quoted, change))
         });
         let redirect = is_redirect(&frame.packet);
@@ -75,6 +78,10 @@ impl Oracle {
     fn judge_foreign_error(&mut self, met: &Met<'_>) -> Judgement {
         let destination = met.frame.packet.destination;
         if met.hook.is_ingress() && self.tables.is_nobodys(destination) {
+            let lingering = self.tables.uses(destination).lingering;
+            if lingering && met.seen.action == NEXT && self.tolerates(Deviation::LingeringPassed) {
+                return met.passes();
+            }
             self.count(counter::CIDR_DROPPED);
             return met.is_dropped();
         }
@@ -102,9 +109,7 @@ impl Oracle {
             }
             // A router or the endpoint complains of what this node sent in the client's place.
             if side == Side::Outside {
-                let flow = self
-                    .flows
-                    .returning(protocol, tuple.reversed())?;
+                let flow = self.flows.returning(protocol, tuple.reversed())?;
                 return Some(Change {
                     quoted: flow.sent,
                     source,

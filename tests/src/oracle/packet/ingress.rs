@@ -27,16 +27,19 @@ impl Oracle {
             self.hear(&flow.key, Speaker::Endpoint, packet.flags());
             return met.returns_as(flow.asked().reversed());
         }
-        if let Some(flow) = self.flows.returning(packet.protocol, tuple)
-        {
+        if let Some(flow) = self.flows.returning(packet.protocol, tuple).cloned() {
+            self.hear(&flow.key, Speaker::Endpoint, packet.flags());
             return met.continues_as(flow.sent.reversed());
         }
         if let Some(flow) = self.forward(&key) {
-            let renewed = flow.is_closing() && packet.flags().is_some_and(is_clean_syn);
+            // A retried SYN need not go to an endpoint that is gone (E24).
+            let renewed = (flow.is_closing() || self.is_gone(&flow))
+                && packet.flags().is_some_and(is_clean_syn);
             if !renewed {
                 self.hear(&key, Speaker::Client, packet.flags());
                 return continues(met, &flow);
             }
+            self.flows.close(&key);
         }
         if !packet.is_first() {
             // The first one opened nothing, so this one cannot.
@@ -92,7 +95,11 @@ impl Oracle {
             && !service.ranges.is_empty()
             && !service.ranges.iter().any(|r| r.holds(tuple.source));
         let opens = protocol == UDP || flags.is_some_and(is_clean_syn);
-        if !opens && (!barred || met.seen.action == NEXT || !self.tolerates(Deviation::SourceRangeBeforeSyn)) {
+        if !opens
+            && (!barred
+                || met.seen.action == NEXT
+                || !self.tolerates(Deviation::SourceRangeBeforeSyn))
+        {
             return met.passes();
         }
         if barred {
@@ -282,14 +289,26 @@ impl Oracle {
 
     /// Refused by a verdict (D2, D4, D7).
     pub(super) fn judge_refusal(&mut self, met: &Met<'_>) -> Judgement {
-        if met.frame.packet.flags().is_some_and(|f| f & super::wire::RST != 0) {
+        if met
+            .frame
+            .packet
+            .flags()
+            .is_some_and(|f| f & super::wire::RST != 0)
+        {
             // RFC 9293: a reset is never answered.
             return met.is_dropped();
         }
-        if is_odd(&met.frame.packet) && met.seen.action == DROP && self.tolerates(Deviation::RefusedSilently) {
+        if is_odd(&met.frame.packet)
+            && met.seen.action == DROP
+            && self.tolerates(Deviation::RefusedSilently)
+        {
             return Ok(());
         }
         self.count(counter::PACKET_REJECTED);
+        let padded = !met.frame.trailer.is_empty() && met.seen.action == REDIRECT;
+        if padded && self.tolerates(Deviation::PaddingAcknowledged) {
+            return Ok(());
+        }
         refused(met)
     }
 }

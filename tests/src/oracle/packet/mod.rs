@@ -88,6 +88,8 @@ pub enum Deviation {
     ErrorAnswered,
     /// A segment without a flow that opens none is dropped for its source, not passed.
     SourceRangeBeforeSyn,
+    /// A reset acknowledges the link layer's padding as if it were data.
+    PaddingAcknowledged,
     /// Protocols without ports pass to an address that a Service had, although it is nobody's now (D5).
     LingeringPassed,
     /// A datagram whose length field cannot be true is answered or dropped, not passed.
@@ -257,11 +259,13 @@ impl Oracle {
 
     /// UDP follows its Service: the endpoint must still serve (spec E13.4).
     fn is_stale(&self, flow: &flows::Flow) -> bool {
-        flow.protocol() == UDP
-            && self
-                .tables
-                .endpoint(flow.endpoint)
-                .is_none_or(|e| e.generation != flow.generation || !e.serving)
+        flow.protocol() == UDP && self.is_gone(flow)
+    }
+
+    /// The endpoint does not serve any more.
+    fn is_gone(&self, flow: &flows::Flow) -> bool {
+        let endpoint = self.tables.endpoint(flow.endpoint);
+        endpoint.is_none_or(|e| e.generation != flow.generation || !e.serving)
     }
 }
 
@@ -347,10 +351,14 @@ fn equal_sums(wanted: &[u8], got: &[u8]) -> bool {
         b.packet.load.clone_from(&a.packet.load);
         // All else must be equal byte by byte.
         let differing = wanted.iter().zip(got).filter(|(w, g)| w != g);
-        return wanted.len() == got.len() && differing.count() <= 2 && a.packet.load == b.packet.load;
+        return wanted.len() == got.len()
+            && differing.count() <= 2
+            && a.packet.load == b.packet.load;
     }
-    if let (Some(x), Some(y)) = (wire::word(&a.packet.head, 10), wire::word(&b.packet.head, 10))
-        && a.packet.is_v4()
+    if let (Some(x), Some(y)) = (
+        wire::word(&a.packet.head, 10),
+        wire::word(&b.packet.head, 10),
+    ) && a.packet.is_v4()
         && sum::equal(x, y)
     {
         b.packet.head[10..12].copy_from_slice(&x.to_be_bytes());

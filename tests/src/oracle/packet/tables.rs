@@ -170,7 +170,12 @@ impl Tables {
     }
 
     /// Who is dialled (D9: a NodePort only where no address matches).
-    pub fn dialled(&self, address: IpAddr, port: u16, protocol: u8) -> Option<(&Service, &Frontend)> {
+    pub fn dialled(
+        &self,
+        address: IpAddr,
+        port: u16,
+        protocol: u8,
+    ) -> Option<(&Service, &Frontend)> {
         if port == 0 || !matches!(protocol, TCP | UDP) {
             return None;
         }

@@ -104,9 +104,7 @@ impl Frame {
             0x86dd => 6,
             _ => return Err(Unreadable::Foreign),
         };
-        let (link, rest) = bytes
-            .split_at_checked(at)
-            .ok_or(Unreadable::Malformed)?;
+        let (link, rest) = bytes.split_at_checked(at).ok_or(Unreadable::Malformed)?;
         let (packet, length) = Packet::read(rest, version, true)?;
         Ok(Self {
             link: link.to_vec(),
@@ -254,12 +252,8 @@ impl Packet {
     /// The transport header is whole and fits its packet.
     pub fn has_sound_transport(&self) -> bool {
         match self.protocol {
-            TCP => {
-                let header = self.load.get(12).map(|byte| usize::from(byte >> 4) * 4);
-                header.is_some_and(|header| {
-                    self.load.len() >= 20 && header >= 20 && header <= self.load.len()
-                })
-            }
+            // Options are the ends' affair.
+            TCP => self.load.len() >= 20,
             UDP => {
                 let length = word(&self.load, 4).map_or(0, usize::from);
                 let fits = self.piece.is_some() || length <= self.load.len();
