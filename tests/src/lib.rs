@@ -15,6 +15,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod control_plane;
 pub mod demo;
+pub mod fuzz;
 pub mod link;
 pub mod manifests;
 pub mod netns;

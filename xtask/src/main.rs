@@ -14,6 +14,7 @@ mod build;
 mod build_ebpf;
 mod check;
 mod demo;
+mod fuzz;
 mod linker;
 mod manifests;
 mod object;
@@ -48,6 +49,8 @@ enum Command {
         /// Run only the tests whose names contain this, and leave out the checks.
         filter: Option<String>,
     },
+    /// Send random packets through the loaded programs and compare with an independent oracle. Needs root.
+    Fuzz(fuzz::Options),
     /// Check formatting, lints (host and eBPF), the object and the project's rules.
     Check,
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run().map(|()| true),
         Command::Bench(bench) => bench::run(&bench).map(|()| true),
         Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Fuzz(options) => fuzz::run(options).map(|()| true),
         Command::Check => check::run().map(|()| true),
     };
     match passed {
