@@ -26,5 +26,6 @@ pub mod pod;
 pub mod process;
 pub mod scenario;
 pub mod scope;
+pub mod table;
 pub mod traffic;
 pub mod wait;

@@ -8,11 +8,11 @@ use lb_ebpf::abi::settings::Settings;
 
 use super::apply::Applied;
 use super::attach::{self, Change, PacketHook};
-use super::interfaces::Chosen;
 use super::object::{self, Definitions};
 use super::pins::Pins;
 use super::programs::Programs;
 use super::read::KernelState;
+use super::roles::Chosen;
 use super::tables::Tables;
 use super::{Error, Result};
 use crate::plan::Write;
