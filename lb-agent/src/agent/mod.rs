@@ -70,7 +70,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let selection = node::selection(&config);
     let mut burst = Vec::with_capacity(BURST);
     loop {
         tokio::select! {
@@ -83,7 +82,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     sync.take(&mut burst)?;
                 }
             }
-            Some(picture) = seen.recv() => sync.see_node(&picture, &selection)?,
+            Some(picture) = seen.recv() => sync.see_node(picture)?,
             _ = upkeep.tick() => sync.upkeep()?,
             ended = &mut source => {
                 ended.context("the source panicked")?.context("the source of cluster objects ended")?;

@@ -53,6 +53,9 @@ pub(super) struct Sync {
     /// Devices without programs that one might expect to have them, and why.
     left_out: BTreeMap<String, &'static str>,
     node_changed: bool,
+    /// The latest picture of this node's devices.
+    picture: Option<Picture>,
+    selection: Selection,
     cidrs_changed: bool,
     ready: bool,
     /// Kinds of objects whose changes cannot be followed at present.
@@ -127,6 +130,8 @@ impl Sync {
             addresses: Addresses::default(),
             left_out: BTreeMap::new(),
             node_changed: false,
+            picture: None,
+            selection: node::selection(config),
             cidrs_changed: false,
             ready: false,
             lost: HashSet::new(),
@@ -199,12 +204,35 @@ impl Sync {
     }
 
     /// Takes in a new picture of this node's devices and addresses.
-    pub(super) fn see_node(
-        &mut self,
-        picture: &Picture,
-        selection: &Selection,
-    ) -> anyhow::Result<()> {
-        let choice = picture.choose(selection);
+    pub(super) fn see_node(&mut self, picture: Picture) -> anyhow::Result<()> {
+        let mut own: Vec<IpAddr> = picture
+            .addresses
+            .iter()
+            .map(|own| own.address)
+            .filter(|address| !datapath::is_unroutable(*address))
+            .collect();
+        own.sort_unstable();
+        own.dedup();
+        self.node_changed |= own != self.own_addresses;
+        self.own_addresses = own;
+        self.picture = Some(picture);
+        if self.snapshot.synced() {
+            self.follow_devices()?;
+            if self.node_changed {
+                self.write(Instant::now())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the right devices have packet programs. Waits for the Node object, which may tell an uplink from a
+    /// pod's device.
+    fn follow_devices(&mut self) -> anyhow::Result<()> {
+        let Some(picture) = &self.picture else {
+            return Ok(());
+        };
+        let node_addresses = self.snapshot.node().map(|node| node.addresses.as_slice());
+        let choice = picture.choose(&self.selection, node_addresses.unwrap_or_default());
         if choice.left_out != self.left_out {
             for (device, reason) in &choice.left_out {
                 if !self.left_out.contains_key(device) {
@@ -230,21 +258,6 @@ impl Sync {
         }
         if !changes.attached.is_empty() || !changes.forgotten.is_empty() {
             info!(attached = ?changes.attached, forgotten = changes.forgotten.len(), "followed this node's devices");
-        }
-        let mut own: Vec<IpAddr> = picture
-            .addresses
-            .iter()
-            .map(|own| own.address)
-            .filter(|address| !datapath::is_unroutable(*address))
-            .collect();
-        own.sort_unstable();
-        own.dedup();
-        if own != self.own_addresses {
-            self.own_addresses = own;
-            self.node_changed = true;
-            if self.snapshot.synced() {
-                self.write(Instant::now())?;
-            }
         }
         Ok(())
     }
@@ -286,6 +299,7 @@ impl Sync {
         }
         if self.node_changed || !self.ready {
             self.node_changed = false;
+            self.follow_devices()?;
             plans.push((None, self.follow_node()));
         }
         if !self.ready {
