@@ -4,6 +4,7 @@
 //! become: `node.pod_sends(&request).becomes(&request.clone().to(endpoint))`. All tests of a test program share one
 //! loaded object and take turns; each starts with empty tables.
 
+pub mod budget;
 mod flows;
 mod net;
 mod run;
@@ -251,6 +252,19 @@ impl Node {
                 panic!("running {name} on\n    {words}\nfailed: {error}")
             },
         )
+    }
+
+    /// Leaves the programs no address to masquerade with.
+    pub fn forget_device_addresses(&self) {
+        let devices = &self.datapath.tables().devices;
+        for (index, record) in devices.entries().expect("the devices") {
+            let record = Device {
+                address4: Address4::default(),
+                address6: Address6::default(),
+                ..record
+            };
+            devices.put(&index, &record, WriteMode::Any).expect("written");
+        }
     }
 
     /// How often something was counted since the test began.

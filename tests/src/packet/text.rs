@@ -67,10 +67,12 @@ pub fn difference(expected: &[u8], found: &[u8]) -> Option<String> {
     Some(text)
 }
 
-/// Source and destination port of a TCP or UDP frame without tags, options and extension headers.
+/// Source and destination port of a TCP or UDP frame, whole or a first fragment, without tags, options and
+/// further extension headers.
 pub fn ports(frame: &[u8]) -> (u16, u16) {
     let at = match frame.get(12..14) {
         Some([0x08, 0x00]) => 14 + 20,
+        Some([0x86, 0xdd]) if frame.get(20) == Some(&44) => 14 + 40 + 8,
         Some([0x86, 0xdd]) => 14 + 40,
         _ => panic!("no plain IP frame: {:#?}", describe(frame)),
     };
