@@ -11,7 +11,7 @@ const OVERRIDE: &str = "BEELINE_BPF_OBJECT";
 fn main() {
     println!("cargo::rerun-if-env-changed={OVERRIDE}");
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-    let built = manifest.join("../target/bpf/bpfel-unknown-none/bpf/lb");
+    let built = manifest.join("../target/bpf/bpfel-unknown-none/bpf/lb.o");
     let object = env::var_os(OVERRIDE).map_or(built, PathBuf::from);
     println!("cargo::rerun-if-changed={}", object.display());
     let bytes = fs::read(&object).unwrap_or_else(|error| {

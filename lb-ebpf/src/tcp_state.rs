@@ -51,15 +51,30 @@ pub const fn next(state: u8, protocol: u8, flags: u8, speaker: Speaker) -> u8 {
 }
 
 /// Seconds a flow may rest in a state.
+///
+/// All values are read before one is chosen: the compiler would otherwise choose an offset into the settings,
+/// and the verifier lets only programs with `CAP_PERFMON` add different offsets on different paths.
 #[inline(always)]
-pub const fn timeout(settings: &Settings, protocol: u8, state: u8) -> u32 {
+pub fn timeout(settings: &Settings, protocol: u8, state: u8) -> u32 {
+    let new = read(&settings.timeout_new);
+    let udp = read(&settings.timeout_udp);
+    let tcp = read(&settings.timeout_tcp);
+    let closing = read(&settings.timeout_closing);
+    let closed = read(&settings.timeout_closed);
     match (state, protocol) {
-        (NEW, _) => settings.timeout_new,
-        (ESTABLISHED, UDP) => settings.timeout_udp,
-        (ESTABLISHED, _) => settings.timeout_tcp,
-        (CLIENT_CLOSED | ENDPOINT_CLOSED, _) => settings.timeout_closing,
-        _ => settings.timeout_closed,
+        (NEW, _) => new,
+        (ESTABLISHED, UDP) => udp,
+        (ESTABLISHED, _) => tcp,
+        (CLIENT_CLOSED | ENDPOINT_CLOSED, _) => closing,
+        _ => closed,
     }
+}
+
+/// Reads a value here and now, see [`timeout`].
+#[inline(always)]
+pub fn read<T: Copy>(value: &T) -> T {
+    // SAFETY: a reference is valid for reads.
+    unsafe { core::ptr::read_volatile(value) }
 }
 
 #[cfg(test)]

@@ -160,7 +160,8 @@ fn a_connected_udp_socket_is_told_that_its_endpoint_vanished() -> Result<()> {
             Ok(socket.ask("still there?").err())
         })?;
         let kind = told.failure().context("the harness failed")?.kind;
-        // A pod's packet is answered by a port-unreachable; a host's socket is destroyed (ECONNABORTED).
+        // A pod's packet is answered by a port-unreachable; a host's socket is destroyed
+        // (ECONNABORTED while it receives, EDESTADDRREQ when it sends).
         assert!(
             matches!(kind, FailureKind::Refused | FailureKind::Broken),
             "{told}"

@@ -14,9 +14,14 @@ use crate::{linker, object, progress};
 /// The crate that needs unstable features for this target, and our binary (atomics, in one file).
 const UNSTABLE: &str = "aya_ebpf,lb";
 
-/// Where the object is; `lb-agent/build.rs` looks there.
-pub(crate) fn path() -> PathBuf {
+/// What cargo leaves.
+fn linked() -> PathBuf {
     crate::root().join("target/bpf").join(TARGET).join("bpf/lb")
+}
+
+/// Where the object to embed is; `lb-agent/build.rs` looks there.
+fn path() -> PathBuf {
+    linked().with_extension("o")
 }
 
 /// Builds the object and inspects it.
@@ -25,7 +30,33 @@ pub(crate) fn build() -> Result<()> {
     progress::say(format_args!("eBPF object: {}", describe(&toolchain)));
     crate::execute(cargo(&toolchain, "build", "")?.args(PACKAGE))
         .context("building the eBPF object")?;
+    strip()?;
     object::inspect(&path())
+}
+
+/// Leaves out DWARF, nine tenths of the file: the linker needs it to write BTF, after that nobody does, and
+/// the agent holds the whole object in memory while it loads it.
+fn strip() -> Result<()> {
+    let strip = linker::llvm_program("llvm-strip").with_context(|| {
+        format!(
+            "llvm-strip of LLVM {} is missing; run `cargo xtask setup`",
+            linker::LLVM
+        )
+    })?;
+    // In a file of its own first: equal ones are left alone, so that the agent is not built anew.
+    let stripped = linked().with_extension("new");
+    let mut command = Command::new(strip);
+    command
+        .arg("--strip-debug")
+        .arg("-o")
+        .args([&stripped, &linked()]);
+    crate::execute(&mut command).context("stripping the eBPF object")?;
+    if std::fs::read(&stripped).ok() == std::fs::read(path()).ok() {
+        std::fs::remove_file(&stripped)
+    } else {
+        std::fs::rename(&stripped, path())
+    }
+    .with_context(|| format!("writing {}", path().display()))
 }
 
 /// Lints the programs as the kernel's target sees them, with warnings as errors.
@@ -119,13 +150,15 @@ fn flags(extra: &str) -> Result<Vec<String>> {
     let mut flags = vec![
         // The registers that a probe's arguments are in; aya-ebpf asks for it.
         format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
-        // Instructions every kernel since 5.12 knows.
-        "-Ctarget-cpu=v3".to_owned(),
+        // Not v3: with 32-bit registers LLVM spills four bytes over a slot that held a pointer, which the
+        // verifier refuses to a loader without CAP_PERFMON.
+        "-Ctarget-cpu=v2".to_owned(),
         format!("-Clinker={}", linker.display()),
         "-Clink-arg=--btf".to_owned(),
-        // Without these two, struct copies and header loads become byte loops, 2 to 10 times slower.
+        // Without it, struct copies become byte loops, 2 to 10 times slower. Its companion
+        // `--cpu-features=+allows-misaligned-mem-access` is not for us: LLVM then also writes misaligned
+        // words to the stack, and there every verifier refuses them ("misaligned stack access").
         "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
-        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
     ];
     if !extra.is_empty() {
         flags.push(extra.to_owned());

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
+use crate::setup::find_program;
 use crate::toolchain::output;
 
 /// The release we build with.
@@ -71,6 +72,13 @@ pub(crate) fn llvm_prefix() -> Option<PathBuf> {
         version.is_some_and(|version| version.starts_with(&format!("{LLVM}.")))
             && prefix.join("include/llvm-c/Core.h").is_file()
     })
+}
+
+/// A program of the LLVM that bpf-linker uses: beside its libraries, or on the path under a versioned name.
+pub(crate) fn llvm_program(name: &str) -> Option<PathBuf> {
+    let own = llvm_prefix().map(|prefix| prefix.join("bin").join(name));
+    own.filter(|program| program.is_file())
+        .or_else(|| find_program(&format!("{name}-{LLVM}")))
 }
 
 fn version(linker: &PathBuf) -> Option<String> {

@@ -105,6 +105,12 @@ const ITEMS: &[Item] = &[
         "a neighbour whose rules must keep working",
     ),
     program("conntrack", &["conntrack"], "shows what the kernel tracks"),
+    program("curl", &["curl"], "dials services as people do"),
+    program(
+        "openssl",
+        &["openssl"],
+        "makes the test API server's certificates",
+    ),
 ];
 
 const fn program(name: &'static str, packages: &'static [&'static str], why: &'static str) -> Item {

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::progress::{elapsed, say};
 use crate::runner::{self, Outcome};
@@ -60,20 +60,10 @@ pub(crate) fn run(filter: Option<&str>) -> Result<bool> {
     Ok(report(&stages, &outcome))
 }
 
-/// Builds the control plane that the tests run the agent against.
+/// Builds the control plane that the tests run the agent against, before their clocks run.
 fn kubernetes() -> Result<()> {
-    let go = setup::find_program("go").context(
-        "Go is missing, so the tests against a real API server will fail; get it from https://go.dev/dl or your distribution",
-    )?;
-    let binaries = crate::target().join("kubernetes");
-    std::fs::create_dir_all(&binaries)?;
-    let mut command = Command::new(go);
-    command
-        .current_dir(crate::root().join("tests/kubernetes"))
-        .args(["build", "-o"])
-        .arg(binaries)
-        .arg("./...");
-    crate::execute(&mut command)
+    let mut build = Command::new(crate::root().join("tests/kubernetes/build"));
+    crate::execute(build.env("PATH", setup::path()))
 }
 
 fn cargo_test(filter: Option<&str>) -> Command {

@@ -3,6 +3,8 @@
 //! One task owns everything that changes (see [`sync::Sync`]); sources, servers and the grace thread only send to
 //! it. Nothing is taken down when it ends: the kernel goes on forwarding by the last state.
 
+mod adoption;
+mod gauges;
 mod settings;
 mod sync;
 mod timeouts;
@@ -106,7 +108,7 @@ fn serve(
     health: &Health,
     metrics: &Metrics,
     refused: Arc<Refused>,
-    gauges: sync::Gauges,
+    gauges: gauges::Gauges,
 ) {
     if let Some(address) = config.healthz_bind.0 {
         tokio::spawn(health::probes::serve(

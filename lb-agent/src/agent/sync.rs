@@ -1,23 +1,25 @@
 //! From events to writes.
 
+mod report;
+
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use lb_ebpf::abi::SEGMENT_SHIFT;
 use lb_ebpf::abi::table;
 use tracing::{debug, error, info, warn};
 
+use super::adoption::kernel_state;
+use super::gauges::{Gauges, without_local_endpoints};
 use super::settings::settings;
 use crate::config::{Config, SocketLb, SourceConfig};
 use crate::datapath::{self, Datapath, Grace, Picture, Selection};
 use crate::health::Health;
 use crate::health::service::ServiceHealth;
 use crate::metrics::{Extent, Metrics, Policy};
-use crate::model::{self, HealthCheck, NodeView, Options, ServicePort, Verdict};
-use crate::plan::{KernelState, Ledger, Plan, Retired, Timing, Write};
+use crate::model::{self, HealthCheck, NodeView, Options};
+use crate::plan::{Ledger, Plan, Retired, Timing, Write};
 use crate::snapshot::{Event, Family, ObjectName, Snapshot};
 use crate::sys::{cgroup, clock, netns, sock_diag};
 
@@ -50,34 +52,6 @@ pub(super) struct Sync {
     cidrs_changed: bool,
     ready: bool,
     gauges: Gauges,
-}
-
-/// Name, entries and capacity of a table.
-type TableUsage = (&'static str, usize, usize);
-
-/// Figures that are read only when somebody asks for metrics.
-#[derive(Clone)]
-pub(super) struct Gauges {
-    usage: Arc<Mutex<Vec<TableUsage>>>,
-    reader: Arc<datapath::Reader>,
-}
-
-impl Gauges {
-    /// Fills in table sizes and the programs' counters.
-    pub(super) fn refresh(&self, metrics: &Metrics) {
-        for &(table, entries, capacity) in self
-            .usage
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-        {
-            metrics.table(table, entries, capacity);
-        }
-        match self.reader.counters() {
-            Ok(counters) => metrics.datapath(&counters),
-            Err(error) => warn!(%error, "could not read the programs' counters"),
-        }
-    }
 }
 
 impl Sync {
@@ -114,10 +88,7 @@ impl Sync {
             error!(%failure, "could not tidy the tables");
         }
         let reader = datapath::Reader::open(&config.bpffs)?;
-        let gauges = Gauges {
-            usage: Arc::default(),
-            reader: Arc::new(reader),
-        };
+        let gauges = Gauges::new(reader);
         let sync = Self {
             config: config.clone(),
             host_netns,
@@ -464,68 +435,6 @@ impl Sync {
         );
         Ok(())
     }
-
-    /// Tells health and metrics that everything received is written.
-    fn report(&mut self, received: Instant, extent: Extent) {
-        let took = received.elapsed();
-        for family in [Family::V4, Family::V6] {
-            // What failed is not written: health tells so after a while (spec §3.5).
-            if self.failed.is_empty() {
-                self.health.updated(family);
-            }
-            self.metrics.synced(family, took, extent);
-            for policy in [Policy::Internal, Policy::External] {
-                let count = self
-                    .no_local
-                    .values()
-                    .flatten()
-                    .filter(|without| **without == (policy, family))
-                    .count();
-                self.metrics.no_local_endpoints(policy, family, count);
-            }
-        }
-        self.metrics.programmed(took);
-        self.metrics.changes_pending(self.failed.len(), 0);
-        debug!(?took, "wrote changes");
-    }
-
-    /// Notes the tables' sizes for the metrics.
-    fn measure(&mut self) {
-        match self.datapath.tables().usage() {
-            Ok(usage) => {
-                *self
-                    .gauges
-                    .usage
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner) = usage
-            }
-            Err(error) => warn!(%error, "could not read the tables' sizes"),
-        }
-        self.metrics.size(self.ledger.service_ports(), 0);
-    }
-}
-
-/// Service ports to which new connections get no answer as a Local policy finds no endpoint here.
-fn without_local_endpoints(ports: &[ServicePort]) -> Vec<(Policy, Family)> {
-    let mut without = Vec::new();
-    for port in ports {
-        for frontend in port
-            .frontends
-            .iter()
-            .filter(|frontend| frontend.local_policy)
-        {
-            let policy = if frontend.kind == model::FrontendKind::ClusterIp {
-                Policy::Internal
-            } else {
-                Policy::External
-            };
-            let known = (policy, port.id.family);
-            if port.verdict(frontend) == Verdict::Drop && !without.contains(&known) {
-                without.push(known);
-            }
-        }
-    }
-    without
 }
 
 /// Sockets of this host that are connected to a UDP endpoint which vanished are told so. Pods' sockets learn
@@ -559,45 +468,5 @@ fn is_unroutable(address: IpAddr) -> bool {
                 || v6.is_unspecified()
                 || v6.is_multicast()
         }
-    }
-}
-
-/// The tables' contents as the ledger reads them.
-fn kernel_state(state: datapath::KernelState) -> KernelState {
-    fn segments<T>(records: Vec<(u32, T)>) -> Vec<Vec<T>> {
-        let mut segments: Vec<Vec<T>> = Vec::new();
-        for (index, record) in records {
-            let segment = (index >> SEGMENT_SHIFT) as usize;
-            while segments.len() <= segment {
-                segments.push(Vec::new());
-            }
-            segments[segment].push(record);
-        }
-        segments
-    }
-    let addresses4 = state
-        .addresses4
-        .into_iter()
-        .map(|(address, uses)| (address.into(), uses.flags));
-    let addresses6 = state.addresses6.into_iter().map(|(address, uses)| {
-        (
-            IpAddr::V6(std::net::Ipv6Addr::from(address.octets)),
-            uses.flags,
-        )
-    });
-    KernelState {
-        names: state.names,
-        frontends4: state.frontends4,
-        frontends6: state.frontends6,
-        endpoints4: segments(state.endpoints4),
-        endpoints6: segments(state.endpoints6),
-        states: state.states.into_iter().map(|(_, state)| state).collect(),
-        addresses: addresses4.chain(addresses6).collect(),
-        tombstones: state.tombstones,
-        source_ranges: state
-            .source_ranges
-            .into_iter()
-            .map(|(key, _)| key)
-            .collect(),
     }
 }

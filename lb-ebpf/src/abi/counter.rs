@@ -32,6 +32,7 @@ counters! {
     REPLY_UNTRANSLATED = 20, "reply_untranslated", "reply of a live flow dropped as it could not be translated back";
     NO_ENDPOINT = 22, "no_endpoint", "endpoint record missing behind a frontend; the packet was dropped";
     NO_SOURCE_ADDRESS = 23, "no_source_address", "packet dropped as no address of this node is known to masquerade it with";
+    STRAY_DROPPED = 24, "stray_dropped", "packet to a service address that nobody translated kept from leaving the node";
     ICMP_TRANSLATED = 21, "icmp_translated", "ICMP error about a translated flow translated";
 }
 

@@ -15,6 +15,8 @@ pub trait Family:
     const VERSION: u8;
     /// The unspecified address, under which NodePort frontends are filed.
     const UNSPECIFIED: Self::Addr;
+    /// Reads an address here and now, in whole words; see [`crate::tcp_state::timeout`] for why.
+    fn read(address: &Self::Addr) -> Self::Addr;
     /// The address as 16 bytes; IPv4 becomes `::ffff:a.b.c.d`.
     fn wide(addr: Self::Addr) -> Address6;
     /// The inverse of [`Family::wide`]; the caller knows the family.
@@ -37,6 +39,12 @@ impl Family for V4 {
     const UNSPECIFIED: Address4 = Address4 { octets: [0; 4] };
 
     #[inline(always)]
+    fn read(address: &Address4) -> Address4 {
+        // SAFETY: a reference is valid for reads, and aligned for a word.
+        Address4::from_word(unsafe { core::ptr::read_volatile((&raw const *address).cast()) })
+    }
+
+    #[inline(always)]
     fn wide(addr: Address4) -> Address6 {
         Address6::from_words([0, 0, 0xffff_u32.to_be(), addr.word()])
     }
@@ -56,6 +64,20 @@ impl Family for V6 {
     type Addr = Address6;
     const VERSION: u8 = 6;
     const UNSPECIFIED: Address6 = Address6 { octets: [0; 16] };
+
+    #[inline(always)]
+    fn read(address: &Address6) -> Address6 {
+        let at = (&raw const *address).cast::<u32>();
+        // SAFETY: a reference is valid for reads of its four words, and aligned for them.
+        Address6::from_words(unsafe {
+            [
+                core::ptr::read_volatile(at),
+                core::ptr::read_volatile(at.add(1)),
+                core::ptr::read_volatile(at.add(2)),
+                core::ptr::read_volatile(at.add(3)),
+            ]
+        })
+    }
 
     #[inline(always)]
     fn wide(addr: Address6) -> Address6 {

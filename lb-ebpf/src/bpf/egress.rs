@@ -2,16 +2,20 @@
 //! endpoints become answers of the service again. What leaves by an uplink towards an endpoint may have to get
 //! an address of this node.
 
+use lb_ebpf::abi::address::CLUSTER_IP;
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{HAIRPIN, OUTSIDE};
-use lb_ebpf::abi::{TCP, UDP};
+use lb_ebpf::abi::{TCP, UDP, counter};
 use lb_ebpf::tcp_state::Speaker;
 
+use crate::flow::{key, reply_entry};
 use crate::header::{IPV4, IPV6, NETWORK, Wire, transport};
 use crate::icmp_error::{self, Quoted};
-use crate::lookup::{now, settings};
+use crate::lookup::{address_use, now, settings};
 use crate::masquerade;
+use crate::report::count;
 use crate::rewrite::{End, Rewrite, rewrite};
+use crate::service_cidr::ServiceCidrs;
 use crate::skb::Skb;
 use crate::{DROP, NEXT};
 
@@ -26,31 +30,49 @@ pub(crate) fn egress<const SCOPE: u8>(skb: &Skb) -> i32 {
 }
 
 #[inline(never)]
-fn run<F: Rewrite + Quoted, const SCOPE: u8>(skb: Skb) -> i32 {
-    let Some(work) = F::work() else { return NEXT };
+fn run<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let Some(network) = F::network(&skb, NETWORK) else {
         return NEXT;
     };
-    work.network = network;
-    if network.protocol != TCP && network.protocol != UDP {
-        if network.protocol == <F as Wire>::ICMP {
-            return icmp_error::to_client::<F, SCOPE>(skb, work);
-        }
+    let Some(settings) = settings() else {
         return NEXT;
+    };
+    if SCOPE == OUTSIDE {
+        // Nobody translated this packet, so it must not leave: the next router would send it back (spec D4, D5).
+        let uses = address_use::<F>(&network.destination);
+        if uses & CLUSTER_IP != 0 || uses == 0 && F::in_service_cidr(settings, network.destination)
+        {
+            count(counter::STRAY_DROPPED);
+            return DROP;
+        }
+    }
+    if network.protocol != TCP && network.protocol != UDP {
+        if network.protocol != <F as Wire>::ICMP {
+            return NEXT;
+        }
+        let Some(work) = F::work() else { return NEXT };
+        work.network = network;
+        return icmp_error::to_client::<F, SCOPE>(skb, work);
     }
     let Some(transport) = transport(&skb, &network, SCOPE) else {
         return NEXT;
     };
-    work.transport = transport;
-    work.set_key(SCOPE);
-    work.reply = work.key;
-    let Some(place) = work.find_reply() else {
-        if SCOPE == OUTSIDE {
-            if let Some(settings) = settings() {
-                return masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT);
-            }
-        }
+    // Most packets belong to no flow of ours and pay for this one miss.
+    let reply = key(&network, &transport, SCOPE);
+    let entry = reply_entry(&reply);
+    if entry.is_none() && !masquerade::pooled(settings, transport.source_port) {
         return NEXT;
+    }
+    let Some(work) = F::work() else { return NEXT };
+    work.network = network;
+    work.transport = transport;
+    work.reply = reply;
+    let place = match entry {
+        Some(entry) => work.follow(entry),
+        None => None,
+    };
+    let Some(place) = place else {
+        return masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT);
     };
     if work.flow.flags & HAIRPIN != 0 {
         // Those answers come to ingress; this packet only looks like one.

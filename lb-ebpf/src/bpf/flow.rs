@@ -11,16 +11,15 @@ use lb_ebpf::abi::flow::{
     POD, key_check,
 };
 use lb_ebpf::abi::settings::Settings;
-use lb_ebpf::abi::{FLOW_SHARDS, TCP, UDP, counter};
+use lb_ebpf::abi::{TCP, UDP, counter};
 use lb_ebpf::tcp_state::{Speaker, is_clean_syn, next, timeout};
 
+use crate::header::{Network, Transport};
 use crate::lookup::endpoint_serves;
 use crate::maps::Tables;
 use crate::report::count;
+use crate::shard::{self, slot};
 use crate::work::Work;
-
-/// `BPF_NOEXIST`.
-const IF_ABSENT: u64 = 1;
 
 /// Other source ports tried when the client's own is taken.
 const PORT_TRIES: u32 = 4;
@@ -39,19 +38,15 @@ pub(crate) enum Opening {
     Full,
 }
 
-#[inline(always)]
-pub(crate) fn slot(check: u32) -> u32 {
-    2 * (check & (FLOW_SHARDS - 1))
-}
-
 /// Writes the key that a flow's replies have where they are translated back.
 #[inline(always)]
 pub(crate) fn write_reply_key<F: Tables>(out: &mut FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) {
     out.source = flow.new_destination;
+    let (client, new) = (F::read(&key.source), F::read(&flow.new_source));
     out.destination = if flow.flags & MASQUERADE != 0 {
-        key.source
+        client
     } else {
-        flow.new_source
+        new
     };
     out.source_port = flow.new_destination_port;
     out.destination_port = flow.new_source_port;
@@ -96,10 +91,11 @@ fn answers<F: Tables>(reply: &FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) -> b
             && reply.destination_port == flow.new_destination_port;
     }
     let masqueraded = flow.flags & MASQUERADE != 0;
+    let (client, new) = (F::read(&key.source), F::read(&flow.new_source));
     let destination = if masqueraded && reply.scope != MASQUERADED {
-        key.source
+        client
     } else {
-        flow.new_source
+        new
     };
     reply.source == flow.new_destination
         && reply.destination == destination
@@ -107,15 +103,34 @@ fn answers<F: Tables>(reply: &FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) -> b
         && reply.destination_port == flow.new_source_port
 }
 
+/// The entry under a reply's key.
+#[inline(always)]
+pub(crate) fn reply_entry<F: Tables>(reply: &FlowKey<F>) -> Option<*const FlowKey<F>> {
+    shard::find(F::replies(), slot(key_check(reply)), reply).map(<*mut FlowKey<F>>::cast_const)
+}
+
+/// The key of a packet met in `scope`.
+#[inline(always)]
+pub(crate) fn key<F: Tables>(network: &Network<F>, transport: &Transport, scope: u8) -> FlowKey<F> {
+    FlowKey {
+        source: network.source,
+        destination: network.destination,
+        source_port: transport.source_port,
+        destination_port: transport.destination_port,
+        protocol: network.protocol,
+        scope,
+        zero: 0,
+    }
+}
+
 /// Removes an entry of the reply table if it names `key`.
 #[inline(always)]
 fn release<F: Tables>(reply: &FlowKey<F>, key: &FlowKey<F>) {
-    if let Some(table) = F::replies().get(slot(key_check(reply))) {
-        if let Some(entry) = table.get_ptr(reply) {
-            // SAFETY: an element of the table; if it changed hands just now the comparison fails.
-            if unsafe { *entry == *key } {
-                let _ = table.remove(reply);
-            }
+    let slot = slot(key_check(reply));
+    if let Some(entry) = shard::find(F::replies(), slot, reply) {
+        // SAFETY: an element of the table; if it changed hands just now the comparison fails.
+        if unsafe { *entry == *key } {
+            shard::remove(F::replies(), slot, reply);
         }
     }
 }
@@ -137,7 +152,7 @@ pub(crate) fn release_replies<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply
 #[inline(always)]
 pub(crate) fn find<F: Tables>(key: &FlowKey<F>, out: &mut Flow<F>) -> Option<Place<F>> {
     let check = key_check(key);
-    let at = F::flows().get(slot(check))?.get_ptr_mut(key)?;
+    let at = shard::find(F::flows(), slot(check), key)?;
     // SAFETY: an element of the table; `check`, read last, tells whether it was reused meanwhile.
     let read = unsafe {
         copy_nonoverlapping(at.cast_const(), out, 1);
@@ -150,9 +165,7 @@ pub(crate) fn find<F: Tables>(key: &FlowKey<F>, out: &mut Flow<F>) -> Option<Pla
 /// is overwritten.
 #[inline(always)]
 pub(crate) fn remove<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut FlowKey<F>) {
-    if let Some(table) = F::flows().get(slot(key_check(key))) {
-        let _ = table.remove(key);
-    }
+    shard::remove(F::flows(), slot(key_check(key)), key);
     release_replies(key, flow, reply);
 }
 
@@ -225,9 +238,13 @@ impl<F: Tables> Work<F> {
     /// The flow whose replies have `reply`: its forward key and record.
     #[inline(always)]
     pub(crate) fn find_reply(&mut self) -> Option<Place<F>> {
-        let entry = F::replies()
-            .get(slot(key_check(&self.reply)))?
-            .get_ptr(&self.reply)?;
+        let entry = reply_entry(&self.reply)?;
+        self.follow(entry)
+    }
+
+    /// The flow that the entry under `reply` leads to.
+    #[inline(always)]
+    pub(crate) fn follow(&mut self, entry: *const FlowKey<F>) -> Option<Place<F>> {
         // SAFETY: an element of the table; whether the copy is whole shows in the record it leads to.
         unsafe { copy_nonoverlapping(entry, &raw mut self.forward, 1) };
         let place = find(&self.forward, &mut self.flow)?;
@@ -241,12 +258,17 @@ impl<F: Tables> Work<F> {
         let (chosen, masquerade) = (&self.endpoint, self.masquerade);
         let hairpin = chosen.address == self.key.source && self.key.scope == POD;
         let flow = &mut self.flow;
+        let (dialled, client, own) = (
+            F::read(&self.key.destination),
+            F::read(&self.key.source),
+            F::read(&self.masquerade_address),
+        );
         flow.new_source = if hairpin {
-            self.key.destination
+            dialled
         } else if masquerade {
-            self.masquerade_address
+            own
         } else {
-            self.key.source
+            client
         };
         flow.new_destination = chosen.address;
         flow.new_source_port = self.key.source_port;
@@ -327,14 +349,14 @@ impl<F: Tables> Work<F> {
     /// Out of line, as it is called from several places and is large.
     #[inline(never)]
     fn claim(&mut self, settings: &Settings, now: u32) -> Opening {
-        let Some(table) = F::replies().get(slot(key_check(&self.reply))) else {
-            return Opening::Full;
-        };
-        if table.insert(&self.reply, &self.key, IF_ABSENT).is_ok() {
-            return Opening::Done;
-        }
-        let Some(entry) = table.get_ptr(&self.reply) else {
-            return Opening::Full;
+        let slot_of_reply = slot(key_check(&self.reply));
+        let Some(entry) = shard::find(F::replies(), slot_of_reply, &self.reply) else {
+            // Nobody holds it; two that come at once are told apart by the insertion.
+            return if shard::insert(F::replies(), slot_of_reply, &self.reply, &self.key) {
+                Opening::Done
+            } else {
+                Opening::Full
+            };
         };
         // SAFETY: an element of the table; a torn copy leads to no record or to one that does not fit.
         unsafe { copy_nonoverlapping(entry, &raw mut self.forward, 1) };
@@ -350,11 +372,10 @@ impl<F: Tables> Work<F> {
             {
                 return Opening::Taken;
             }
-            if let Some(table) = F::flows().get(slot(key_check(&self.forward))) {
-                let _ = table.remove(&self.forward);
-            }
+            shard::remove(F::flows(), slot(key_check(&self.forward)), &self.forward);
         }
-        if table.insert(&self.reply, &self.key, 0).is_ok() {
+        shard::remove(F::replies(), slot_of_reply, &self.reply);
+        if shard::insert(F::replies(), slot_of_reply, &self.reply, &self.key) {
             Opening::Done
         } else {
             Opening::Full
@@ -364,10 +385,7 @@ impl<F: Tables> Work<F> {
     /// Enters the record under the packet's key, after its reply keys.
     #[inline(always)]
     fn enter(&mut self) -> Opening {
-        let Some(table) = F::flows().get(slot(self.flow.check)) else {
-            return Opening::Full;
-        };
-        if table.insert(&self.key, &self.flow, IF_ABSENT).is_ok() {
+        if shard::insert(F::flows(), slot(self.flow.check), &self.key, &self.flow) {
             count(counter::FLOW_CREATED);
             return Opening::Done;
         }

@@ -21,10 +21,11 @@ const AF_INET6: u8 = 10;
 pub(crate) fn to_endpoint<F: Rewrite + Route>(skb: Skb) -> i32 {
     let Some(work) = F::work() else { return DROP };
     let (network, transport, flow) = (&work.network, &work.transport, &work.flow);
+    let (client, new) = (F::read(&network.source), F::read(&flow.new_source));
     let source = if flow.flags & MASQUERADE != 0 {
-        network.source
+        client
     } else {
-        flow.new_source
+        new
     };
     if !rewrite(
         &skb,
@@ -46,7 +47,8 @@ pub(crate) fn to_endpoint<F: Rewrite + Route>(skb: Skb) -> i32 {
     if flow.flags & HAIRPIN != 0 {
         return turn_around(&skb);
     }
-    if flow.flags & LOCAL_ENDPOINT != 0 {
+    // A masqueraded flow is routed in both directions: its answers are addressed to the host.
+    if flow.flags & (LOCAL_ENDPOINT | MASQUERADE) == LOCAL_ENDPOINT {
         switch_to_endpoint::<F>(&skb, network.source, flow.new_destination);
     }
     NEXT

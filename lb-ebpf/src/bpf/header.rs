@@ -99,6 +99,9 @@ pub(crate) struct Network<F: Family> {
     pub(crate) transport: u32,
     pub(crate) protocol: u8,
     pub(crate) part: Part,
+    /// Zero: without it two bytes would be padding, and copying those is a read of uninitialised stack.
+    #[expect(dead_code, reason = "it only fills what would be padding")]
+    pub(crate) zero: u16,
     pub(crate) identification: u32,
 }
 
@@ -147,6 +150,7 @@ impl Wire for V4 {
             transport: offset + length,
             protocol: header.protocol,
             part,
+            zero: 0,
             identification: u32::from(u16::from_be(header.identification)),
         })
     }
@@ -168,6 +172,7 @@ impl Wire for V6 {
             transport: offset + 40,
             protocol: header.next_header,
             part: Part::Whole,
+            zero: 0,
             identification: 0,
         };
         if matches!(found.protocol, TCP | UDP | ICMPV6) {

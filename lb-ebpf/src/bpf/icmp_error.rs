@@ -4,7 +4,7 @@
 use lb_ebpf::abi::address::Address4;
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{FlowKey, MASQUERADE, MASQUERADED, OUTSIDE};
+use lb_ebpf::abi::flow::{FlowKey, MASQUERADE, MASQUERADED};
 use lb_ebpf::abi::{TCP, UDP};
 
 use crate::flow::find;
@@ -234,21 +234,20 @@ pub(crate) fn from_client<F: Quoted, const SCOPE: u8>(skb: Skb, work: &mut Work<
     if message != Message::Error {
         return NOT_OURS;
     }
-    if SCOPE == OUTSIDE {
-        let action = about_masqueraded(&skb, work, &quote);
-        if action != NOT_OURS {
-            return action;
-        }
+    let action = about_masqueraded(&skb, work, &quote);
+    if action != NOT_OURS {
+        return action;
     }
     reversed(&mut work.key, &quote, SCOPE);
     if find(&work.key, &mut work.flow).is_none() {
         return NOT_OURS;
     }
     let flow = &work.flow;
+    let (client, new) = (F::read(&work.key.source), F::read(&flow.new_source));
     let source = if flow.flags & MASQUERADE != 0 {
-        work.key.source
+        client
     } else {
-        flow.new_source
+        new
     };
     let done = quoted_end(
         &skb,

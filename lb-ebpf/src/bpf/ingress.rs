@@ -4,8 +4,8 @@
 //! Packet → is the address ours? → flow → frontend → endpoint → new flow → rewrite → onwards.
 
 use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, NODE, TOMBSTONE};
-use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{HAIRPIN, OUTSIDE, POD};
+use lb_ebpf::abi::family::{V4, V6};
+use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, OUTSIDE, POD};
 use lb_ebpf::abi::frontend::{KIND, LOCAL_POLICY, SOURCE_RANGES};
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::socket::TombstoneKey;
@@ -13,15 +13,17 @@ use lb_ebpf::abi::{TCP, UDP, counter, frontend};
 use lb_ebpf::tcp_state::{Speaker, is_clean_syn};
 
 use crate::answer::{Answer, reject};
+use crate::fast::{self, Hop};
 use crate::flow::{Opening, find, lives, remove};
 use crate::forward::{back_to_client, to_endpoint};
 use crate::header::{IPV4, IPV6, NETWORK, Network, transport};
 use crate::icmp_error;
 use crate::lookup::{address_use, dialled_frontend, now, settings};
-use crate::maps::{TOMBSTONES, Tables};
+use crate::maps::TOMBSTONES;
 use crate::masquerade::{self, returns};
 use crate::report::count;
 use crate::select::{Set, Verdict, choose};
+use crate::service_cidr::ServiceCidrs;
 use crate::skb::Skb;
 use crate::source_range::admitted;
 use crate::work::Work;
@@ -48,7 +50,7 @@ pub(crate) fn ingress<const SCOPE: u8>(skb: &Skb) -> i32 {
 }
 
 #[inline(always)]
-fn run<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
+fn run<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let mut action = known_flow::<F, SCOPE>(skb);
     if action == step::OTHER_PROTOCOL {
         action = other_protocol::<F, SCOPE>(skb);
@@ -60,26 +62,46 @@ fn run<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
         }
     }
     match action {
-        step::TO_ENDPOINT => to_endpoint::<F>(skb),
+        step::TO_ENDPOINT => {
+            if SCOPE == OUTSIDE {
+                let action = fast_to_endpoint::<F>(skb);
+                if action != fast::NO {
+                    return action;
+                }
+            }
+            to_endpoint::<F>(skb)
+        }
         step::REJECT => reject::<F>(skb),
         _ => action,
     }
 }
 
+/// The fast way, for masqueraded flows to other nodes.
+#[inline(always)]
+fn fast_to_endpoint<F: Hop>(skb: Skb) -> i32 {
+    match F::work() {
+        Some(work) if work.flow.flags & (MASQUERADE | LOCAL_ENDPOINT) == MASQUERADE => {
+            fast::to_endpoint(skb, work)
+        }
+        _ => fast::NO,
+    }
+}
+
 /// Finds out what the packet is, and its flow if it has one.
 #[inline(never)]
-fn known_flow<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let (Some(settings), Some(work)) = (settings(), F::work()) else {
-        return NEXT;
-    };
+fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let Some(network) = F::network(&skb, NETWORK) else {
         count(counter::MALFORMED);
         return NEXT;
     };
     let uses = address_use::<F>(&network.destination);
+    let Some(settings) = settings() else {
+        return NEXT;
+    };
     if uses == 0 {
         return unknown_address::<F>(settings, &network);
     }
+    let Some(work) = F::work() else { return NEXT };
     work.network = network;
     if network.protocol != TCP && network.protocol != UDP {
         work.uses = uses;
@@ -89,8 +111,9 @@ fn known_flow<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
         return NEXT;
     };
     work.transport = transport;
-    if SCOPE == OUTSIDE && returns(settings, uses, transport.destination_port) {
-        if let Some(action) = masquerade::unmask_destination(&skb, work) {
+    if returns(settings, uses, transport.destination_port) {
+        let action = masquerade::answered(skb, work);
+        if action != masquerade::NOT_OURS {
             return action;
         }
     }
@@ -118,7 +141,7 @@ fn known_flow<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
 
 /// The first packet of a flow.
 #[inline(never)]
-fn new_flow<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
+fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };
@@ -128,11 +151,11 @@ fn new_flow<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     if SCOPE == POD {
         // What a pod answers to itself also comes in here (see `forward`).
         work.reply = work.key;
-        if let Some(place) = work.find_reply() {
-            if work.flow.flags & HAIRPIN != 0 {
-                place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
-                return back_to_client(skb, work);
-            }
+        if let Some(place) = work.find_reply()
+            && work.flow.flags & HAIRPIN != 0
+        {
+            place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
+            return back_to_client(skb, work);
         }
     }
     if !work.transport.present {
@@ -252,47 +275,4 @@ fn unknown_address<F: ServiceCidrs>(settings: &Settings, network: &Network<F>) -
         return DROP;
     }
     NEXT
-}
-
-/// Membership in the service CIDRs.
-trait ServiceCidrs: Tables {
-    fn in_service_cidr(settings: &Settings, address: Self::Addr) -> bool;
-}
-
-impl ServiceCidrs for V4 {
-    #[inline(always)]
-    fn in_service_cidr(settings: &Settings, address: <V4 as Family>::Addr) -> bool {
-        for prefix in &settings.service_cidrs4 {
-            let mask = prefix.mask.word();
-            if mask == 0 {
-                return false;
-            }
-            if address.word() & mask == prefix.address.word() {
-                return true;
-            }
-        }
-        false
-    }
-}
-
-impl ServiceCidrs for V6 {
-    #[inline(always)]
-    fn in_service_cidr(settings: &Settings, address: <V6 as Family>::Addr) -> bool {
-        let a = address.words();
-        for prefix in &settings.service_cidrs6 {
-            let (m, p) = (prefix.mask.words(), prefix.address.words());
-            if m[0] == 0 {
-                return false;
-            }
-            if (a[0] & m[0]) ^ p[0]
-                | (a[1] & m[1]) ^ p[1]
-                | (a[2] & m[2]) ^ p[2]
-                | (a[3] & m[3]) ^ p[3]
-                == 0
-            {
-                return true;
-            }
-        }
-        false
-    }
 }

@@ -89,10 +89,10 @@ pub(crate) fn dialled_frontend<F: Tables>(
         protocol,
         zero: 0,
     };
-    if uses & (CLUSTER_IP | EXTERNAL) != 0 {
-        if let Some(found) = frontend(&key) {
-            return Some(found);
-        }
+    if uses & (CLUSTER_IP | EXTERNAL) != 0
+        && let Some(found) = frontend(&key)
+    {
+        return Some(found);
     }
     if uses & NODE == 0 {
         return None;

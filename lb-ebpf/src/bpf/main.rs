@@ -2,9 +2,14 @@
 
 #![no_std]
 #![no_main]
+#![allow(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a key by value would be one more copy on a stack of 512 bytes"
+)]
 
 mod answer;
 mod egress;
+mod fast;
 mod flow;
 mod forward;
 mod header;
@@ -16,6 +21,8 @@ mod masquerade;
 mod report;
 mod rewrite;
 mod select;
+mod service_cidr;
+mod shard;
 mod skb;
 mod socket;
 mod source_range;

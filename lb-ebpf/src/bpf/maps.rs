@@ -40,7 +40,7 @@ const SHARD_SLOTS: usize = 2 * FLOW_SHARDS as usize;
 
 type Growing<K, V> = ArrayOfMaps<HashMap<K, V, START, GROW>, 1>;
 type Segments<V> = ArrayOfMaps<Array<V, { SEGMENT_RECORDS as usize }>, { SEGMENTS as usize }>;
-type Shards<K, V> = ArrayOfMaps<HashMap<K, V, SHARD_START, GROW>, SHARD_SLOTS>;
+pub(crate) type Shards<K, V> = ArrayOfMaps<HashMap<K, V, SHARD_START, GROW>, SHARD_SLOTS>;
 
 #[btf_map(name = "frontends4")]
 pub(crate) static FRONTENDS4: Growing<FrontendKey<V4>, Frontend> = Growing::new();

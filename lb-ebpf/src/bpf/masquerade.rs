@@ -8,14 +8,14 @@
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use core::mem::zeroed;
-use core::ptr::read_volatile;
-use lb_ebpf::abi::address::{NODE, NODE_LOCAL};
-use lb_ebpf::abi::endpoint::LOCAL;
+use lb_ebpf::abi::address::{Address4, Address6, NODE, NODE_LOCAL};
+use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{MASQUERADED, OUTSIDE};
-use lb_ebpf::abi::settings::{MASQUERADE_ALL, Settings};
+use lb_ebpf::abi::flow::{LOCAL_ENDPOINT, MASQUERADED, OUTSIDE};
+use lb_ebpf::abi::settings::{MASQUERADE_ALL, SNAT_LOCAL, Settings};
 use lb_ebpf::tcp_state::Speaker;
 
+use crate::fast::{self, Hop};
 use crate::forward::Route;
 use crate::lookup::now;
 use crate::maps::DEVICES;
@@ -24,7 +24,18 @@ use crate::skb::Skb;
 use crate::work::Work;
 use crate::{DROP, NEXT};
 
-/// Whether a new flow is masqueraded. Towards an endpoint of this node the client's address is kept.
+/// `BPF_FIB_LOOKUP_SRC` (Linux 6.7): also choose a source address.
+const WITH_SOURCE: u32 = 1 << 4;
+/// Answers of the route lookup that name a route.
+const FOUND: i64 = 0;
+const NO_NEIGHBOUR: i64 = 7;
+const TOO_BIG: i64 = 8;
+
+/// Whether a new flow is masqueraded.
+///
+/// Towards an endpoint of this node the client's address is kept, unless `--snat-local=kube-proxy` asks for what
+/// kube-proxy does. A host-network endpoint of this node is never reached masqueraded (spec §8, B16): its
+/// packets are delivered, not forwarded.
 #[inline(always)]
 pub(crate) fn wanted<const SCOPE: u8>(
     settings: &Settings,
@@ -32,7 +43,9 @@ pub(crate) fn wanted<const SCOPE: u8>(
     local_policy: bool,
     endpoint_flags: u16,
 ) -> bool {
-    if endpoint_flags & LOCAL != 0 {
+    if endpoint_flags & LOCAL != 0
+        && (endpoint_flags & HOST != 0 || settings.flags & SNAT_LOCAL == 0)
+    {
         return false;
     }
     if internal {
@@ -44,7 +57,7 @@ pub(crate) fn wanted<const SCOPE: u8>(
 
 /// Whether a port lies in our pool.
 #[inline(always)]
-fn pooled(settings: &Settings, port: u16) -> bool {
+pub(crate) fn pooled(settings: &Settings, port: u16) -> bool {
     port >= settings.nat_port_first
         && port <= settings.nat_port_last
         && settings.nat_port_first != 0
@@ -56,13 +69,18 @@ pub(crate) fn returns(settings: &Settings, uses: u32, destination_port: u16) -> 
     uses & (NODE | NODE_LOCAL) != 0 && pooled(settings, destination_port)
 }
 
-/// Gives an answer to a masqueraded flow its client's address back; the host then routes it there. `None`: the
-/// packet is something else.
+/// No verdict: the packet is no answer to a masqueraded flow.
+pub(crate) const NOT_OURS: i32 = i32::MIN;
+
+/// Gives an answer to a masqueraded flow its client's address back; the host then routes it there, or it goes the
+/// fast way.
 #[inline(always)]
-pub(crate) fn unmask_destination<F: Rewrite>(skb: &Skb, work: &mut Work<F>) -> Option<i32> {
+pub(crate) fn answered<F: Hop>(skb: Skb, work: &mut Work<F>) -> i32 {
     work.set_key(MASQUERADED);
     work.reply = work.key;
-    let place = work.find_reply()?;
+    let Some(place) = work.find_reply() else {
+        return NOT_OURS;
+    };
     place.touch(
         &work.flow,
         work.key.protocol,
@@ -70,16 +88,22 @@ pub(crate) fn unmask_destination<F: Rewrite>(skb: &Skb, work: &mut Work<F>) -> O
         Speaker::Endpoint,
         now(),
     );
+    if work.forward.scope == OUTSIDE && work.flow.flags & LOCAL_ENDPOINT == 0 {
+        let action = fast::to_client(skb, work);
+        if action != fast::NO {
+            return action;
+        }
+    }
     let port = work.transport.destination_port;
     let done = rewrite(
-        skb,
+        &skb,
         &work.network,
         &work.transport,
         End::Destination,
         work.forward.source,
         port,
     );
-    Some(if done { NEXT } else { DROP })
+    if done { NEXT } else { DROP }
 }
 
 /// Puts this node's address into a packet of a masqueraded flow that leaves. `None`: the packet is something
@@ -108,24 +132,41 @@ pub(crate) fn mask_source<F: Rewrite>(
     Some(if done { NEXT } else { DROP })
 }
 
-/// Chooses the address that the new flow is masqueraded with: that of the device it will leave by
-/// (spec E2), else that of the device it came in on.
+/// Chooses the address that the new flow is masqueraded with: the one the host would use towards the endpoint
+/// (spec E2), else that of the device the packet came in on.
 #[inline(never)]
 pub(crate) fn choose_address<F: NodeAddress>(skb: Skb, work: &mut Work<F>) -> bool {
     // SAFETY: all fields may be zero.
     let mut route: FibLookup = unsafe { zeroed() };
-    F::fill(&mut route, work.network.source, work.endpoint.address);
+    F::fill(&mut route, F::UNSPECIFIED, work.endpoint.address);
     route.ifindex = skb.device();
     // SAFETY: `route` is readable and writable for its size.
-    unsafe {
+    let result = unsafe {
         bpf_fib_lookup(
             skb.raw().cast(),
             &raw mut route,
             size_of::<FibLookup>() as i32,
-            0,
+            WITH_SOURCE,
         )
     };
-    let mut found = F::of_device(route.ifindex);
+    let mut found = F::UNSPECIFIED;
+    if result == FOUND || result == NO_NEIGHBOUR || result == TOO_BIG {
+        found = F::source(&route);
+    } else if result < 0 {
+        // The flag is unknown to kernels before 6.7.
+        F::fill(&mut route, F::UNSPECIFIED, work.endpoint.address);
+        route.ifindex = skb.device();
+        // SAFETY: as above.
+        unsafe {
+            bpf_fib_lookup(
+                skb.raw().cast(),
+                &raw mut route,
+                size_of::<FibLookup>() as i32,
+                0,
+            )
+        };
+        found = F::of_device(route.ifindex);
+    }
     if found == F::UNSPECIFIED {
         found = F::of_device(skb.device());
     }
@@ -137,6 +178,8 @@ pub(crate) fn choose_address<F: NodeAddress>(skb: Skb, work: &mut Work<F>) -> bo
 pub(crate) trait NodeAddress: Route {
     /// The address that flows leaving by a device are masqueraded with.
     fn of_device(device: u32) -> Self::Addr;
+    /// The source address that a route lookup came up with.
+    fn source(route: &FibLookup) -> Self::Addr;
 }
 
 impl NodeAddress for V4 {
@@ -144,9 +187,15 @@ impl NodeAddress for V4 {
     fn of_device(device: u32) -> <V4 as Family>::Addr {
         match DEVICES.get_ptr(device) {
             // SAFETY: an element of the table, which changes only with the device.
-            Some(device) => unsafe { read_volatile(&raw const (*device).address4) },
+            Some(device) => V4::read(unsafe { &(*device).address4 }),
             None => V4::UNSPECIFIED,
         }
+    }
+
+    #[inline(always)]
+    fn source(route: &FibLookup) -> <V4 as Family>::Addr {
+        // SAFETY: the field of this family, filled in by the lookup.
+        Address4::from_word(unsafe { route.__bindgen_anon_3.ipv4_src })
     }
 }
 
@@ -155,8 +204,14 @@ impl NodeAddress for V6 {
     fn of_device(device: u32) -> <V6 as Family>::Addr {
         match DEVICES.get_ptr(device) {
             // SAFETY: as above.
-            Some(device) => unsafe { read_volatile(&raw const (*device).address6) },
+            Some(device) => V6::read(unsafe { &(*device).address6 }),
             None => V6::UNSPECIFIED,
         }
+    }
+
+    #[inline(always)]
+    fn source(route: &FibLookup) -> <V6 as Family>::Addr {
+        // SAFETY: the field of this family, filled in by the lookup.
+        Address6::from_words(unsafe { route.__bindgen_anon_3.ipv6_src })
     }
 }

@@ -5,6 +5,7 @@
 
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::{TCP, UDP};
+use lb_ebpf::tcp_state::read;
 
 use crate::header::{Network, Transport, Wire};
 use crate::skb::{PSEUDO, Skb, ZERO_IS_NONE};
@@ -57,16 +58,16 @@ impl Rewrite for V4 {
         new: <V4 as Family>::Addr,
         checksum: Checksum,
     ) -> bool {
-        if checksum.offset != 0 {
-            if !skb.replace_l4(
+        if checksum.offset != 0
+            && !skb.replace_l4(
                 checksum.offset,
                 old.word(),
                 new.word(),
                 4,
                 checksum.flags | PSEUDO,
-            ) {
-                return false;
-            }
+            )
+        {
+            return false;
         }
         let at = if end == End::Source { 12 } else { 16 };
         skb.replace_l3(network + 10, old.word(), new.word()) && skb.store(network + at, &new)
@@ -83,10 +84,10 @@ impl Rewrite for V6 {
         new: <V6 as Family>::Addr,
         checksum: Checksum,
     ) -> bool {
-        if checksum.offset != 0 {
-            if !skb.replace_l4_address6(checksum.offset, old.words(), new.words(), checksum.flags) {
-                return false;
-            }
+        if checksum.offset != 0
+            && !skb.replace_l4_address6(checksum.offset, old.words(), new.words(), checksum.flags)
+        {
+            return false;
         }
         let at = if end == End::Source { 8 } else { 24 };
         skb.store(network + at, &new)
@@ -103,13 +104,15 @@ pub(crate) fn rewrite<F: Rewrite>(
     address: F::Addr,
     port: u16,
 ) -> bool {
+    // Values first, then the choice; see `tcp_state::timeout`.
+    let (source, destination) = (F::read(&network.source), F::read(&network.destination));
+    let (source_port, destination_port) = (
+        read(&transport.source_port),
+        read(&transport.destination_port),
+    );
     let (old_address, old_port, port_at) = match end {
-        End::Source => (network.source, transport.source_port, network.transport),
-        End::Destination => (
-            network.destination,
-            transport.destination_port,
-            network.transport + 2,
-        ),
+        End::Source => (source, source_port, network.transport),
+        End::Destination => (destination, destination_port, network.transport + 2),
     };
     let checksum = match (transport.present, network.protocol) {
         (true, TCP) => Checksum {

@@ -104,6 +104,13 @@ impl Skb {
         unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 4) == 0 }
     }
 
+    /// Updates an IPv4 header's checksum for a changed half-word.
+    #[inline(always)]
+    pub(crate) fn replace_l3_half(&self, offset: u32, old: u16, new: u16) -> bool {
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 2) == 0 }
+    }
+
     /// Updates a transport checksum for a changed value of `size` bytes.
     #[inline(always)]
     pub(crate) fn replace_l4(

@@ -19,10 +19,11 @@ use lb_ebpf::abi::socket::{SocketMore, SocketMoreKey};
 use lb_ebpf::abi::{FLOW_SHARDS, counter};
 use lb_ebpf::tcp_state::timeout;
 
-use crate::flow::{release_replies, slot};
+use crate::flow::release_replies;
 use crate::lookup::{now, settings};
 use crate::maps::{AFFINITY, FRAGMENTS, SOCKET_MORE, SWEEPER, Sweeper, Tables};
 use crate::report::count;
+use crate::shard::slot;
 
 /// Time between ticks. With 64 flow shards a round takes 13 s, less than the shortest timeout.
 const TICK_NS: u64 = 200_000_000;
@@ -85,21 +86,9 @@ unsafe extern "C" fn tick(_table: *mut c_void, _key: *mut u32, sweeper: *mut Swe
         };
         let carried = (&raw mut walk).cast::<c_void>();
         if cursor < FLOW_SHARDS {
-            if let Some(shard) = V4::flows().get(slot(cursor)) {
-                each(
-                    (&raw const *shard).cast(),
-                    flow::<V4> as *const c_void,
-                    carried,
-                );
-            }
+            both::<V4>(cursor, carried);
         } else if cursor < 2 * FLOW_SHARDS {
-            if let Some(shard) = V6::flows().get(slot(cursor)) {
-                each(
-                    (&raw const *shard).cast(),
-                    flow::<V6> as *const c_void,
-                    carried,
-                );
-            }
+            both::<V6>(cursor, carried);
         } else if cursor == 2 * FLOW_SHARDS {
             each(
                 (&raw const AFFINITY).cast(),
@@ -123,6 +112,28 @@ unsafe extern "C" fn tick(_table: *mut c_void, _key: *mut u32, sweeper: *mut Swe
         bpf_timer_start(timer, TICK_NS, 0);
     }
     0
+}
+
+/// Walks the current and the former map of a flow shard.
+#[inline(always)]
+unsafe fn both<F: Tables>(shard: u32, carried: *mut c_void) {
+    // SAFETY: maps of flows, and the callback for their elements.
+    unsafe {
+        if let Some(current) = F::flows().get(slot(shard)) {
+            each(
+                (&raw const *current).cast(),
+                flow::<F> as *const c_void,
+                carried,
+            );
+        }
+        if let Some(former) = F::flows().get(slot(shard) + 1) {
+            each(
+                (&raw const *former).cast(),
+                flow::<F> as *const c_void,
+                carried,
+            );
+        }
+    }
 }
 
 #[inline(always)]

@@ -47,6 +47,10 @@ fn clean_up_when_interrupted() {
         if let Err(error) = scope::remove_own() {
             eprintln!("cleaning up: {error:#}");
         }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "what destructors would remove is removed, and the main thread may be waiting for good"
+        )]
         process::exit(128 + number);
     });
 }

@@ -225,7 +225,7 @@ pub enum FailureKind {
     Denied,
     /// ENETUNREACH, EHOSTUNREACH: routing found no way.
     Unreachable,
-    /// ECONNRESET, EPIPE, or the peer closed early.
+    /// ECONNRESET, ECONNABORTED, EPIPE, EDESTADDRREQ, or the peer closed early.
     Broken,
     /// EADDRNOTAVAIL, EADDRINUSE.
     Address,
@@ -248,9 +248,12 @@ impl Failure {
 impl FailureKind {
     fn of(error: &io::Error) -> Self {
         use io::ErrorKind as E;
-        if error.raw_os_error() == Some(libc::EINPROGRESS) {
+        match error.raw_os_error() {
             // A blocking connect under SO_SNDTIMEO ends so.
-            return Self::TimedOut;
+            Some(libc::EINPROGRESS) => return Self::TimedOut,
+            // A connected UDP socket that was destroyed has no peer any more.
+            Some(libc::EDESTADDRREQ) => return Self::Broken,
+            _ => {}
         }
         match error.kind() {
             E::ConnectionRefused => Self::Refused,

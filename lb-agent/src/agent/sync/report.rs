@@ -1,0 +1,44 @@
+//! What was written, as health and metrics are told.
+
+use std::time::Instant;
+
+use tracing::{debug, warn};
+
+use super::Sync;
+use crate::metrics::{Extent, Policy};
+use crate::snapshot::Family;
+
+impl Sync {
+    /// Tells health and metrics that everything received is written.
+    pub(super) fn report(&mut self, received: Instant, extent: Extent) {
+        let took = received.elapsed();
+        for family in [Family::V4, Family::V6] {
+            // What failed is not written: health tells so after a while (spec §3.5).
+            if self.failed.is_empty() {
+                self.health.updated(family);
+            }
+            self.metrics.synced(family, took, extent);
+            for policy in [Policy::Internal, Policy::External] {
+                let count = self
+                    .no_local
+                    .values()
+                    .flatten()
+                    .filter(|without| **without == (policy, family))
+                    .count();
+                self.metrics.no_local_endpoints(policy, family, count);
+            }
+        }
+        self.metrics.programmed(took);
+        self.metrics.changes_pending(self.failed.len(), 0);
+        debug!(?took, "wrote changes");
+    }
+
+    /// Notes the tables' sizes for the metrics.
+    pub(super) fn measure(&mut self) {
+        match self.datapath.tables().usage() {
+            Ok(usage) => self.gauges.measured(usage),
+            Err(error) => warn!(%error, "could not read the tables' sizes"),
+        }
+        self.metrics.size(self.ledger.service_ports(), 0);
+    }
+}

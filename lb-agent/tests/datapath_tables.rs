@@ -1,0 +1,137 @@
+//! The datapath's tables in the running kernel: they grow, fill up, and are read where they were written. Needs
+//! root.
+
+mod scratch;
+#[path = "scratch/tables.rs"]
+mod tables;
+
+use lb_agent::cleanup::cleanup;
+use lb_agent::datapath::Reader;
+use lb_agent::plan::Write;
+use lb_ebpf::abi::counter;
+use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
+use lb_ebpf::abi::family::V4;
+use tables::{frontend4, open};
+
+#[test]
+fn frontends_grow_and_every_one_is_there_for_a_new_agent() {
+    scratch::run("grow", |bpffs| {
+        let mut datapath = open(bpffs);
+        let start = datapath.tables().frontends4.table().max_entries();
+        let writes: Vec<Write> = (0..20_000).map(|n| frontend4((n % 250) as u8, n)).collect();
+        let plans: Vec<&[Write]> = writes.chunks(1).collect();
+        let applied = datapath.apply(&plans);
+        assert!(
+            applied.failures.is_empty(),
+            "{:?}",
+            applied.failures.first()
+        );
+        assert_eq!(applied.entries, 20_000);
+        let grown = datapath.tables().frontends4.table().max_entries();
+        assert!(grown > start && grown >= 20_000, "{start} → {grown}");
+        drop(datapath);
+        let again = open(bpffs);
+        assert!(again.adopted());
+        assert_eq!(again.kernel_state().expect("read").frontends4.len(), 20_000);
+        assert_eq!(
+            Reader::open(bpffs)
+                .expect("open")
+                .frontends4()
+                .expect("read")
+                .len(),
+            20_000
+        );
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
+fn blocks_and_states_land_where_they_are_read() {
+    scratch::run("blocks", |bpffs| {
+        let mut datapath = open(bpffs);
+        let endpoint = |id| Endpoint::<V4> {
+            id,
+            service: 3,
+            port: 80,
+            ..Endpoint::default()
+        };
+        let first = 5 * 4096 + 100;
+        let records: Vec<_> = (0..50).map(endpoint).collect();
+        let plan = [
+            Write::EndpointState {
+                id: 9,
+                state: EndpointState {
+                    generation: 4,
+                    flags: 1,
+                },
+            },
+            Write::EndpointState {
+                id: 4096,
+                state: EndpointState {
+                    generation: 6,
+                    flags: 2,
+                },
+            },
+            Write::Endpoints4 {
+                first,
+                records: records.clone(),
+            },
+            frontend4(1, 3),
+        ];
+        let applied = datapath.apply(&[&plan]);
+        assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+        let reader = Reader::open(bpffs).expect("open");
+        assert_eq!(reader.block4(first, 50).expect("read"), records);
+        let states = datapath.kernel_state().expect("read").states;
+        let written: Vec<_> = states
+            .into_iter()
+            .filter(|(_, state)| state.generation > 0)
+            .map(|(id, _)| id)
+            .collect();
+        assert_eq!(written, [9, 4096]);
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
+fn a_full_table_fails_one_plan_by_name_and_spares_the_others() {
+    scratch::run("full", |bpffs| {
+        let mut datapath = open(bpffs);
+        let bad = Write::Endpoints4 {
+            first: u32::MAX - 10,
+            records: vec![Endpoint::default()],
+        };
+        let failing = [bad, frontend4(1, 1)];
+        let good = [frontend4(2, 2)];
+        let applied = datapath.apply(&[&good, &failing, &good]);
+        assert_eq!(applied.failures.len(), 1);
+        let failure = &applied.failures[0];
+        assert_eq!((failure.plan, failure.from), (1, 0));
+        assert!(
+            failure.to_string().contains("endpoints4 is full"),
+            "{failure}"
+        );
+        // The failing plan's frontend would have led to a block that is not there.
+        let services: Vec<u32> = datapath
+            .kernel_state()
+            .expect("read")
+            .frontends4
+            .iter()
+            .map(|(_, frontend)| frontend.service)
+            .collect();
+        assert_eq!(services, [2]);
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+/// The devices of the calling thread's namespace.
+#[test]
+fn counters_start_at_zero_and_have_room_for_all() {
+    scratch::run("counters", |bpffs| {
+        drop(open(bpffs));
+        let counters = Reader::open(bpffs).expect("open").counters().expect("read");
+        assert_eq!(counters, vec![0; counter::COUNTERS as usize]);
+        assert!(counter::ALL.len() <= counters.len());
+        assert!(cleanup(bpffs).is_complete());
+    });
+}

@@ -1,0 +1,36 @@
+//! Tables of a fresh datapath, and something to write into them.
+
+use std::path::Path;
+
+use lb_agent::datapath::{Config, Datapath};
+use lb_agent::plan::Write;
+use lb_ebpf::abi::address::Address4;
+use lb_ebpf::abi::family::V4;
+use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
+
+pub(crate) fn open(bpffs: &Path) -> Datapath {
+    Datapath::open(&Config {
+        bpffs: bpffs.to_owned(),
+        packet_hook: None,
+    })
+    .unwrap_or_else(|error| panic!("{error}"))
+}
+
+pub(crate) fn frontend4(last: u8, service: u32) -> Write {
+    let address = Address4 {
+        octets: [10, 96, service.to_be_bytes()[2], last],
+    };
+    let key = FrontendKey::<V4> {
+        address,
+        port: service as u16,
+        protocol: 6,
+        zero: 0,
+    };
+    Write::Frontend4 {
+        key,
+        frontend: Frontend {
+            service,
+            ..Frontend::default()
+        },
+    }
+}

@@ -1,0 +1,59 @@
+//! Shards of the flow tables, which grow while packets pass.
+//!
+//! The agent publishes a bigger map as a shard's current one and leaves the former beside it. What is looked up
+//! moves over; the agent moves the rest and then takes the former away.
+
+use lb_ebpf::abi::FLOW_SHARDS;
+
+use crate::maps::Shards;
+
+/// `BPF_NOEXIST`.
+const IF_ABSENT: u64 = 1;
+
+/// Slot of the current map of a key's shard, from the key's check word; the former one is behind it.
+#[inline(always)]
+pub(crate) fn slot(check: u32) -> u32 {
+    2 * (check & (FLOW_SHARDS - 1))
+}
+
+/// The value under `key`.
+#[inline(always)]
+pub(crate) fn find<K, V>(shards: &Shards<K, V>, slot: u32, key: &K) -> Option<*mut V> {
+    let current = shards.get(slot)?;
+    if let Some(value) = current.get_ptr_mut(key) {
+        return Some(value);
+    }
+    let former = shards.get(slot + 1)?;
+    let value = former.get_ptr_mut(key)?;
+    // SAFETY: an element of the former map; should it be reused this instant, its check word tells.
+    let moved = current.insert(key, unsafe { &*value }, IF_ABSENT).is_ok();
+    match current.get_ptr_mut(key) {
+        Some(moved) => {
+            let _ = former.remove(key);
+            Some(moved)
+        }
+        // No room yet: it stays where it is.
+        None if !moved => Some(value),
+        None => None,
+    }
+}
+
+/// Enters a value unless there is one; false if there is, or no room.
+#[inline(always)]
+pub(crate) fn insert<K, V>(shards: &Shards<K, V>, slot: u32, key: &K, value: &V) -> bool {
+    match shards.get(slot) {
+        Some(current) => current.insert(key, value, IF_ABSENT).is_ok(),
+        None => false,
+    }
+}
+
+/// Removes the value under `key`.
+#[inline(always)]
+pub(crate) fn remove<K, V>(shards: &Shards<K, V>, slot: u32, key: &K) {
+    if let Some(current) = shards.get(slot) {
+        let _ = current.remove(key);
+    }
+    if let Some(former) = shards.get(slot + 1) {
+        let _ = former.remove(key);
+    }
+}
