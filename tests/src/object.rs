@@ -130,6 +130,7 @@ impl Node {
         self.received = Received::Unchecked;
         self.services.clear();
         self.flows.clear()?;
+        set_forwarding(true)?;
         let tables = self.datapath.tables();
         macro_rules! empty {
             ($($table:expr),+) => {$(
@@ -254,6 +255,11 @@ impl Node {
         )
     }
 
+    /// Whether the host routes packets. Where it does not, route lookups fail and every packet is the stack's.
+    pub fn route_packets(&self, routed: bool) {
+        set_forwarding(routed).expect("written");
+    }
+
     /// Leaves the programs no address to masquerade with.
     pub fn forget_device_addresses(&self) {
         let devices = &self.datapath.tables().devices;
@@ -309,9 +315,15 @@ fn lay_wires() -> Result<()> {
         "route add default via 2001:db8::fe dev out0",
     ];
     ip_batch(None, &lines.map(str::to_owned))?;
+    set_forwarding(true)
+}
+
+/// Of the calling thread's network namespace.
+fn set_forwarding(on: bool) -> Result<()> {
     for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         let path = Path::new("/proc/sys/net").join(switch);
-        std::fs::write(&path, "1").with_context(|| format!("writing {}", path.display()))?;
+        let value = if on { "1" } else { "0" };
+        std::fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! Traffic from outside to an endpoint elsewhere: the answers must come back through this node, so the packets
-//! leave with its address. In between, the host's stack sees client and endpoint.
+//! leave with its address. Here they take the stack's way, which sees client and endpoint in between.
 
 use std::net::SocketAddr;
 
@@ -9,6 +9,8 @@ use lb_tests::object::{Net, Node, Outcome, POOL, Received, in_both_families, tcp
 use lb_tests::packet::{Packet, port_unreachable, tcp, time_exceeded, too_big, udp};
 
 fn serve(node: &mut Node, net: &Net) {
+    // Without routes nothing takes the fast way.
+    node.route_packets(false);
     for service in [tcp_service("web", net.family), udp_service("web", net.family)] {
         let service = service.cluster_ip(net.service).load_balancer(net.vip);
         node.serve(service.node_port(net.node_port.port()).endpoint(net.endpoint));

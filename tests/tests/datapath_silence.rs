@@ -100,3 +100,19 @@ fn an_undefined_port_of_a_vip_is_not_ours() {
         node.comes_in(&echo(net.outside.ip(), net.vip.ip())).is_untouched();
     });
 }
+
+#[test]
+fn a_packet_to_a_service_address_that_nobody_translated_does_not_leave_the_node() {
+    in_both_families(|node, net| {
+        let web = tcp_service("web", net.family).cluster_ip(net.service).load_balancer(net.vip);
+        node.serve(web.endpoint(net.endpoint));
+        for address in [net.service, net.free] {
+            node.goes_out(&tcp(net.client, address)).is_dropped();
+            node.goes_out(&udp(net.client, address)).is_dropped();
+            node.goes_out(&echo(net.client.ip(), address.ip())).is_dropped();
+        }
+        assert_eq!(node.count_of(counter::STRAY_DROPPED), 6);
+        // The VIP may be somebody else's, too.
+        node.goes_out(&tcp(net.client, net.vip)).is_untouched();
+    });
+}

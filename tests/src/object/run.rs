@@ -132,6 +132,12 @@ impl Outcome {
         self.check(REDIRECT, &expected.frame());
     }
 
+    /// `expected` goes straight out of another device. Its MAC addresses are not yet those of the next hop.
+    #[track_caller]
+    pub fn is_sent_out_as(&self, expected: &impl Frame) {
+        self.check(REDIRECT, &expected.frame());
+    }
+
     /// Whether the packet goes on, changed or not.
     pub fn goes_on(&self) -> bool {
         self.action == NEXT
@@ -185,7 +191,7 @@ fn action(number: i32) -> String {
     match number {
         NEXT => "go on".into(),
         DROP => "drop".into(),
-        REDIRECT => "turn back".into(),
+        REDIRECT => "redirect".into(),
         other => format!("number {other}"),
     }
 }
