@@ -19,6 +19,9 @@ pub(crate) const ZERO_IS_NONE: u64 = 1 << 5;
 /// `BPF_F_IPV6` (Linux 6.16): the pseudo header's change leaves `skb->csum` right.
 pub(crate) const IPV6: u64 = 1 << 7;
 
+/// `BPF_F_RECOMPUTE_CSUM`: the written bytes count in `skb->csum`.
+const RECOMPUTE: u64 = 1;
+
 /// `BPF_ADJ_ROOM_MAC`.
 const ROOM_AFTER_MAC: u32 = 1;
 
@@ -83,6 +86,21 @@ impl Skb {
                 (&raw const *value).cast(),
                 size_of::<T>() as u32,
                 0,
+            ) == 0
+        }
+    }
+
+    /// Writes a header that no checksum covers, and keeps `skb->csum` right.
+    #[inline(always)]
+    pub(crate) fn store_summed<T: Copy>(&self, offset: u32, value: &T) -> bool {
+        // SAFETY: `value` is readable for its size.
+        unsafe {
+            bpf_skb_store_bytes(
+                self.0,
+                offset,
+                (&raw const *value).cast(),
+                size_of::<T>() as u32,
+                RECOMPUTE,
             ) == 0
         }
     }
