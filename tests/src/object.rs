@@ -80,7 +80,9 @@ pub fn on_a_node(test: impl FnOnce(&mut Node) + Send) {
     // A thread of the test's own, as it does not come back from the namespaces.
     let name = thread::current().name().unwrap_or("test").to_owned();
     let outcome = thread::scope(|scope| {
-        let thread = thread::Builder::new().name(name).spawn_scoped(scope, inside);
+        let thread = thread::Builder::new()
+            .name(name)
+            .spawn_scoped(scope, inside);
         thread.expect("a thread").join()
     });
     if let Err(payload) = outcome {
@@ -269,7 +271,9 @@ impl Node {
                 address6: Address6::default(),
                 ..record
             };
-            devices.put(&index, &record, WriteMode::Any).expect("written");
+            devices
+                .put(&index, &record, WriteMode::Any)
+                .expect("written");
         }
     }
 

@@ -171,14 +171,7 @@ pub fn other(from: IpAddr, to: IpAddr, protocol: u8, bytes: &[u8]) -> Packet {
 }
 
 /// An ICMP or ICMPv6 message.
-pub fn icmp(
-    from: IpAddr,
-    to: IpAddr,
-    kind: u8,
-    code: u8,
-    rest: [u8; 4],
-    data: Vec<u8>,
-) -> Packet {
+pub fn icmp(from: IpAddr, to: IpAddr, kind: u8, code: u8, rest: [u8; 4], data: Vec<u8>) -> Packet {
     let message = Icmp {
         kind,
         code,
@@ -219,9 +212,7 @@ pub fn time_exceeded(from: IpAddr, about: &Packet) -> Packet {
 /// "Send such packets to `target` instead." IPv6 carries the packet in an option (RFC 4861 §4.5, §4.6.3).
 pub fn redirect(from: IpAddr, target: IpAddr, about: &Packet) -> Packet {
     match (target, about.destination) {
-        (IpAddr::V4(target), _) => {
-            icmp(from, about.source, 5, 1, target.octets(), about.quoted())
-        }
+        (IpAddr::V4(target), _) => icmp(from, about.source, 5, 1, target.octets(), about.quoted()),
         (IpAddr::V6(target), IpAddr::V6(destination)) => {
             let mut quote = about.quoted();
             quote.resize(quote.len().next_multiple_of(8), 0);

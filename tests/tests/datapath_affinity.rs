@@ -9,8 +9,14 @@ use lb_tests::packet::{Frame as _, tcp};
 const SECONDS: u32 = 10;
 
 fn serve(node: &mut Node, net: &Net, endpoints: &[SocketAddr]) {
-    let web = tcp_service("web", net.family).cluster_ip(net.service).affinity(SECONDS);
-    node.serve(endpoints.iter().fold(web, |web, endpoint| web.endpoint(*endpoint)));
+    let web = tcp_service("web", net.family)
+        .cluster_ip(net.service)
+        .affinity(SECONDS);
+    node.serve(
+        endpoints
+            .iter()
+            .fold(web, |web, endpoint| web.endpoint(*endpoint)),
+    );
 }
 
 /// A new connection from one of the client's ports; who got it.
@@ -56,7 +62,11 @@ fn a_client_whose_endpoint_is_gone_gets_another_and_stays_there() {
     in_both_families(|node, net| {
         serve(node, net, &[net.endpoint, net.other_endpoint]);
         let first = dial(node, net, 1000);
-        let other = if first == net.endpoint { net.other_endpoint } else { net.endpoint };
+        let other = if first == net.endpoint {
+            net.other_endpoint
+        } else {
+            net.endpoint
+        };
         serve(node, net, &[other]);
         assert_eq!(dial(node, net, 1001), other);
         serve(node, net, &[first, other]);

@@ -4,13 +4,22 @@
 use std::net::SocketAddr;
 
 use lb_ebpf::abi::flow::{ESTABLISHED, MASQUERADE};
-use lb_tests::object::{Net, Node, Outcome, POOL, Received, in_both_families, tcp_service, udp_service};
+use lb_tests::object::{
+    Net, Node, Outcome, POOL, Received, in_both_families, tcp_service, udp_service,
+};
 use lb_tests::packet::{Body, Packet, tcp, udp};
 
 fn serve(node: &mut Node, net: &Net) {
-    for service in [tcp_service("web", net.family), udp_service("web", net.family)] {
+    for service in [
+        tcp_service("web", net.family),
+        udp_service("web", net.family),
+    ] {
         let service = service.cluster_ip(net.service).load_balancer(net.vip);
-        node.serve(service.node_port(net.node_port.port()).endpoint(net.endpoint));
+        node.serve(
+            service
+                .node_port(net.node_port.port())
+                .endpoint(net.endpoint),
+        );
     }
 }
 
@@ -58,7 +67,11 @@ fn requests_and_answers_leave_wholly_translated() {
         serve(node, net);
         there_and_back(node, net);
         let flows = node.flows();
-        assert!(flows.iter().all(|flow| flow.flags & MASQUERADE != 0 && flow.state == ESTABLISHED));
+        assert!(
+            flows
+                .iter()
+                .all(|flow| flow.flags & MASQUERADE != 0 && flow.state == ESTABLISHED)
+        );
     });
 }
 
@@ -93,7 +106,11 @@ fn a_packet_larger_than_the_way_out_is_the_stacks() {
     in_both_families(|node, net| {
         serve(node, net);
         let largest = 1500 - 8 - if net.is_v4() { 20 } else { 40 };
-        open(node, net, &udp(net.outside, net.vip).carrying(&vec![1; largest]));
+        open(
+            node,
+            net,
+            &udp(net.outside, net.vip).carrying(&vec![1; largest]),
+        );
         let request = udp(net.outside, net.vip).carrying(&vec![1; largest + 1]);
         let outcome = node.comes_in(&request);
         let client = SocketAddr::new(net.outside.ip(), outcome.ports().0);
@@ -111,7 +128,8 @@ fn the_two_ways_are_one_flow() {
         let client = SocketAddr::new(net.outside.ip(), masked.port());
         let between = request.clone().from(client).to(net.endpoint);
         node.comes_in(&request).becomes(&between);
-        node.goes_out(&between).becomes(&between.clone().from(masked));
+        node.goes_out(&between)
+            .becomes(&between.clone().from(masked));
         node.route_packets(true);
         assert_eq!(open(node, net, &request), masked);
         assert_eq!(node.flows().len(), 1);
@@ -124,8 +142,10 @@ fn what_was_sent_out_is_not_translated_again() {
         serve(node, net);
         let request = udp(net.outside, net.vip);
         let masked = open(node, net, &request);
-        node.goes_out(&request.from(masked).to(net.endpoint).ttl(63)).is_untouched();
-        node.goes_out(&udp(net.vip, net.outside).ttl(63)).is_untouched();
+        node.goes_out(&request.from(masked).to(net.endpoint).ttl(63))
+            .is_untouched();
+        node.goes_out(&udp(net.vip, net.outside).ttl(63))
+            .is_untouched();
     });
 }
 

@@ -15,16 +15,31 @@ fn seen(net: &Net) -> std::net::SocketAddr {
 }
 
 fn serve(node: &mut Node, net: &Net) {
-    node.serve(tcp_service("self", net.family).cluster_ip(net.service).local_endpoint(itself(net)));
-    node.serve(udp_service("self", net.family).cluster_ip(net.service).local_endpoint(itself(net)));
+    node.serve(
+        tcp_service("self", net.family)
+            .cluster_ip(net.service)
+            .local_endpoint(itself(net)),
+    );
+    node.serve(
+        udp_service("self", net.family)
+            .cluster_ip(net.service)
+            .local_endpoint(itself(net)),
+    );
 }
 
 #[test]
 fn the_request_turns_back_with_the_service_as_its_source() {
     in_both_families(|node, net| {
         serve(node, net);
-        for request in [tcp(net.client, net.service).syn(), udp(net.client, net.service)] {
-            let arrives = request.clone().from(seen(net)).to(itself(net)).turned_back();
+        for request in [
+            tcp(net.client, net.service).syn(),
+            udp(net.client, net.service),
+        ] {
+            let arrives = request
+                .clone()
+                .from(seen(net))
+                .to(itself(net))
+                .turned_back();
             node.pod_sends(&request).is_turned_back_as(&arrives);
         }
         assert!(node.flows().iter().all(|flow| flow.flags & HAIRPIN != 0));
@@ -37,9 +52,16 @@ fn the_answer_turns_back_as_the_services() {
         serve(node, net);
         node.pod_sends(&tcp(net.client, net.service).syn());
         node.pod_sends(&udp(net.client, net.service));
-        let answers: [Packet; 2] = [tcp(itself(net), seen(net)).syn_ack(), udp(itself(net), seen(net))];
+        let answers: [Packet; 2] = [
+            tcp(itself(net), seen(net)).syn_ack(),
+            udp(itself(net), seen(net)),
+        ];
         for answer in answers {
-            let arrives = answer.clone().from(net.service).to(net.client).turned_back();
+            let arrives = answer
+                .clone()
+                .from(net.service)
+                .to(net.client)
+                .turned_back();
             node.pod_sends(&answer).is_turned_back_as(&arrives);
         }
         assert!(node.flows().iter().all(|flow| flow.state == ESTABLISHED));
@@ -52,7 +74,8 @@ fn what_turned_back_is_not_translated_again_on_its_way_to_the_pod() {
         serve(node, net);
         let request = tcp(net.client, net.service).syn();
         node.pod_sends(&request);
-        node.pod_gets(&request.from(seen(net)).to(itself(net)).turned_back()).is_untouched();
+        node.pod_gets(&request.from(seen(net)).to(itself(net)).turned_back())
+            .is_untouched();
         let answer = tcp(net.service, net.client).syn_ack().turned_back();
         node.pod_gets(&answer).is_untouched();
     });
@@ -61,7 +84,11 @@ fn what_turned_back_is_not_translated_again_on_its_way_to_the_pod() {
 #[test]
 fn only_the_pod_that_is_its_own_endpoint_turns_back() {
     in_both_families(|node, net| {
-        node.serve(tcp_service("self", net.family).cluster_ip(net.service).local_endpoint(net.local_endpoint));
+        node.serve(
+            tcp_service("self", net.family)
+                .cluster_ip(net.service)
+                .local_endpoint(net.local_endpoint),
+        );
         let syn = tcp(net.client, net.service).syn();
         node.pod_sends(&syn).becomes(&syn.to(net.local_endpoint));
     });
@@ -72,12 +99,20 @@ fn fragments_turn_back_together() {
     in_both_families(|node, net| {
         serve(node, net);
         let request = udp(net.client, net.service).carrying(&[4; 300]);
-        let arrives = request.clone().from(seen(net)).to(itself(net)).turned_back();
+        let arrives = request
+            .clone()
+            .from(seen(net))
+            .to(itself(net))
+            .turned_back();
         for (piece, arrives) in request.fragments(104).iter().zip(arrives.fragments(104)) {
             node.pod_sends(piece).is_turned_back_as(&arrives);
         }
         let answer = udp(itself(net), seen(net)).carrying(&[5; 300]);
-        let arrives = answer.clone().from(net.service).to(net.client).turned_back();
+        let arrives = answer
+            .clone()
+            .from(net.service)
+            .to(net.client)
+            .turned_back();
         for (piece, arrives) in answer.fragments(104).iter().zip(arrives.fragments(104)) {
             node.pod_sends(piece).is_turned_back_as(&arrives);
         }

@@ -4,7 +4,9 @@
 use std::net::SocketAddr;
 
 use lb_ebpf::abi::flow::{LOCAL_ENDPOINT, OUTSIDE};
-use lb_tests::object::{Described, Net, Node, Received, in_both_families, tcp_service, udp_service};
+use lb_tests::object::{
+    Described, Net, Node, Received, in_both_families, tcp_service, udp_service,
+};
 use lb_tests::packet::{Packet, tcp, udp};
 
 fn external(net: &Net) -> SocketAddr {
@@ -22,7 +24,10 @@ fn exposed(service: Described, net: &Net) -> Described {
 }
 
 fn serve(node: &mut Node, net: &Net) {
-    for service in [tcp_service("web", net.family), udp_service("web", net.family)] {
+    for service in [
+        tcp_service("web", net.family),
+        udp_service("web", net.family),
+    ] {
         node.serve(exposed(service, net).local_endpoint(net.local_endpoint));
     }
 }
@@ -44,14 +49,23 @@ fn a_client_outside_reaches_a_local_endpoint_with_its_own_address() {
     in_both_families(|node, net| {
         serve(node, net);
         for (client, dialled) in dialled(net) {
-            let requests = [tcp(client, dialled).syn(), tcp(client, dialled).carrying(b"GET"), udp(client, dialled)];
+            let requests = [
+                tcp(client, dialled).syn(),
+                tcp(client, dialled).carrying(b"GET"),
+                udp(client, dialled),
+            ];
             for request in requests {
-                node.comes_in(&request).becomes(&request.clone().to(net.local_endpoint));
+                node.comes_in(&request)
+                    .becomes(&request.clone().to(net.local_endpoint));
             }
         }
         let flows = node.flows();
         assert_eq!(flows.len(), 8);
-        assert!(flows.iter().all(|flow| flow.scope == OUTSIDE && flow.flags == LOCAL_ENDPOINT));
+        assert!(
+            flows
+                .iter()
+                .all(|flow| flow.scope == OUTSIDE && flow.flags == LOCAL_ENDPOINT)
+        );
     });
 }
 
@@ -62,9 +76,13 @@ fn its_answers_leave_as_the_services() {
         for (client, dialled) in dialled(net) {
             node.comes_in(&tcp(client, dialled).syn());
             node.comes_in(&udp(client, dialled));
-            let answers: [Packet; 2] = [tcp(net.local_endpoint, client).syn_ack(), udp(net.local_endpoint, client)];
+            let answers: [Packet; 2] = [
+                tcp(net.local_endpoint, client).syn_ack(),
+                udp(net.local_endpoint, client),
+            ];
             for answer in answers {
-                node.goes_out(&answer).becomes(&answer.clone().from(dialled));
+                node.goes_out(&answer)
+                    .becomes(&answer.clone().from(dialled));
             }
         }
     });
@@ -76,7 +94,8 @@ fn both_stay_summed_up_if_the_device_did_so() {
         serve(node, net);
         node.receives_frames(Received::Summed);
         let request = tcp(net.outside, net.vip).syn();
-        node.comes_in(&request).becomes(&request.to(net.local_endpoint));
+        node.comes_in(&request)
+            .becomes(&request.to(net.local_endpoint));
         let answer = tcp(net.local_endpoint, net.outside).syn_ack();
         node.goes_out(&answer).becomes(&answer.from(net.vip));
     });
@@ -98,7 +117,10 @@ fn a_flow_from_outside_is_undone_on_the_uplink_alone() {
 fn the_external_local_policy_keeps_to_local_endpoints() {
     in_both_families(|node, net| {
         let web = exposed(tcp_service("web", net.family), net).external_local();
-        node.serve(web.endpoint(net.endpoint).local_endpoint(net.local_endpoint));
+        node.serve(
+            web.endpoint(net.endpoint)
+                .local_endpoint(net.local_endpoint),
+        );
         for number in 0..30 {
             let client = SocketAddr::new(net.outside.ip(), 52_000 + number);
             let syn = tcp(client, net.node_port).syn();
@@ -111,13 +133,22 @@ fn the_external_local_policy_keeps_to_local_endpoints() {
 fn a_node_port_is_served_on_this_nodes_addresses_alone() {
     in_both_families(|node, net| {
         serve(node, net);
-        for address in [net.router, net.endpoint.ip(), net.vip.ip(), net.stranger.ip()] {
+        for address in [
+            net.router,
+            net.endpoint.ip(),
+            net.vip.ip(),
+            net.stranger.ip(),
+        ] {
             let elsewhere = SocketAddr::new(address, net.node_port.port());
-            node.comes_in(&tcp(net.outside, elsewhere).syn()).is_untouched();
+            node.comes_in(&tcp(net.outside, elsewhere).syn())
+                .is_untouched();
         }
         // On a ClusterIP it is an undefined port.
         let undefined = SocketAddr::new(net.service.ip(), net.node_port.port());
-        assert!(node.comes_in(&tcp(net.outside, undefined).syn()).turns_back());
+        assert!(
+            node.comes_in(&tcp(net.outside, undefined).syn())
+                .turns_back()
+        );
     });
 }
 
@@ -154,7 +185,8 @@ fn a_clients_error_about_an_answer_reaches_the_local_endpoint() {
         let known = answer.with_checksum_of(&arrived);
         for from in [net.outside.ip(), net.router] {
             let error = lb_tests::packet::too_big(from, 1300, &arrived);
-            node.comes_in(&error).becomes(&lb_tests::packet::too_big(from, 1300, &known));
+            node.comes_in(&error)
+                .becomes(&lb_tests::packet::too_big(from, 1300, &known));
         }
     });
 }
@@ -168,7 +200,8 @@ fn a_local_endpoints_error_about_a_request_comes_from_the_service() {
         let arrived = request.clone().to(net.local_endpoint);
         let known = request.with_checksum_of(&arrived);
         let error = lb_tests::packet::port_unreachable(net.local_endpoint.ip(), &arrived);
-        node.goes_out(&error).becomes(&lb_tests::packet::port_unreachable(net.vip.ip(), &known));
+        node.goes_out(&error)
+            .becomes(&lb_tests::packet::port_unreachable(net.vip.ip(), &known));
     });
 }
 

@@ -27,7 +27,8 @@ fn a_source_within_the_range_is_served() {
 fn a_source_outside_of_the_range_is_dropped_and_counted() {
     in_both_families(|node, net| {
         serve(node, net, if net.is_v4() { 32 } else { 128 });
-        node.comes_in(&tcp(net.stranger, net.vip).syn()).is_dropped();
+        node.comes_in(&tcp(net.stranger, net.vip).syn())
+            .is_dropped();
         node.pod_sends(&tcp(net.client, net.vip).syn()).is_dropped();
         assert_eq!(node.count_of(counter::SOURCE_RANGE_DROPPED), 2);
         assert!(node.flows().is_empty());
@@ -55,8 +56,12 @@ fn ranges_that_change_concern_new_connections_alone() {
         node.comes_in(&segment.clone().syn());
         let web = tcp_service("web", net.family).load_balancer(net.vip);
         let length = if net.is_v4() { 32 } else { 128 };
-        node.serve(web.source_range(net.stranger.ip(), length).local_endpoint(net.local_endpoint));
-        node.comes_in(&segment).becomes(&segment.clone().to(net.local_endpoint));
+        node.serve(
+            web.source_range(net.stranger.ip(), length)
+                .local_endpoint(net.local_endpoint),
+        );
+        node.comes_in(&segment)
+            .becomes(&segment.clone().to(net.local_endpoint));
         let mut again = net.outside;
         again.set_port(51_001);
         node.comes_in(&tcp(again, net.vip).syn()).is_dropped();

@@ -6,7 +6,11 @@ use lb_tests::packet::{ACK, FIN, RST, SYN, tcp};
 #[test]
 fn of_all_512_flag_patterns_only_a_clean_syn_opens_a_flow() {
     in_both_families(|node, net| {
-        node.serve(tcp_service("web", net.family).cluster_ip(net.service).endpoint(net.endpoint));
+        node.serve(
+            tcp_service("web", net.family)
+                .cluster_ip(net.service)
+                .endpoint(net.endpoint),
+        );
         for flags in 0..512u16 {
             let mut client = net.client;
             client.set_port(10_000 + flags);
@@ -28,7 +32,11 @@ fn of_all_512_flag_patterns_only_a_clean_syn_opens_a_flow() {
 #[test]
 fn an_open_connection_takes_all_512_flag_patterns_both_ways() {
     in_both_families(|node, net| {
-        node.serve(tcp_service("web", net.family).cluster_ip(net.service).endpoint(net.endpoint));
+        node.serve(
+            tcp_service("web", net.family)
+                .cluster_ip(net.service)
+                .endpoint(net.endpoint),
+        );
         for flags in 0..512u16 {
             let mut client = net.client;
             client.set_port(10_000 + flags);
@@ -45,7 +53,11 @@ fn an_open_connection_takes_all_512_flag_patterns_both_ways() {
 #[test]
 fn sequence_numbers_do_not_matter() {
     in_both_families(|node, net| {
-        node.serve(tcp_service("web", net.family).cluster_ip(net.service).endpoint(net.endpoint));
+        node.serve(
+            tcp_service("web", net.family)
+                .cluster_ip(net.service)
+                .endpoint(net.endpoint),
+        );
         node.pod_sends(&tcp(net.client, net.service).syn().sequence(u32::MAX, 0));
         for (sequence, acknowledgement) in [(0, 0), (u32::MAX, 1), (1 << 31, 7), (5, u32::MAX)] {
             let segment = tcp(net.client, net.service).sequence(sequence, acknowledgement);

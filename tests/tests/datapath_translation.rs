@@ -1,12 +1,22 @@
 //! A pod's packets to a service reach its endpoint, and the answers come from the service.
 
 use lb_ebpf::abi::flow::{ESTABLISHED, NEW, POD};
-use lb_tests::object::{Net, Node, Received, in_both_families, on_a_node, tcp_service, udp_service};
-use lb_tests::packet::{Checksum, Frame as _, PSH, ACK, Packet, tcp, udp};
+use lb_tests::object::{
+    Net, Node, Received, in_both_families, on_a_node, tcp_service, udp_service,
+};
+use lb_tests::packet::{ACK, Checksum, Frame as _, PSH, Packet, tcp, udp};
 
 fn serve_both(node: &mut Node, net: &Net) {
-    node.serve(tcp_service("web", net.family).cluster_ip(net.service).endpoint(net.endpoint));
-    node.serve(udp_service("web", net.family).cluster_ip(net.service).endpoint(net.endpoint));
+    node.serve(
+        tcp_service("web", net.family)
+            .cluster_ip(net.service)
+            .endpoint(net.endpoint),
+    );
+    node.serve(
+        udp_service("web", net.family)
+            .cluster_ip(net.service)
+            .endpoint(net.endpoint),
+    );
 }
 
 /// A conversation's packets of a client, each with what the endpoint gets.
@@ -15,14 +25,20 @@ fn requests(net: &Net) -> Vec<(Packet, Packet)> {
     let requests = [
         segment.clone().syn(),
         segment.clone(),
-        segment.clone().flags(PSH | ACK).carrying(b"GET / HTTP/1.1\r\n\r\n"),
+        segment
+            .clone()
+            .flags(PSH | ACK)
+            .carrying(b"GET / HTTP/1.1\r\n\r\n"),
         segment.clone().carrying(b"odd"),
         segment.fin(),
         udp(net.client, net.service),
         udp(net.client, net.service).carrying(b""),
         udp(net.client, net.service).carrying(&[0xff; 1400]),
     ];
-    requests.into_iter().map(|request| (request.clone(), request.to(net.endpoint))).collect()
+    requests
+        .into_iter()
+        .map(|request| (request.clone(), request.to(net.endpoint)))
+        .collect()
 }
 
 /// Answers of the endpoint, each with what the client gets.
@@ -34,7 +50,10 @@ fn answers(net: &Net) -> Vec<(Packet, Packet)> {
         segment.rst(),
         udp(net.endpoint, net.client),
     ];
-    answers.into_iter().map(|answer| (answer.clone(), answer.from(net.service))).collect()
+    answers
+        .into_iter()
+        .map(|answer| (answer.clone(), answer.from(net.service)))
+        .collect()
 }
 
 #[test]
@@ -71,7 +90,10 @@ fn a_flow_notes_who_spoke() {
         node.pod_sends(&tcp(net.client, net.service).syn());
         let flow = node.flows()[0];
         assert_eq!((flow.client, flow.dialled), (net.client, net.service));
-        assert_eq!((flow.new_source, flow.new_destination), (net.client, net.endpoint));
+        assert_eq!(
+            (flow.new_source, flow.new_destination),
+            (net.client, net.endpoint)
+        );
         assert_eq!((flow.scope, flow.state), (POD, NEW));
         node.pod_gets(&tcp(net.endpoint, net.client).syn_ack());
         assert_eq!(node.flows()[0].state, ESTABLISHED);
@@ -95,13 +117,10 @@ fn a_checksum_that_comes_out_as_zero_is_written_as_its_twin() {
     // RFC 768: an all-zero checksum field means "none", so zero is sent as 0xffff. Some data have it.
     in_both_families(|node, net| {
         serve_both(node, net);
-        let carrying = |number: u16| {
-            udp(net.client, net.service).carrying(&number.to_be_bytes())
-        };
+        let carrying = |number: u16| udp(net.client, net.service).carrying(&number.to_be_bytes());
         let at = carrying(0).frame().len() - 4;
-        let twin = (0..=u16::MAX).find(|number| {
-            carrying(*number).to(net.endpoint).frame()[at..at + 2] == [0xff, 0xff]
-        });
+        let twin = (0..=u16::MAX)
+            .find(|number| carrying(*number).to(net.endpoint).frame()[at..at + 2] == [0xff, 0xff]);
         let request = carrying(twin.expect("some data have it"));
         node.pod_sends(&request).becomes(&request.to(net.endpoint));
     });
@@ -130,7 +149,11 @@ fn a_service_and_its_endpoint_on_one_port_change_the_address_alone() {
     in_both_families(|node, net| {
         let mut endpoint = net.endpoint;
         endpoint.set_port(net.service.port());
-        node.serve(tcp_service("web", net.family).cluster_ip(net.service).endpoint(endpoint));
+        node.serve(
+            tcp_service("web", net.family)
+                .cluster_ip(net.service)
+                .endpoint(endpoint),
+        );
         let syn = tcp(net.client, net.service).syn();
         node.pod_sends(&syn).becomes(&syn.to(endpoint));
         let answer = tcp(endpoint, net.client).syn_ack();
@@ -146,9 +169,11 @@ fn a_known_flow_is_looked_up_before_the_service_that_lost_its_endpoints() {
         node.pod_sends(&segment.clone().syn());
         node.pod_gets(&tcp(net.endpoint, net.client).syn_ack());
         node.serve(tcp_service("web", net.family).cluster_ip(net.service));
-        node.pod_sends(&segment).becomes(&segment.clone().to(net.endpoint));
+        node.pod_sends(&segment)
+            .becomes(&segment.clone().to(net.endpoint));
         node.remove(tcp_service("web", net.family));
-        node.pod_sends(&segment).becomes(&segment.clone().to(net.endpoint));
+        node.pod_sends(&segment)
+            .becomes(&segment.clone().to(net.endpoint));
         let answer = tcp(net.endpoint, net.client);
         node.pod_gets(&answer).becomes(&answer.from(net.service));
     });

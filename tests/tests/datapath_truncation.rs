@@ -15,7 +15,11 @@ fn serve(node: &mut Node, net: &Net) {
             .load_balancer(net.vip)
             .endpoint(net.endpoint),
     );
-    node.serve(udp_service("web", net.family).cluster_ip(net.service).endpoint(net.endpoint));
+    node.serve(
+        udp_service("web", net.family)
+            .cluster_ip(net.service)
+            .endpoint(net.endpoint),
+    );
     node.serve(tcp_service("none", net.family).cluster_ip(net.other_service));
 }
 
@@ -33,14 +37,26 @@ fn seeds(net: &Net) -> Vec<(Packet, usize)> {
     let (udp_more, _) = more(udp(net.client, net.service));
     vec![
         (tcp(net.client, net.service).syn(), start + 18),
-        (tcp(net.client, net.service).carrying(b"some data"), start + 18),
+        (
+            tcp(net.client, net.service).carrying(b"some data"),
+            start + 18,
+        ),
         (udp(net.client, net.service), start + 8),
         (tcp_more, start + extra + 18),
         (udp_more, start + extra + 8),
-        (udp(net.client, net.service).carrying(&[3; 100]).fragments(48)[0].clone(), start + 8),
-        (tcp(net.client, net.other_service).syn(), start + 16),
+        (
+            udp(net.client, net.service)
+                .carrying(&[3; 100])
+                .fragments(48)[0]
+                .clone(),
+            start + 8,
+        ),
+        (tcp(net.client, net.other_service).syn(), start + 20),
         (echo(net.client.ip(), net.service.ip()), start),
-        (port_unreachable(net.client.ip(), &udp(net.service, net.client)), start),
+        (
+            port_unreachable(net.client.ip(), &udp(net.service, net.client)),
+            start,
+        ),
     ]
 }
 
@@ -87,7 +103,10 @@ fn a_cut_answer_is_translated_only_with_its_headers_whole() {
         node.pod_sends(&udp(net.client, net.service));
         let start = if net.is_v4() { 34 } else { 54 };
         for (answer, needed) in [
-            (tcp(net.endpoint, net.client).syn_ack().carrying(b"late"), start + 18),
+            (
+                tcp(net.endpoint, net.client).syn_ack().carrying(b"late"),
+                start + 18,
+            ),
             (udp(net.endpoint, net.client), start + 8),
         ] {
             let whole = answer.frame();

@@ -4,9 +4,15 @@ use lb_tests::object::{Net, Node, in_both_families, on_a_node, tcp_service, udp_
 use lb_tests::packet::{Frame as _, HERE, Packet, THERE, echo, icmp, other, tcp, udp};
 
 fn serve(node: &mut Node, net: &Net) {
-    let web = tcp_service("web", net.family).cluster_ip(net.service).node_port(30080);
+    let web = tcp_service("web", net.family)
+        .cluster_ip(net.service)
+        .node_port(30080);
     node.serve(web.load_balancer(net.vip).endpoint(net.endpoint));
-    node.serve(udp_service("web", net.family).cluster_ip(net.service).endpoint(net.endpoint));
+    node.serve(
+        udp_service("web", net.family)
+            .cluster_ip(net.service)
+            .endpoint(net.endpoint),
+    );
     node.pod_sends(&tcp(net.client, net.service).syn());
     node.pod_sends(&udp(net.client, net.service));
 }
@@ -21,14 +27,21 @@ fn passes_everywhere(node: &Node, frame: &impl lb_tests::packet::Frame) {
 fn packets_between_strangers() {
     in_both_families(|node, net| {
         serve(node, net);
-        for (from, to) in [(net.client, net.stranger), (net.stranger, net.client), (net.outside, net.client)] {
+        for (from, to) in [
+            (net.client, net.stranger),
+            (net.stranger, net.client),
+            (net.outside, net.client),
+        ] {
             passes_everywhere(node, &tcp(from, to).syn());
             passes_everywhere(node, &tcp(from, to).carrying(&[1; 999]));
             passes_everywhere(node, &udp(from, to));
             passes_everywhere(node, &echo(from.ip(), to.ip()));
         }
         for protocol in [0xfd, 47, 50, 132] {
-            passes_everywhere(node, &other(net.client.ip(), net.stranger.ip(), protocol, &[6; 40]));
+            passes_everywhere(
+                node,
+                &other(net.client.ip(), net.stranger.ip(), protocol, &[6; 40]),
+            );
         }
     });
 }
@@ -65,7 +78,10 @@ fn neighbour_discovery() {
         for kind in 133..=136 {
             let target = [0xfd, 0x96, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10];
             let all = "ff02::1".parse().unwrap();
-            passes_everywhere(node, &icmp(net.client.ip(), all, kind, 0, [0; 4], target.to_vec()));
+            passes_everywhere(
+                node,
+                &icmp(net.client.ip(), all, kind, 0, [0; 4], target.to_vec()),
+            );
         }
     });
 }
@@ -104,7 +120,9 @@ fn frames_that_carry_no_ip() {
             bytes.extend(body);
             bytes
         };
-        let arp = [0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 10, 1, 0, 5, 0, 0, 0, 0, 0, 0, 10, 96, 0, 10];
+        let arp = [
+            0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1, 10, 1, 0, 5, 0, 0, 0, 0, 0, 0, 10, 96, 0, 10,
+        ];
         passes_everywhere(node, &frame(0x0806, &arp));
         // 802.3 with LLC, MPLS, LLDP, PPPoE, one nobody knows.
         passes_everywhere(node, &frame(38, &[0x42; 38]));

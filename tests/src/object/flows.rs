@@ -133,8 +133,7 @@ where
     FlowKey<F>: Record,
     Flow<F>: Record,
 {
-    let end =
-        |address: F::Addr, port: u16| SocketAddr::new(IpAddr::from(F::wide(address)), port);
+    let end = |address: F::Addr, port: u16| SocketAddr::new(IpAddr::from(F::wide(address)), port);
     let mut seen = Vec::new();
     for shard in shards {
         seen.extend(shard.entries()?.into_iter().map(|(key, flow)| SeenFlow {

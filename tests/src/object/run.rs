@@ -167,7 +167,10 @@ impl Outcome {
     fn check(&self, wanted: i32, expected: &[u8]) {
         assert_eq!(action(self.action), action(wanted), "{}", self.story());
         if let Some(difference) = text::difference(expected, &self.bytes) {
-            panic!("{}\nexpected (-) and found (+):\n{difference}", self.story());
+            panic!(
+                "{}\nexpected (-) and found (+):\n{difference}",
+                self.story()
+            );
         }
     }
 

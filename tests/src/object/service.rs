@@ -128,7 +128,9 @@ impl Described {
             cluster: true,
             in_local_set: local,
         });
-        self.0.endpoints.sort_unstable_by_key(|endpoint| (endpoint.address, endpoint.port));
+        self.0
+            .endpoints
+            .sort_unstable_by_key(|endpoint| (endpoint.address, endpoint.port));
         self.0.has_any = true;
         self
     }

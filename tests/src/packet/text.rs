@@ -191,7 +191,11 @@ fn transport(
             header
         }
         17 if first && body.len() >= 8 => {
-            let state = if word(6) == 0 { ", no checksum" } else { judged(right) };
+            let state = if word(6) == 0 {
+                ", no checksum"
+            } else {
+                judged(right)
+            };
             lines.push(format!(
                 "{indent}udp {} → {}, length {}{state}",
                 word(0),
@@ -201,7 +205,11 @@ fn transport(
             8
         }
         1 | 58 if first && body.len() >= 8 => {
-            let right = if protocol == 1 { checksum(body) == 0 } else { right };
+            let right = if protocol == 1 {
+                checksum(body) == 0
+            } else {
+                right
+            };
             lines.push(format!(
                 "{indent}icmp type {}, code {}, rest {:02x?}{}",
                 body[0],
@@ -254,10 +262,19 @@ mod tests {
 
     #[test]
     fn a_difference_names_header_and_field() {
-        let packet = udp("[fd00::1]:5".parse().unwrap(), "[fd00::2]:6".parse().unwrap());
+        let packet = udp(
+            "[fd00::1]:5".parse().unwrap(),
+            "[fd00::2]:6".parse().unwrap(),
+        );
         let spoilt = packet.clone().checksum(Checksum::Wrong(1)).frame();
         let text = difference(&packet.frame(), &spoilt).expect("they differ");
-        assert!(text.contains("- udp 5 → 6, length 16, checksum right"), "{text}");
-        assert!(text.contains("+ udp 5 → 6, length 16, checksum WRONG"), "{text}");
+        assert!(
+            text.contains("- udp 5 → 6, length 16, checksum right"),
+            "{text}"
+        );
+        assert!(
+            text.contains("+ udp 5 → 6, length 16, checksum WRONG"),
+            "{text}"
+        );
     }
 }

@@ -217,7 +217,11 @@ mod tests {
 
     #[test]
     fn a_segment_is_laid_out_as_the_rfc_says() {
-        let segment = tcp("10.0.0.1:4660".parse().unwrap(), "10.0.0.2:80".parse().unwrap()).syn();
+        let segment = tcp(
+            "10.0.0.1:4660".parse().unwrap(),
+            "10.0.0.2:80".parse().unwrap(),
+        )
+        .syn();
         let bytes = segment.frame();
         assert_eq!(bytes.len(), 14 + 20 + 28);
         assert_eq!(bytes[12..16], [8, 0, 0x45, 0]);
@@ -227,8 +231,11 @@ mod tests {
 
     #[test]
     fn fragments_put_together_are_the_datagram() {
-        let whole = udp("[fd00::1]:5".parse().unwrap(), "[fd00::2]:6".parse().unwrap())
-            .carrying(&[7; 100]);
+        let whole = udp(
+            "[fd00::1]:5".parse().unwrap(),
+            "[fd00::2]:6".parse().unwrap(),
+        )
+        .carrying(&[7; 100]);
         let pieces = whole.fragments(40);
         assert_eq!(pieces.len(), 3);
         let together: Vec<u8> = pieces.iter().flat_map(transport).collect();
