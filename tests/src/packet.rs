@@ -326,7 +326,7 @@ impl Packet {
 
     /// With IPv4 options.
     pub fn options(mut self, options: &[u8]) -> Self {
-        assert!(self.source.is_ipv4() && options.len() % 4 == 0);
+        assert!(self.source.is_ipv4() && options.len().is_multiple_of(4));
         self.options = options.to_vec();
         self
     }

@@ -49,12 +49,6 @@ impl Skb {
         unsafe { read_volatile(addr_of!((*self.0).ifindex)) }
     }
 
-    #[inline(always)]
-    pub(crate) fn len(&self) -> u32 {
-        // SAFETY: a field of the context.
-        unsafe { read_volatile(addr_of!((*self.0).len)) }
-    }
-
     /// Reads a header. `T` is made of integers and arrays of such.
     #[inline(always)]
     pub(crate) fn load<T: Copy>(&self, offset: u32) -> Option<T> {

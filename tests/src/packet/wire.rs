@@ -44,7 +44,10 @@ pub(super) fn frame(packet: &Packet) -> Vec<u8> {
 }
 
 pub(super) fn fragments(packet: &Packet, size: usize) -> Vec<Packet> {
-    assert!(size % 8 == 0 && size > 0, "fragments end at multiples of 8");
+    assert!(
+        size.is_multiple_of(8) && size > 0,
+        "fragments end at multiples of 8"
+    );
     let whole = transport(packet);
     let count = whole.len().div_ceil(size);
     let piece = |(number, bytes): (usize, &[u8])| Packet {
@@ -81,7 +84,7 @@ fn protocol(body: &Body, address: IpAddr) -> u8 {
 fn ipv4(packet: &Packet, payload: usize) -> Vec<u8> {
     let length = 20 + packet.options.len();
     let (offset, more) = packet.fragment.unwrap_or((0, false));
-    let flags = u16::from(packet.dont_fragment) << 14 | u16::from(more) << 13;
+    let flags = (u16::from(packet.dont_fragment) << 14) | (u16::from(more) << 13);
     let mut header = vec![0x40 | (length / 4) as u8, 0];
     header.extend(((length + payload) as u16).to_be_bytes());
     header.extend((packet.identification as u16).to_be_bytes());
@@ -151,14 +154,17 @@ fn transport(packet: &Packet) -> Vec<u8> {
 }
 
 fn tcp_segment(tcp: &super::Tcp) -> Vec<u8> {
-    assert!(tcp.options.len() % 4 == 0, "TCP options come in words");
+    assert!(
+        tcp.options.len().is_multiple_of(4),
+        "TCP options come in words"
+    );
     let words = (5 + tcp.options.len() / 4) as u16;
     let mut bytes = Vec::new();
     bytes.extend(tcp.ports.0.to_be_bytes());
     bytes.extend(tcp.ports.1.to_be_bytes());
     bytes.extend(tcp.sequence.to_be_bytes());
     bytes.extend(tcp.acknowledgement.to_be_bytes());
-    bytes.extend((words << 12 | tcp.flags).to_be_bytes());
+    bytes.extend(((words << 12) | tcp.flags).to_be_bytes());
     bytes.extend(tcp.window.to_be_bytes());
     bytes.extend([0; 4]);
     bytes.extend(&tcp.options);
