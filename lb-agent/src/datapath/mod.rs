@@ -3,6 +3,9 @@
 pub mod apply;
 pub mod attach;
 pub mod engine;
+pub mod entries;
+pub mod flows;
+mod follow_flows;
 pub mod grace;
 pub mod growing;
 pub mod interfaces;
@@ -10,7 +13,9 @@ pub mod object;
 pub mod pins;
 pub mod programs;
 pub mod read;
+pub mod roles;
 pub mod segments;
+pub mod shards;
 mod stage;
 pub mod tables;
 
@@ -22,9 +27,11 @@ use crate::sys::bpf;
 
 pub use apply::{Applied, Failure};
 pub use engine::{Config, Datapath, DeviceChanges};
+pub use follow_flows::Follower;
 pub use grace::Grace;
-pub use interfaces::{Interfaces, Picture, Selection};
+pub use interfaces::{Interfaces, Picture};
 pub use read::{KernelState, Reader};
+pub use roles::{Choice, PodDevices, Selection, is_unroutable};
 
 /// What went wrong on the kernel's side, and what to do about it.
 #[derive(Debug)]

@@ -88,7 +88,7 @@ fn ipv4(packet: &Packet, payload: usize) -> Vec<u8> {
     let mut header = vec![0x40 | (length / 4) as u8, 0];
     header.extend(((length + payload) as u16).to_be_bytes());
     header.extend((packet.identification as u16).to_be_bytes());
-    header.extend((flags | offset / 8).to_be_bytes());
+    header.extend((flags | (offset / 8)).to_be_bytes());
     header.extend([packet.ttl, protocol(&packet.body, packet.source), 0, 0]);
     header.extend(octets(packet.source));
     header.extend(octets(packet.destination));
