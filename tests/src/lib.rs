@@ -6,6 +6,8 @@
 //!
 //! [`control_plane`] is a real API server, with one node's sockets to judge what the agent makes of it.
 //! [`bench`] measures the agent. [`oracle`] works out slowly which endpoints a Service has.
+//!
+//! [`object`] is the loaded object alone, fed with frames that [`packet`] builds.
 
 pub mod address;
 pub mod agent;
@@ -20,7 +22,9 @@ pub mod link;
 pub mod manifests;
 pub mod netns;
 pub mod node;
+pub mod object;
 pub mod oracle;
+pub mod packet;
 pub mod peer;
 pub mod pod;
 pub mod process;

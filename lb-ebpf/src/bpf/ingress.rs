@@ -282,6 +282,10 @@ fn other_protocol<F: Answer, const SCOPE: u8>(skb: Skb) -> i32 {
         if action != icmp_error::NOT_OURS {
             return action;
         }
+        // An error about an error would go on for ever (RFC 1122 §3.2.2, RFC 4443 §2.4).
+        if work.uses & CLUSTER_IP != 0 && icmp_error::is_error(&skb, &work.network) {
+            return DROP;
+        }
     }
     if work.uses & CLUSTER_IP == 0 {
         return NEXT;
