@@ -5,7 +5,7 @@ use crate::oracle::packet::wire::{Frame, ICMP, ICMP6, UDP, Unreadable};
 use crate::oracle::packet::{Hook, is_martian};
 
 /// The known deviation that a frame would meet.
-pub fn deviation(hook: Hook, bytes: &[u8]) -> Option<&'static str> {
+pub(crate) fn deviation(hook: Hook, bytes: &[u8]) -> Option<&'static str> {
     match Frame::read(bytes) {
         Ok(frame) if hook.is_ingress() && is_martian(&frame.packet) => Some(
             "packets from loopback, multicast and unspecified addresses are translated or answered",

@@ -184,6 +184,12 @@ impl Flows {
         if let Some(old) = self.replies.get(&reply).copied() {
             self.close(&old);
         }
+        if let Some(outside) = flow.outside() {
+            let back = (protocol, outside.reversed());
+            if let Some(old) = self.returning.get(&back).copied() {
+                self.close(&old);
+            }
+        }
         self.replies.insert(reply, flow.key);
         if let Some(outside) = flow.outside() {
             self.leaving.insert((protocol, flow.sent), flow.key);

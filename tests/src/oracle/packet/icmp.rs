@@ -4,7 +4,7 @@ use lb_ebpf::abi::counter;
 
 use super::flows::{Flow, Side};
 use super::wire::{Frame, ICMP, ICMP6, Packet, Tuple, word};
-use super::{Deviation, Hook, Judgement, Met, NEXT, Oracle, Seen, is, passes};
+use super::{Deviation, Hook, Judgement, Met, NEXT, Oracle, Seen, is};
 
 /// Destination unreachable, redirect, time exceeded, parameter problem; for ICMPv6 all below 128 and
 /// redirect. Source quench is no more (RFC 6633).
