@@ -169,10 +169,11 @@ impl Flows {
         self.flows.values()
     }
 
-    /// A live conversation other than `key`'s own that has this reply, unless it is closing.
+    /// A live conversation other than `key`'s own that has this reply. Half closed, it goes on; closed, its reply is free.
     pub fn holds_reply(&self, reply: &FlowKey, key: &FlowKey, now: i64) -> bool {
-        self.reply(reply)
-            .is_some_and(|flow| flow.key != *key && flow.is_live(now) && !flow.is_closing())
+        self.reply(reply).is_some_and(|flow| {
+            flow.key != *key && flow.is_live(now) && flow.state != State::Closed
+        })
     }
 
     /// Opens a conversation in place of whatever was under its keys.

@@ -137,6 +137,10 @@ impl Oracle {
         let frame = match Frame::read(bytes) {
             Ok(frame) => frame,
             Err(Unreadable::Foreign) => return passes(bytes, seen),
+            Err(Unreadable::Malformed) if hook.is_ingress() && self.leads_nowhere(bytes) => {
+                self.count(counter::CIDR_DROPPED);
+                return is_dropped(seen);
+            }
             Err(Unreadable::Malformed) => {
                 self.count(counter::MALFORMED);
                 return passes(bytes, seen);
@@ -210,6 +214,18 @@ impl Oracle {
         }
     }
 
+    /// An IPv6 destination that is nobody's, whatever the extension headers.
+    fn leads_nowhere(&self, bytes: &[u8]) -> bool {
+        let Some(octets) = bytes
+            .get(38..54)
+            .filter(|_| bytes[12..15] == [0x86, 0xdd, 0x60])
+        else {
+            return false;
+        };
+        let octets: [u8; 16] = octets.try_into().expect("16 bytes");
+        self.tables.is_nobodys(IpAddr::from(octets))
+    }
+
     /// Another second, or many.
     pub fn wait(&mut self, seconds: i64) {
         self.now += seconds;
@@ -234,9 +250,8 @@ impl Oracle {
             return packet.tuple().map_or(Ports::None, Ports::Known);
         };
         match self.fragments.get(&fragment_key(hook, packet, piece)) {
-            Some(&(source, destination, seen)) if self.now - seen < flows::timeout::FRAGMENT => {
-                Ports::Known(packet.tuple_with(source, destination))
-            }
+            // Its age is the sweep's affair.
+            Some(&(source, destination, _)) => Ports::Known(packet.tuple_with(source, destination)),
             _ => Ports::Stranger,
         }
     }
