@@ -10,6 +10,9 @@ pub(crate) fn deviation(hook: Hook, bytes: &[u8]) -> Option<&'static str> {
         Ok(frame) if hook.is_ingress() && is_martian(&frame.packet) => Some(
             "packets from loopback, multicast and unspecified addresses are translated or answered",
         ),
+        Ok(frame) if frame.packet.waypoint => {
+            Some("a routing header with further stops does not keep a packet from being translated")
+        }
         Ok(frame) if has_untrue_length(&frame) => {
             Some("datagrams whose length field is untrue are translated")
         }

@@ -47,7 +47,14 @@ impl Oracle {
             bytes,
             seen,
         };
-        let whole = quotation(&frame.packet).filter(|_| frame.packet.piece.is_none());
+        let whole = quotation(&frame.packet).filter(|_| {
+            let assigned = frame
+                .packet
+                .load
+                .first()
+                .is_some_and(|kind| frame.packet.is_v4() || matches!(kind, 1..=4 | 137));
+            assigned && frame.packet.piece.is_none()
+        });
         let found = whole.and_then(|(at, length, quoted)| {
             // The Service, if it is told, must have sent what is quoted.
             let told = |t: &Tuple| !hook.is_ingress() || t.source == frame.packet.destination;

@@ -137,9 +137,12 @@ impl Oracle {
         let frame = match Frame::read(bytes) {
             Ok(frame) => frame,
             Err(Unreadable::Foreign) => return passes(bytes, seen),
-            Err(Unreadable::Malformed) if hook.is_ingress() && self.leads_nowhere(bytes) => {
+            // Nobody is there, so either will do.
+            Err(Unreadable::Malformed)
+                if hook.is_ingress() && seen.action == DROP && self.leads_nowhere(bytes) =>
+            {
                 self.count(counter::CIDR_DROPPED);
-                return is_dropped(seen);
+                return Ok(());
             }
             Err(Unreadable::Malformed) => {
                 self.count(counter::MALFORMED);
