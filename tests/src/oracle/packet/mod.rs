@@ -144,6 +144,13 @@ impl Oracle {
                 self.count(counter::CIDR_DROPPED);
                 return Ok(());
             }
+            Err(Unreadable::Malformed)
+                if hook.is_ingress()
+                    && seen.action == DROP
+                    && self.tolerates(Deviation::MalformedRefused) =>
+            {
+                return Ok(());
+            }
             Err(Unreadable::Malformed) => {
                 self.count(counter::MALFORMED);
                 return passes(bytes, seen);
@@ -156,8 +163,11 @@ impl Oracle {
                 self.count(counter::MALFORMED);
             }
             if hook.is_ingress() && self.tables.is_nobodys(frame.packet.destination) {
-                self.count(counter::CIDR_DROPPED);
-                return is_dropped(seen);
+                if seen.action == DROP {
+                    self.count(counter::CIDR_DROPPED);
+                    return Ok(());
+                }
+                return passes(bytes, seen);
             }
             let answers = hook.is_ingress() && ours && seen.action != NEXT;
             if answers && self.tolerates(Deviation::MalformedRefused) {
@@ -165,7 +175,7 @@ impl Oracle {
             }
             return passes(bytes, seen);
         }
-        if frame.packet.waypoint || is_martian(&frame.packet) {
+        if frame.packet.waypoint || (hook.is_ingress() && is_martian(&frame.packet)) {
             return passes(bytes, seen);
         }
         if icmp::is_error(&frame.packet) {
