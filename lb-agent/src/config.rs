@@ -9,6 +9,12 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+mod nodeport;
+mod pods;
+
+pub use nodeport::NodePortAddresses;
+pub use pods::{DetectLocalMode, Detection, LocalPods, PodCidrs};
+
 /// Everything `agent::run` needs to know.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -27,6 +33,16 @@ pub struct Config {
     pub socket_lb_peer: SocketPeer,
     /// Devices the packet programs sit on.
     pub devices: Devices,
+    /// Addresses that NodePorts are served on.
+    pub nodeport_addresses: NodePortAddresses,
+    /// Replaces this node's primary address of its family, if it is a specific one (spec §3.4).
+    pub bind_address: Option<IpAddr>,
+    /// How this node's pods are told from other sources.
+    pub local_pods: LocalPods,
+    /// Masquerade whatever goes to a ClusterIP (spec E5).
+    pub masquerade_all: bool,
+    /// Whether endpoints of this node see their clients' addresses.
+    pub snat_local: SnatLocal,
     /// Address of `/healthz`, `/livez` and `/readyz`.
     pub healthz_bind: BindAddress,
     /// Address of `/metrics`.
@@ -67,6 +83,17 @@ pub enum SocketPeer {
     Service,
     /// The endpoint; saves one record per socket.
     Endpoint,
+}
+
+/// Whether endpoints of this node see their clients' addresses where kube-proxy would masquerade.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SnatLocal {
+    /// They do.
+    #[default]
+    Preserve,
+    /// As with kube-proxy: they see an address of this node.
+    KubeProxy,
 }
 
 /// Devices the packet programs sit on.
@@ -134,6 +161,18 @@ impl FromStr for SocketPeer {
     }
 }
 
+impl FromStr for SnatLocal {
+    type Err = Refused;
+
+    fn from_str(text: &str) -> Result<Self, Refused> {
+        match text {
+            "preserve" => Ok(SnatLocal::Preserve),
+            "kube-proxy" => Ok(SnatLocal::KubeProxy),
+            _ => Err(Refused("expected preserve or kube-proxy".into())),
+        }
+    }
+}
+
 impl FromStr for Devices {
     type Err = Refused;
 
@@ -155,6 +194,16 @@ impl FromStr for Devices {
             }
         }
         Ok(Devices::List(names))
+    }
+}
+
+impl Devices {
+    /// The names given; `None` for all that matter.
+    pub fn names(&self) -> Option<&[String]> {
+        match self {
+            Devices::Auto => None,
+            Devices::List(names) => Some(names),
+        }
     }
 }
 

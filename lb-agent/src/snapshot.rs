@@ -4,6 +4,7 @@
 //! knows Kubernetes types, maps or clocks.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -39,6 +40,29 @@ pub enum Protocol {
 pub struct Cidr {
     pub address: IpAddr,
     pub length: u8,
+}
+
+impl Cidr {
+    /// Whether an address has this prefix.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let same = |ours: u128, theirs: u128, width: u32| {
+            let rest = width.saturating_sub(u32::from(self.length));
+            (ours ^ theirs).checked_shr(rest).unwrap_or(0) == 0
+        };
+        match (self.address, address) {
+            (IpAddr::V4(ours), IpAddr::V4(theirs)) => {
+                same(ours.to_bits().into(), theirs.to_bits().into(), 32)
+            }
+            (IpAddr::V6(ours), IpAddr::V6(theirs)) => same(ours.to_bits(), theirs.to_bits(), 128),
+            _ => false,
+        }
+    }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
 }
 
 /// Namespace and name of an object.
@@ -147,6 +171,10 @@ pub struct Node {
 pub enum Event {
     Begin(Kind),
     Complete(Kind),
+    /// Changes of this kind cannot be followed at present.
+    Lost(Kind),
+    /// They can again.
+    Found(Kind),
     Service(Box<Service>),
     /// The Service is gone or is no longer ours (headless, ExternalName, hidden by label).
     ServiceGone(ObjectName),
@@ -225,6 +253,7 @@ impl Snapshot {
                 Change::default()
             }
             Event::Complete(kind) => self.complete(kind),
+            Event::Lost(_) | Event::Found(_) => Change::default(),
             Event::Service(service) => self.put_service(service),
             Event::ServiceGone(name) => self.remove_service(&name),
             Event::Slice(slice) => self.put_slice(*slice),

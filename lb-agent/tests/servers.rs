@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use clap::Parser as _;
 use lb_agent::cli::{self, Cli, Exit};
-use lb_agent::config::{BindAddress, Config, Devices, SocketLb, SocketPeer, SourceConfig};
+use lb_agent::config::{
+    BindAddress, Config, Devices, LocalPods, NodePortAddresses, SnatLocal, SocketLb, SocketPeer,
+    SourceConfig,
+};
 use lb_agent::health::http::{self, Reach};
-use lb_agent::health::service::ServiceHealth;
+use lb_agent::health::service::{HealthPort, ServiceHealth};
 use lb_agent::health::{Health, probes};
 use lb_agent::metrics::{Metrics, serve};
 use lb_agent::model::HealthCheck;
@@ -64,22 +67,27 @@ fn config() -> Config {
         socket_lb: SocketLb::All,
         socket_lb_peer: SocketPeer::Service,
         devices: Devices::Auto,
+        nodeport_addresses: NodePortAddresses::default(),
+        bind_address: None,
+        local_pods: LocalPods::Devices,
+        masquerade_all: false,
+        snat_local: SnatLocal::Preserve,
         healthz_bind: BindAddress(None),
         metrics_bind: BindAddress(None),
     }
 }
 
-fn check(family: Family, port: u16, local_endpoints: usize) -> HealthCheck {
-    let service = ObjectName {
-        namespace: "shop".into(),
-        name: "web".into(),
-    };
-    HealthCheck {
-        service,
+fn check(family: Family, port: u16, local_endpoints: usize) -> HealthPort {
+    let check = HealthCheck {
+        service: ObjectName {
+            namespace: "shop".into(),
+            name: "web".into(),
+        },
         family,
         port,
         local_endpoints,
-    }
+    };
+    HealthPort::of(&check, None).remove(0)
 }
 
 #[tokio::test]
@@ -316,6 +324,20 @@ async fn health_check_ports_open_count_move_and_close() {
 
     drop(service_health);
     wait_for(v4(second), None).await;
+}
+
+#[tokio::test]
+async fn health_check_ports_open_on_the_addresses_named_alone() {
+    let service_health = ServiceHealth::start(Health::default());
+    let port = free_port();
+    let on = |octet| SocketAddr::new(Ipv4Addr::new(127, 0, 0, octet).into(), port);
+    let named = HealthPort {
+        address: on(2),
+        ..check(Family::V4, port, 1)
+    };
+    service_health.set(vec![named]);
+    wait_for(on(2), Some("HTTP/1.1 200")).await;
+    wait_for(on(1), None).await;
 }
 
 #[tokio::test]

@@ -7,6 +7,8 @@
 //! | pods of node N | 10.244.N.0/24 | fd44:N::/64 |
 //! | pod I of node N | 10.244.N.(10+I) | the same digits: fd44:N::(10+I) |
 //! | services | 10.96.0.0/16 | fd96::/112 |
+//! | load balancers | 198.51.100.0/24 | fd51::/64 |
+//! | external addresses | 203.0.113.0/24 | fd13::/64 |
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -59,6 +61,30 @@ pub fn service(family: Family, host: u8) -> IpAddr {
     match family {
         Family::V4 => Ipv4Addr::new(10, 96, 0, host).into(),
         Family::V6 => Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, same_digits(host)).into(),
+    }
+}
+
+/// The range of service addresses.
+pub fn service_range(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "10.96.0.0/16",
+        Family::V6 => "fd96::/112",
+    }
+}
+
+/// An address that a load balancer gives.
+pub fn load_balancer(family: Family, host: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(198, 51, 100, host).into(),
+        Family::V6 => Ipv6Addr::new(0xfd51, 0, 0, 0, 0, 0, 0, same_digits(host)).into(),
+    }
+}
+
+/// An address of nobody's that services may have as an external one.
+pub fn external(family: Family, host: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(203, 0, 113, host).into(),
+        Family::V6 => Ipv6Addr::new(0xfd13, 0, 0, 0, 0, 0, 0, same_digits(host)).into(),
     }
 }
 

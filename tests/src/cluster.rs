@@ -14,9 +14,12 @@
 //!
 //! Dropping the cluster removes all of it, also during a panic.
 
-use anyhow::Result;
+use std::net::IpAddr;
 
-use crate::address::CLIENT;
+use anyhow::Result;
+use lb_agent::snapshot::Family;
+
+use crate::address::{self, CLIENT, FAMILIES};
 use crate::agent::{Agent, SocketLb};
 use crate::cgroup;
 use crate::link::{self, Layout, Socket, Station, Wire};
@@ -154,6 +157,31 @@ impl Cluster {
     /// A process on the outside client's machine.
     pub fn client(&self) -> Result<Peer> {
         Peer::start("client", &self.outside_place()?, &[])
+    }
+
+    /// The outside client's address.
+    pub fn client_address(&self, family: Family) -> IpAddr {
+        address::lan(family, CLIENT)
+    }
+
+    /// The outside client's network namespace.
+    pub fn outside(&self) -> &Namespace {
+        &self.outside
+    }
+
+    /// Makes the outside client send whatever goes to service, load-balancer and external addresses to a node, as
+    /// routers at the edge of a cluster do.
+    pub fn route_services_to(&self, node: u8) -> Result<()> {
+        let lines = FAMILIES.map(|family| {
+            let via = self.node(node).address(family);
+            let (balancers, external) = match family {
+                Family::V4 => ("198.51.100.0/24", "203.0.113.0/24"),
+                Family::V6 => ("fd51::/64", "fd13::/64"),
+            };
+            [address::service_range(family), balancers, external]
+                .map(|range| format!("route replace {range} via {via}"))
+        });
+        self.outside.ip(&lines.concat())
     }
 
     /// Shows an object to the agents of all nodes, new or changed.

@@ -59,14 +59,21 @@ impl Manifests {
     }
 }
 
-/// A Service of type ClusterIP, in the namespace `default`.
-#[derive(Clone, Debug)]
+/// A Service in the namespace `default`: of type ClusterIP, until it gets more.
+#[derive(Clone, Debug, Default)]
 pub struct Service {
     name: String,
     addresses: Vec<IpAddr>,
     ports: Vec<(String, &'static str, u16)>,
     affinity_seconds: Option<u32>,
     internal_local: bool,
+    external_local: bool,
+    node_port: Option<u16>,
+    external_ips: Vec<IpAddr>,
+    /// With their `ipMode`.
+    load_balancer: Vec<(IpAddr, &'static str)>,
+    source_ranges: Vec<String>,
+    health_check_port: Option<u16>,
 }
 
 impl Service {
@@ -78,10 +85,50 @@ impl Service {
         Self {
             name: name.into(),
             addresses,
-            ports: Vec::new(),
-            affinity_seconds: None,
-            internal_local: false,
+            ..Self::default()
         }
+    }
+
+    /// Serves every port on this node port, too. TCP and UDP may share a number.
+    pub fn node_port(mut self, port: u16) -> Self {
+        self.node_port = Some(port);
+        self
+    }
+
+    /// Adds an external address.
+    pub fn external_ip(mut self, address: IpAddr) -> Self {
+        self.external_ips.push(address);
+        self
+    }
+
+    /// Adds an address that a load balancer has given.
+    pub fn load_balancer(mut self, address: IpAddr) -> Self {
+        self.load_balancer.push((address, "VIP"));
+        self
+    }
+
+    /// Adds a load balancer's address whose traffic has to go there (`ipMode: Proxy`).
+    pub fn load_balancer_proxy(mut self, address: IpAddr) -> Self {
+        self.load_balancer.push((address, "Proxy"));
+        self
+    }
+
+    /// Adds a range to `loadBalancerSourceRanges`.
+    pub fn source_range(mut self, range: &str) -> Self {
+        self.source_ranges.push(range.into());
+        self
+    }
+
+    /// `externalTrafficPolicy: Local`.
+    pub fn external_local(mut self) -> Self {
+        self.external_local = true;
+        self
+    }
+
+    /// `healthCheckNodePort`.
+    pub fn health_check_port(mut self, port: u16) -> Self {
+        self.health_check_port = Some(port);
+        self
     }
 
     /// Adds a TCP port.
@@ -134,6 +181,12 @@ impl Object for Service {
             ports,
             affinity_seconds,
             internal_local,
+            external_local,
+            node_port,
+            external_ips,
+            load_balancer,
+            source_ranges,
+            health_check_port,
         } = self;
         let quoted = |address: &IpAddr| format!("\"{address}\"");
         let first = addresses.first().map_or_else(|| "None".into(), quoted);
@@ -143,8 +196,13 @@ impl Object for Service {
             .map(|&a| family_name(Family::of(a)))
             .collect::<Vec<_>>()
             .join(", ");
+        let kind = match (load_balancer.is_empty(), node_port) {
+            (false, _) => "LoadBalancer",
+            (true, Some(_)) => "NodePort",
+            (true, None) => "ClusterIP",
+        };
         let mut text = format!(
-            "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: default\nspec:\n  type: ClusterIP\n  \
+            "apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\n  namespace: default\nspec:\n  type: {kind}\n  \
              clusterIP: {first}\n  clusterIPs: [{all}]\n  ipFamilies: [{families}]\n  ipFamilyPolicy: PreferDualStack\n"
         );
         text += if *internal_local {
@@ -152,6 +210,23 @@ impl Object for Service {
         } else {
             "  internalTrafficPolicy: Cluster\n"
         };
+        if kind != "ClusterIP" || !external_ips.is_empty() {
+            text += if *external_local {
+                "  externalTrafficPolicy: Local\n"
+            } else {
+                "  externalTrafficPolicy: Cluster\n"
+            };
+        }
+        if !external_ips.is_empty() {
+            let all = external_ips.iter().map(quoted).collect::<Vec<_>>();
+            text += &format!("  externalIPs: [{}]\n", all.join(", "));
+        }
+        if !source_ranges.is_empty() {
+            text += &format!("  loadBalancerSourceRanges: {source_ranges:?}\n");
+        }
+        if let Some(port) = health_check_port {
+            text += &format!("  healthCheckNodePort: {port}\n");
+        }
         if let Some(seconds) = affinity_seconds {
             // Writing to a String cannot fail; the same holds below.
             let _ = write!(
@@ -165,8 +240,35 @@ impl Object for Service {
                 text,
                 "    - name: {name}\n      protocol: {protocol}\n      port: {port}\n      targetPort: {name}\n"
             );
+            if let Some(port) = node_port {
+                let _ = writeln!(text, "      nodePort: {port}");
+            }
+        }
+        if !load_balancer.is_empty() {
+            text += "status:\n  loadBalancer:\n    ingress:\n";
+        }
+        for (address, mode) in load_balancer {
+            let _ = writeln!(text, "    - {{ip: \"{address}\", ipMode: {mode}}}");
         }
         text
+    }
+}
+
+/// The ranges that service addresses come from.
+#[derive(Clone, Debug)]
+pub struct ServiceCidr;
+
+impl Object for ServiceCidr {
+    fn file(&self) -> String {
+        "service-cidr".into()
+    }
+
+    fn yaml(&self) -> String {
+        let [v4, v6] = address::FAMILIES.map(address::service_range);
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata:\n  name: kubernetes\nspec:\n  \
+             cidrs: [\"{v4}\", \"{v6}\"]\n"
+        )
     }
 }
 
@@ -186,6 +288,8 @@ pub enum Condition {
     NotReady,
     /// Being deleted, still serving.
     Terminating,
+    /// Being deleted, serving no more.
+    Ended,
 }
 
 impl EndpointSlice {
@@ -261,6 +365,7 @@ impl Object for EndpointSlice {
                 Condition::Ready => (true, true, false),
                 Condition::NotReady => (false, false, false),
                 Condition::Terminating => (false, true, true),
+                Condition::Ended => (false, false, true),
             };
             let _ = write!(
                 text,

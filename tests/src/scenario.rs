@@ -72,6 +72,30 @@ macro_rules! in_every_case {
     };
 }
 
+/// Makes two tests of each function: on bridges and on point-to-point links. Clients are outside, so it is all the
+/// packet path's work.
+#[macro_export]
+macro_rules! in_both_layouts {
+    ($($(#[$doc:meta])* fn $name:ident($layout:ident: Layout) $body:block)*) => { $(
+        mod $name {
+            use super::*;
+
+            $(#[$doc])*
+            fn check($layout: $crate::link::Layout) -> anyhow::Result<()> $body
+
+            #[test]
+            fn bridge() -> anyhow::Result<()> {
+                check($crate::link::Layout::Bridge)
+            }
+
+            #[test]
+            fn point_to_point() -> anyhow::Result<()> {
+                check($crate::link::Layout::PointToPoint)
+            }
+        }
+    )* };
+}
+
 /// A dual-stack service `web`, TCP and UDP on port 80, with a server in each of its pods.
 #[derive(Debug)]
 pub struct Web<'a> {
@@ -88,16 +112,28 @@ impl<'a> Web<'a> {
 
     /// The same for a service with settings of its own; its ports are added here.
     pub fn start_as(cluster: &'a Cluster, service: Service, pods: &[&'a Pod]) -> Result<Self> {
-        let service = service.tcp("tcp", PORT).udp("udp", PORT);
-        let mut web = Self {
-            cluster,
-            service,
-            servers: Vec::new(),
-        };
+        let mut web = Self::unpublished(cluster, service);
         pods.iter().try_for_each(|pod| web.serve(pod))?;
-        web.set_endpoints(pods)?;
-        cluster.publish(&web.service)?;
-        Ok(web)
+        web.publish(pods)
+    }
+
+    /// The same without servers: those of another service serve this one too.
+    pub fn beside(cluster: &'a Cluster, service: Service, pods: &[&'a Pod]) -> Result<Self> {
+        Self::unpublished(cluster, service).publish(pods)
+    }
+
+    fn unpublished(cluster: &'a Cluster, service: Service) -> Self {
+        Self {
+            cluster,
+            service: service.tcp("tcp", PORT).udp("udp", PORT),
+            servers: Vec::new(),
+        }
+    }
+
+    fn publish(self, pods: &[&'a Pod]) -> Result<Self> {
+        self.set_endpoints(pods)?;
+        self.cluster.publish(&self.service)?;
+        Ok(self)
     }
 
     /// Starts a server in one more pod, or anew in one where it was killed, without telling anybody.

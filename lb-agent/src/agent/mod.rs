@@ -5,6 +5,7 @@
 
 mod adoption;
 mod gauges;
+mod node;
 mod settings;
 mod sync;
 mod timeouts;
@@ -18,13 +19,14 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
-use crate::config::{Config, Devices, SourceConfig};
-use crate::datapath::{self, Datapath, Grace, Interfaces, Picture, Selection};
+use crate::config::{Config, SourceConfig};
+use crate::datapath::{self, Datapath, Grace, Interfaces, Picture};
 use crate::health::{self, Health};
 use crate::metrics::{self, Metrics};
 use crate::snapshot::Event;
 use crate::source::kubernetes::KubernetesSource;
 use crate::source::{Options, Refused, Source as _, directory::DirectorySource, kubernetes};
+use crate::sys::memory;
 
 use self::sync::Sync;
 
@@ -46,6 +48,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         bpffs: config.bpffs.clone(),
         packet_hook: None,
     })?;
+    // Loading takes the kernel's type information, many times what stays.
+    memory::give_back();
     info!(
         adopted = datapath.adopted(),
         packet_hook = ?datapath.packet_hook(),
@@ -59,17 +63,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let (events, mut inbox) = mpsc::channel(BACKLOG);
     let mut source = tokio::spawn(follow_cluster(config.clone(), events, refused));
-    let (pictures, mut node) = mpsc::channel(1);
+    let (pictures, mut seen) = mpsc::channel(1);
     tokio::spawn(follow_node(pictures));
     let mut upkeep = interval_at(Instant::now() + UPKEEP, UPKEEP);
     upkeep.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let selection = match &config.devices {
-        Devices::Auto => Selection::Auto,
-        Devices::List(names) => Selection::List(names.clone()),
-    };
+    let selection = node::selection(&config);
     let mut burst = Vec::with_capacity(BURST);
     loop {
         tokio::select! {
@@ -82,7 +83,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     sync.take(&mut burst)?;
                 }
             }
-            Some(picture) = node.recv() => sync.see_node(&picture, &selection)?,
+            Some(picture) = seen.recv() => sync.see_node(&picture, &selection)?,
             _ = upkeep.tick() => sync.upkeep()?,
             ended = &mut source => {
                 ended.context("the source panicked")?.context("the source of cluster objects ended")?;

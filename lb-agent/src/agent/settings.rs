@@ -6,19 +6,25 @@ use std::ops::RangeInclusive;
 
 use lb_ebpf::abi::address::{Address4, Address6};
 use lb_ebpf::abi::settings::{
-    PREFIXES, Prefix4, Prefix6, SOCKETS_ALL, SOCKETS_HOST, Settings, TCP_PEER_SERVICE,
+    MASQUERADE_ALL, PODS_BY_ADDRESS, PREFIXES, Prefix4, Prefix6, SNAT_LOCAL, SOCKETS_ALL,
+    SOCKETS_HOST, Settings, TCP_PEER_SERVICE,
 };
 use tracing::warn;
 
 use super::timeouts::Timeouts;
-use crate::config::{Config, SocketLb, SocketPeer};
+use crate::config::{Config, SnatLocal, SocketLb, SocketPeer};
 use crate::snapshot::Cidr;
 
 /// Kubernetes' default NodePorts.
 const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 
-/// Settings for a configuration and the cluster's service CIDRs.
-pub(super) fn settings(config: &Config, host_netns: u64, service_cidrs: &[Cidr]) -> Settings {
+/// Settings for a configuration, the cluster's service CIDRs, and the prefixes of local pods if those tell.
+pub(super) fn settings(
+    config: &Config,
+    host_netns: u64,
+    service_cidrs: &[Cidr],
+    pod_cidrs: Option<&[Cidr]>,
+) -> Settings {
     let timeouts = Timeouts::read();
     let pool = source_ports(local_port_range().unwrap_or(32_768..=60_999));
     let mut flags = match config.socket_lb {
@@ -28,6 +34,15 @@ pub(super) fn settings(config: &Config, host_netns: u64, service_cidrs: &[Cidr])
     };
     if config.socket_lb_peer == SocketPeer::Service {
         flags |= TCP_PEER_SERVICE;
+    }
+    if config.masquerade_all {
+        flags |= MASQUERADE_ALL;
+    }
+    if config.snat_local == SnatLocal::KubeProxy {
+        flags |= SNAT_LOCAL;
+    }
+    if pod_cidrs.is_some() {
+        flags |= PODS_BY_ADDRESS;
     }
     let mut settings = Settings {
         host_netns,
@@ -45,6 +60,11 @@ pub(super) fn settings(config: &Config, host_netns: u64, service_cidrs: &[Cidr])
         service_cidrs,
         &mut settings.service_cidrs4,
         &mut settings.service_cidrs6,
+    );
+    put_prefixes(
+        pod_cidrs.unwrap_or_default(),
+        &mut settings.pod_cidrs4,
+        &mut settings.pod_cidrs6,
     );
     settings
 }
@@ -87,7 +107,7 @@ fn put_prefixes(cidrs: &[Cidr], v4: &mut [Prefix4; PREFIXES], v6: &mut [Prefix6;
             warn!(
                 cidr = %format_args!("{}/{}", cidr.address, cidr.length),
                 limit = PREFIXES,
-                "more service CIDRs of a family than the datapath holds; free addresses of this one are routed"
+                "more service or pod CIDRs of a family than the datapath holds; this one is left out"
             );
         }
     }

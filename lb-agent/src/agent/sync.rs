@@ -2,7 +2,7 @@
 
 mod report;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -12,16 +12,17 @@ use tracing::{debug, error, info, warn};
 
 use super::adoption::kernel_state;
 use super::gauges::{Gauges, without_local_endpoints};
+use super::node::{self, Addresses};
 use super::settings::settings;
-use crate::config::{Config, SocketLb, SourceConfig};
+use crate::config::{Config, LocalPods, SocketLb, SourceConfig};
 use crate::datapath::{self, Datapath, Grace, Picture, Selection};
 use crate::health::Health;
-use crate::health::service::ServiceHealth;
+use crate::health::service::{HealthPort, ServiceHealth};
 use crate::metrics::{Extent, Metrics, Policy};
 use crate::model::{self, HealthCheck, NodeView, Options};
 use crate::plan::{Ledger, Plan, Retired, Timing, Write};
-use crate::snapshot::{Event, Family, ObjectName, Snapshot};
-use crate::sys::{cgroup, clock, netns, sock_diag};
+use crate::snapshot::{Event, Family, Kind, ObjectName, Snapshot};
+use crate::sys::{cgroup, clock, memory, netns, sock_diag};
 
 /// How long a Service that could not be written waits for another try.
 const RETRY: Duration = Duration::from_secs(5);
@@ -48,9 +49,18 @@ pub(super) struct Sync {
     retry_at: Instant,
     /// Interface addresses of this node.
     own_addresses: Vec<IpAddr>,
+    addresses: Addresses,
+    /// Devices without programs that one might expect to have them, and why.
+    left_out: BTreeMap<String, &'static str>,
     node_changed: bool,
     cidrs_changed: bool,
     ready: bool,
+    /// Kinds of objects whose changes cannot be followed at present.
+    lost: HashSet<Kind>,
+    /// When the first event came in.
+    first_event: Option<Instant>,
+    /// A list was taken in: what it took on its way can go back to the system.
+    took_list: bool,
     gauges: Gauges,
 }
 
@@ -64,12 +74,17 @@ impl Sync {
         metrics: Metrics,
     ) -> anyhow::Result<Self> {
         let host_netns = netns::cookie().context("read the network namespace's cookie")?;
-        let current = settings(config, host_netns, &[]);
-        // Service CIDRs of a former agent stay in force until the cluster names its own.
+        let pod_cidrs = node::pod_cidrs(config, None);
+        let current = settings(config, host_netns, &[], pod_cidrs.as_deref());
+        // Service CIDRs of a former agent stay in force until the cluster names its own, and the Node's pod CIDRs.
         let mut first = current;
         if let Some(former) = datapath.settings()? {
             first.service_cidrs4 = former.service_cidrs4;
             first.service_cidrs6 = former.service_cidrs6;
+            if config.local_pods == LocalPods::NodeCidr {
+                first.pod_cidrs4 = former.pod_cidrs4;
+                first.pod_cidrs6 = former.pod_cidrs6;
+            }
         }
         datapath.set_settings(&first)?;
         let timing = Timing {
@@ -109,9 +124,14 @@ impl Sync {
             failed: HashSet::new(),
             retry_at: Instant::now(),
             own_addresses: Vec::new(),
+            addresses: Addresses::default(),
+            left_out: BTreeMap::new(),
             node_changed: false,
             cidrs_changed: false,
             ready: false,
+            lost: HashSet::new(),
+            first_event: None,
+            took_list: false,
             gauges,
         };
         sync.grace.retire(plan.retire);
@@ -132,6 +152,7 @@ impl Sync {
     /// Takes in events and writes what they change.
     pub(super) fn take(&mut self, events: &mut Vec<Event>) -> anyhow::Result<()> {
         let received = Instant::now();
+        self.first_event.get_or_insert(received);
         let mut triggers = Vec::new();
         let (mut services, mut slices) = (0, 0);
         for event in events.drain(..) {
@@ -142,7 +163,13 @@ impl Sync {
                     triggers.extend(slice.trigger_time.map(|time| (slice.family, time)));
                 }
                 Event::SliceGone(_) => slices += 1,
-                Event::Complete(kind) => self.metrics.source_list(*kind),
+                Event::Complete(kind) => {
+                    self.metrics.source_list(*kind);
+                    self.connected(*kind, true);
+                    self.took_list = true;
+                }
+                Event::Found(kind) => self.connected(*kind, true),
+                Event::Lost(kind) => self.connected(*kind, false),
                 _ => {}
             }
             let change = self.snapshot.apply(event);
@@ -177,7 +204,24 @@ impl Sync {
         picture: &Picture,
         selection: &Selection,
     ) -> anyhow::Result<()> {
-        let changes = self.datapath.set_devices(&picture.choose(selection))?;
+        let choice = picture.choose(selection);
+        if choice.left_out != self.left_out {
+            for (device, reason) in &choice.left_out {
+                if !self.left_out.contains_key(device) {
+                    warn!(
+                        device,
+                        reason, "left a device out: services are not served on it"
+                    );
+                }
+            }
+            self.left_out = choice.left_out;
+            let shown = self.left_out.iter();
+            let shown = shown.map(|(name, reason)| (name.clone(), (*reason).to_owned()));
+            let shown = shown.collect();
+            self.health
+                .describe(|status| status.devices_left_out = shown);
+        }
+        let changes = self.datapath.set_devices(&choice.chosen)?;
         for (device, error) in &changes.failed {
             warn!(
                 device,
@@ -191,7 +235,7 @@ impl Sync {
             .addresses
             .iter()
             .map(|own| own.address)
-            .filter(|address| !is_unroutable(*address))
+            .filter(|address| !datapath::is_unroutable(*address))
             .collect();
         own.sort_unstable();
         own.dedup();
@@ -220,18 +264,23 @@ impl Sync {
             self.write(Instant::now())?;
         }
         self.measure();
+        if std::mem::take(&mut self.took_list) {
+            memory::give_back();
+        }
         Ok(())
     }
 
     /// Writes whatever is due. The picture is complete.
     fn write(&mut self, received: Instant) -> anyhow::Result<()> {
         let mut plans = Vec::new();
-        if self.cidrs_changed {
+        if self.cidrs_changed || self.node_changed || !self.ready {
             self.cidrs_changed = false;
+            let pod_cidrs = node::pod_cidrs(&self.config, self.snapshot.node());
             let settings = settings(
                 &self.config,
                 self.host_netns,
                 &self.snapshot.service_cidrs(),
+                pod_cidrs.as_deref(),
             );
             self.datapath.set_settings(&settings)?;
         }
@@ -253,10 +302,9 @@ impl Sync {
         }
         self.execute(plans);
         if !self.ready {
-            self.become_ready()?;
+            self.become_ready(received)?;
         }
-        self.checks
-            .set(self.wanted_checks.values().flatten().cloned().collect());
+        self.checks.set(self.health_ports());
         self.report(
             received,
             if changed >= all.max(2) {
@@ -266,6 +314,22 @@ impl Sync {
             },
         );
         Ok(())
+    }
+
+    /// The health-check ports to open, and where.
+    fn health_ports(&self) -> Vec<HealthPort> {
+        let on = |family| self.addresses.health_checks(&self.config, family);
+        let (v4, v6) = (on(Family::V4), on(Family::V6));
+        let checks = self.wanted_checks.values().flatten();
+        checks
+            .flat_map(|check| {
+                let addresses = match check.family {
+                    Family::V4 => &v4,
+                    Family::V6 => &v6,
+                };
+                HealthPort::of(check, addresses.as_deref())
+            })
+            .collect()
     }
 
     /// The plan that brings one Service up to date.
@@ -295,20 +359,7 @@ impl Sync {
     /// This node's addresses and zone changed: every Service may mean something else.
     fn follow_node(&mut self) -> Plan {
         let known = self.snapshot.node();
-        let mut addresses = known.map(|node| node.addresses.clone()).unwrap_or_default();
-        // NodePorts are served on the primary address of each family (spec G2).
-        let primary: Vec<IpAddr> = [Family::V4, Family::V6]
-            .into_iter()
-            .filter_map(|family| {
-                addresses
-                    .iter()
-                    .copied()
-                    .find(|address| Family::of(*address) == family)
-            })
-            .collect();
-        addresses.extend(&self.own_addresses);
-        addresses.sort_unstable();
-        addresses.dedup();
+        self.addresses = Addresses::of(&self.config, known, &self.own_addresses);
         let eligible = match known {
             Some(node) => !node.draining,
             // A directory need not hold a Node; an API server does.
@@ -317,7 +368,7 @@ impl Sync {
         let view = NodeView {
             name: self.config.node_name.as_str().into(),
             zone: known.and_then(|node| node.zone.clone()),
-            addresses,
+            addresses: self.addresses.all.clone(),
         };
         if self.ready {
             self.health.set_node_eligible(eligible);
@@ -328,7 +379,7 @@ impl Sync {
                 .extend(self.snapshot.services().map(|service| service.name.clone()));
         }
         self.ledger
-            .set_node_addresses(&primary, &self.node.addresses)
+            .set_node_addresses(&self.addresses.nodeport, &self.addresses.all)
     }
 
     /// Carries out plans; what fails is named and tried again later.
@@ -396,7 +447,7 @@ impl Sync {
     }
 
     /// The first complete picture is written: take away what the cluster no longer has, and start serving.
-    fn become_ready(&mut self) -> anyhow::Result<()> {
+    fn become_ready(&mut self, received: Instant) -> anyhow::Result<()> {
         let seen: HashSet<ObjectName> = self
             .snapshot
             .services()
@@ -431,6 +482,8 @@ impl Sync {
         info!(
             services = seen.len(),
             service_ports = self.ledger.service_ports(),
+            loaded_us = micros(self.first_event.unwrap_or(received)),
+            written_us = micros(received),
             "serving"
         );
         Ok(())
@@ -452,21 +505,11 @@ fn end_sockets(writes: &[Write]) {
     }
 }
 
-fn shown(name: &ObjectName) -> String {
-    format!("Service {}/{}", name.namespace, name.name)
+/// Microseconds since a moment, as logs take them.
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Loopback, link-local and the like are nobody's way to this node.
-fn is_unroutable(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => {
-            v4.is_loopback() || v4.is_link_local() || v4.is_unspecified() || v4.is_multicast()
-        }
-        IpAddr::V6(v6) => {
-            v6.is_loopback()
-                || v6.is_unicast_link_local()
-                || v6.is_unspecified()
-                || v6.is_multicast()
-        }
-    }
+fn shown(name: &ObjectName) -> String {
+    format!("Service {}/{}", name.namespace, name.name)
 }

@@ -1,5 +1,6 @@
 //! `beeline agent`: flags and what they become.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -7,11 +8,15 @@ use clap::Args;
 use super::CommandError;
 use super::logging::LogFormat;
 use crate::config::{
-    self, BindAddress, Config, Devices, Refused, SocketLb, SocketPeer, SourceConfig,
+    self, BindAddress, Config, DetectLocalMode, Detection, Devices, NodePortAddresses, PodCidrs,
+    Refused, SnatLocal, SocketLb, SocketPeer, SourceConfig,
 };
 
 /// Where a BPF file system usually is.
 pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// Names another place for every command, so that `beeline status` in the agent's container finds its tables.
+pub const BPFFS_VARIABLE: &str = "BEELINE_BPFFS";
 
 const HOSTNAME: &str = "/proc/sys/kernel/hostname";
 
@@ -28,10 +33,10 @@ pub struct AgentArgs {
     #[arg(long, env = "NODE_NAME", value_name = "NAME", visible_alias = "hostname-override", value_parser = node_name)]
     node_name: Option<String>,
     /// BPF file system that keeps tables and programs alive across restarts
-    #[arg(long, value_name = "DIR", default_value = BPFFS)]
+    #[arg(long, env = BPFFS_VARIABLE, value_name = "DIR", default_value = BPFFS)]
     bpffs: PathBuf,
     /// Root of the cgroup v2 hierarchy [default: found in the mounts]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, env = "BEELINE_CGROUP", value_name = "DIR")]
     cgroup: Option<PathBuf>,
     /// Whose sockets go to endpoints when they connect: all, host or off
     #[arg(long, value_name = "WHOSE", default_value = "all")]
@@ -42,6 +47,31 @@ pub struct AgentArgs {
     /// Devices of the packet path: auto, or names like eth0,veth1
     #[arg(long, value_name = "auto|LIST", default_value = "auto")]
     devices: Devices,
+    /// Addresses that NodePorts are served on: prefixes, primary, all, or localhost (not served) [default: primary]
+    #[arg(long, value_name = "LIST")]
+    nodeport_addresses: Option<NodePortAddresses>,
+    /// This node's primary address; unspecified: as the Node object says
+    #[arg(long, value_name = "IP", default_value = "0.0.0.0")]
+    bind_address: IpAddr,
+    /// How local pods are told from other sources: ClusterCIDR, NodeCIDR, BridgeInterface or InterfaceNamePrefix
+    /// [default: ClusterCIDR with --cluster-cidr, else by the devices that lead to pods]
+    #[arg(long, value_name = "MODE")]
+    detect_local_mode: Option<DetectLocalMode>,
+    /// Addresses of the cluster's pods, for ClusterCIDR; one prefix of each family
+    #[arg(long, value_name = "LIST")]
+    cluster_cidr: Option<PodCidrs>,
+    /// The pods' bridge, for BridgeInterface
+    #[arg(long, value_name = "NAME")]
+    pod_bridge_interface: Option<String>,
+    /// How the names of devices that lead to pods begin, for InterfaceNamePrefix
+    #[arg(long, value_name = "PREFIX")]
+    pod_interface_name_prefix: Option<String>,
+    /// Masquerade all traffic to ClusterIPs, pods' too
+    #[arg(long)]
+    masquerade_all: bool,
+    /// Whether endpoints of this node see their clients' addresses (preserve), or this node's (kube-proxy)
+    #[arg(long, value_name = "HOW", default_value = "preserve")]
+    snat_local: SnatLocal,
     /// Address of /healthz, /livez and /readyz; off for none
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256", value_parser = healthz_bind)]
     healthz_bind_address: BindAddress,
@@ -66,6 +96,18 @@ impl AgentArgs {
             Some(name) => name.to_owned(),
             None => host_name()?,
         };
+        let detection = Detection {
+            mode: self.detect_local_mode,
+            cluster_cidr: self.cluster_cidr.clone(),
+            bridge: self.pod_bridge_interface.clone(),
+            prefix: self.pod_interface_name_prefix.clone(),
+        };
+        let local_pods = detection.resolve().map_err(|refused| CommandError {
+            what: "cannot tell local pods from other sources".into(),
+            cause: refused.to_string(),
+            next: "name them as `beeline agent --help` says, or leave --detect-local-mode out"
+                .into(),
+        })?;
         Ok(Config {
             source,
             node_name,
@@ -74,6 +116,11 @@ impl AgentArgs {
             socket_lb: self.socket_lb,
             socket_lb_peer: self.socket_lb_peer,
             devices: self.devices.clone(),
+            nodeport_addresses: self.nodeport_addresses.clone().unwrap_or_default(),
+            bind_address: Some(self.bind_address).filter(|address| !address.is_unspecified()),
+            local_pods,
+            masquerade_all: self.masquerade_all,
+            snat_local: self.snat_local,
             healthz_bind: self.healthz_bind_address,
             metrics_bind: self.metrics_bind_address,
         })

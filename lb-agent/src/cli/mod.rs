@@ -32,6 +32,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use crate::cleanup;
+use crate::sys::mount;
 use output::{Format, Palette};
 use query::ServiceQuery;
 
@@ -58,6 +59,8 @@ pub enum Command {
     Agent(Box<agent::AgentArgs>),
     /// Remove every program, table and pin of ours from this node
     Cleanup(Place),
+    /// Make sure that there is a BPF file system, for the init container of hosts that mount none at boot
+    MountBpffs(Place),
     /// Services as the kernel has them
     #[command(subcommand)]
     Service(ServiceCommand),
@@ -138,7 +141,7 @@ pub struct FlushArgs {
 #[derive(Args, Clone, Debug)]
 pub struct Place {
     /// BPF file system that holds the tables
-    #[arg(long, value_name = "DIR", default_value = agent::BPFFS)]
+    #[arg(long, env = agent::BPFFS_VARIABLE, value_name = "DIR", default_value = agent::BPFFS)]
     pub bpffs: PathBuf,
 }
 
@@ -256,6 +259,7 @@ pub fn answer(command: &Command) -> Result<Printed, CommandError> {
         Command::Status(args) => Ok(status::status(args)),
         Command::Version { show } => Ok(version(*show)),
         Command::Cleanup(place) => Ok(cleaned_up(&place.bpffs)),
+        Command::MountBpffs(place) => mounted(&place.bpffs),
         Command::Agent(_) => Err(CommandError {
             what: "the agent was not started".into(),
             cause: "the program took a wrong turn".into(),
@@ -274,6 +278,27 @@ fn cleaned_up(bpffs: &Path) -> Printed {
         },
         text: format!("{report}\n"),
     }
+}
+
+fn mounted(bpffs: &Path) -> Result<Printed, CommandError> {
+    let (there, shown) = (mount::is_bpffs(bpffs), bpffs.display());
+    let failed = |error: std::io::Error| {
+        CommandError {
+        what: format!("no BPF file system at {shown}"),
+        cause: error.to_string(),
+        next: "run as root of the host, in a privileged container with Bidirectional mount propagation".into(),
+    }
+    };
+    let text = if there.map_err(failed)? {
+        format!("there is a BPF file system at {shown}\n")
+    } else {
+        mount::ensure_bpffs(bpffs).map_err(failed)?;
+        format!("mounted a BPF file system at {shown}\n")
+    };
+    Ok(Printed {
+        text,
+        exit: Exit::Fine,
+    })
 }
 
 fn version(show: Show) -> Printed {
@@ -336,6 +361,7 @@ mod tests {
             "beeline status --bpffs /tmp/x",
             "beeline version",
             "beeline cleanup --bpffs /tmp/x",
+            "beeline mount-bpffs --bpffs /tmp/x",
         ] {
             if let Err(error) = Cli::try_parse_from(line.split(' ')) {
                 panic!("{line}: {error}");

@@ -258,6 +258,10 @@ impl Report {
                 status.source
             ));
         }
+        for (device, reason) in &status.devices_left_out {
+            self.notes
+                .push(format!("device {device} has no packet programs: {reason}"));
+        }
         for (object, reason) in &status.refused {
             self.problems.push(format!("{object}: {reason}"));
         }
@@ -423,11 +427,14 @@ mod tests {
         let mut agent = healthy();
         if let Some(status) = &mut agent.status {
             status.refused("Service a/b", "loopback\u{1b}[2J address");
+            status
+                .devices_left_out
+                .insert("tun0".into(), "no Ethernet header".into());
         }
         let report = made(inventory, agent);
         assert_eq!(
             (report.problems.len(), report.notes.len()),
-            (3, 1),
+            (3, 2),
             "{report:?}"
         );
         assert!(!text::render(&report, Format::Table, Palette::Plain).contains('\u{1b}'));

@@ -14,9 +14,9 @@ use aya::programs::tc::{
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use lb_ebpf::abi::device::{POD, UPLINK};
 
-use super::interfaces::Chosen;
 use super::pins::Pins;
 use super::programs::Programs;
+use super::roles::Chosen;
 use super::{Error, Result};
 use crate::sys::bpf::{Attach, Link, LinkInfo, Position, Program, attached_programs, pin};
 use crate::sys::cgroup;

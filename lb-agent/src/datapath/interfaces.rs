@@ -1,39 +1,39 @@
-//! This node's devices and addresses, and which devices lead to pods.
+//! This node's devices and addresses.
 //!
 //! Notifications only say that something changed; what there is comes from a fresh, complete list. So a lost
 //! notification costs one more list, and no event can leave a wrong picture behind.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
-use lb_ebpf::abi::address::{Address4, Address6};
-use lb_ebpf::abi::device::{Device, POD};
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::address::{
+    AddressAttribute, AddressFlags, AddressMessage, AddressScope,
+};
 use rtnetlink::packet_route::link::{
     InfoKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage,
 };
+use rtnetlink::packet_route::route::RouteAttribute;
 use tokio::io::unix::AsyncFd;
 
 use super::{Error, Result};
 use crate::sys::netlink::{Received, Socket};
 
-/// Which devices get packet programs.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Selection {
-    /// Those that lead to pods, as far as can be told.
-    Auto,
-    /// Those of these names.
-    List(Vec<String>),
-}
-
 /// What a device is, as far as we care.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LinkKind {
+    Loopback,
+    /// A pair of devices of which the other may be in another namespace (veth, netkit).
     Veth,
     Bridge,
+    /// A network card, or what stands for one: bond, team, VLAN, macvlan.
+    Nic,
+    /// A way to other hosts through an address: VXLAN, GRE, IPIP, WireGuard, tun, tap.
+    Tunnel,
+    /// Carries no traffic of other hosts: dummy, VRF, ifb.
+    Idle,
     Other,
 }
 
@@ -45,6 +45,10 @@ pub struct Interface {
     pub kind: LinkKind,
     /// Index of the device it is a port of (bridge, bond), or 0.
     pub controller: u32,
+    /// Index of the device it sits on (VLAN), or 0.
+    pub lower: u32,
+    /// As a controller it only groups devices, their packets do not pass through it (VRF).
+    pub groups_only: bool,
     /// Its other end is in another network namespace.
     pub peer_elsewhere: bool,
     pub mtu: u32,
@@ -58,6 +62,10 @@ pub struct LocalAddress {
     pub index: u32,
     pub address: IpAddr,
     pub length: u8,
+    /// Neither secondary, temporary nor deprecated, and free of conflicts as far as known.
+    pub primary: bool,
+    /// Valid everywhere, not only on this host or link.
+    pub global: bool,
 }
 
 /// All devices and addresses at one moment.
@@ -65,85 +73,8 @@ pub struct LocalAddress {
 pub struct Picture {
     pub interfaces: Vec<Interface>,
     pub addresses: Vec<LocalAddress>,
-}
-
-/// A device that gets packet programs.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Chosen {
-    pub name: String,
-    pub device: Device,
-}
-
-impl Picture {
-    /// The devices that get packet programs, by index.
-    pub fn choose(&self, selection: &Selection) -> BTreeMap<u32, Chosen> {
-        let wanted = self.interfaces.iter().filter(|interface| match selection {
-            Selection::Auto => self.leads_to_pod(interface),
-            Selection::List(names) => names.contains(&interface.name),
-        });
-        wanted
-            .map(|interface| {
-                let device = Device {
-                    role: POD,
-                    bridge: self.bridge_of(interface),
-                    header_length: interface.header_length,
-                    mtu: interface.mtu,
-                    address4: self.own_address(interface.index, |address| match address {
-                        IpAddr::V4(v4) => Some(Address4::from(v4)),
-                        IpAddr::V6(_) => None,
-                    }),
-                    address6: self.own_address(interface.index, |address| match address {
-                        IpAddr::V6(v6) if !v6.is_unicast_link_local() => Some(Address6::from(v6)),
-                        _ => None,
-                    }),
-                };
-                (
-                    interface.index,
-                    Chosen {
-                        name: interface.name.clone(),
-                        device,
-                    },
-                )
-            })
-            .collect()
-    }
-
-    /// A veth whose other end is in another namespace, unless it is this node's own way out: that has an address
-    /// with a network around it, a pod's host side has none, or (point-to-point CNIs) a host address. A bridge
-    /// port leads to a pod in any case.
-    fn leads_to_pod(&self, interface: &Interface) -> bool {
-        if interface.kind != LinkKind::Veth || !interface.peer_elsewhere {
-            return false;
-        }
-        self.bridge_of(interface) != 0 || !self.has_network(interface.index)
-    }
-
-    fn has_network(&self, index: u32) -> bool {
-        self.addresses.iter().any(|own| {
-            let link_local = match own.address {
-                IpAddr::V4(v4) => v4.is_link_local(),
-                IpAddr::V6(v6) => v6.is_unicast_link_local(),
-            };
-            let host_length = if own.address.is_ipv4() { 32 } else { 128 };
-            own.index == index && !link_local && own.length < host_length
-        })
-    }
-
-    /// The first address of a device that `pick` takes, as the kernel lists them: primary ones come first.
-    fn own_address<A: Default>(&self, index: u32, pick: impl Fn(IpAddr) -> Option<A>) -> A {
-        let mut own = self.addresses.iter().filter(|own| own.index == index);
-        own.find_map(|own| pick(own.address)).unwrap_or_default()
-    }
-
-    fn bridge_of(&self, interface: &Interface) -> u32 {
-        let controller = self
-            .interfaces
-            .iter()
-            .find(|other| other.index == interface.controller);
-        controller
-            .filter(|other| other.kind == LinkKind::Bridge)
-            .map_or(0, |bridge| bridge.index)
-    }
+    /// Indices of the devices that unknown addresses are sent to.
+    pub default_routes: Vec<u32>,
 }
 
 /// Follows the devices and addresses of the network namespace it was opened in.
@@ -154,8 +85,19 @@ pub struct Interfaces {
     connection: tokio::task::JoinHandle<()>,
 }
 
-/// `RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR` of include/uapi/linux/rtnetlink.h.
-const GROUPS: u32 = 0x1 | 0x10 | 0x100;
+/// `RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_ROUTE` of
+/// include/uapi/linux/rtnetlink.h.
+const GROUPS: u32 = 0x1 | 0x10 | 0x100 | 0x40 | 0x400;
+
+/// `RTM_NEWROUTE` and `RTM_DELROUTE`.
+const ROUTES: [u16; 2] = [24, 25];
+
+/// One destination of each family that no site routes on its own (RFC 5737, RFC 3849): it goes where unknown
+/// addresses go.
+const ELSEWHERE: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
 
 /// One CNI call makes a burst of notifications; they are answered by one list.
 const SETTLE: Duration = Duration::from_millis(5);
@@ -209,27 +151,37 @@ impl Interfaces {
             .try_collect()
             .await
             .map_err(|e| failed("addresses", e))?;
-        let addresses = addresses.into_iter().filter_map(|message| {
-            let mut found = None;
-            for attribute in &message.attributes {
-                match attribute {
-                    // On a point-to-point device `Address` is the other end, `Local` ours.
-                    AddressAttribute::Local(address) => found = Some(*address),
-                    AddressAttribute::Address(address) => found = found.or(Some(*address)),
-                    _ => {}
-                }
-            }
-            let header = message.header;
-            found.map(|address| LocalAddress {
-                index: header.index,
-                address,
-                length: header.prefix_len,
-            })
-        });
+        let mut default_routes = Vec::new();
+        for destination in ELSEWHERE {
+            default_routes.extend(self.device_towards(destination).await);
+        }
         Ok(Picture {
-            addresses: addresses.collect(),
+            addresses: addresses.iter().filter_map(address).collect(),
             interfaces: links.iter().map(interface).collect(),
+            default_routes,
         })
+    }
+
+    /// The device that packets to an address leave by; none without a route.
+    async fn device_towards(&self, destination: IpAddr) -> Option<u32> {
+        let request = match destination {
+            IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(v4, 32)
+                .build(),
+            IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(v6, 128)
+                .build(),
+        };
+        let mut answers = std::pin::pin!(self.handle.route().get(request).execute());
+        // "Network unreachable" is an answer as good as any.
+        let route = answers.try_next().await.ok()??;
+        route
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            })
     }
 }
 
@@ -245,7 +197,7 @@ fn drain(socket: &Socket) -> io::Result<bool> {
     let mut buffer = [0; 4096];
     loop {
         match socket.receive(&mut buffer)? {
-            Received::Bytes(_) => heard = true,
+            Received::Bytes(length) => heard |= matters(&buffer[..length]),
             Received::Lost => {
                 tracing::warn!("notifications about devices were lost, reading them anew");
                 heard = true;
@@ -255,16 +207,57 @@ fn drain(socket: &Socket) -> io::Result<bool> {
     }
 }
 
+/// Whether a notification is about a device, an address or a default route. Other routes come and go by the
+/// thousand where a routing daemon runs.
+fn matters(message: &[u8]) -> bool {
+    // Type at offset 4 of `struct nlmsghdr`; prefix length at offset 1 of `struct rtmsg` behind it.
+    match message {
+        [_, _, _, _, low, high, ..] if ROUTES.contains(&u16::from_ne_bytes([*low, *high])) => {
+            message.get(17) == Some(&0)
+        }
+        _ => true,
+    }
+}
+
+fn address(message: &AddressMessage) -> Option<LocalAddress> {
+    let header = &message.header;
+    let mut found = None;
+    let mut flags = AddressFlags::from_bits_retain(header.flags.bits().into());
+    for attribute in &message.attributes {
+        match attribute {
+            // On a point-to-point device `Address` is the other end, `Local` ours.
+            AddressAttribute::Local(address) => found = Some(*address),
+            AddressAttribute::Address(address) => found = found.or(Some(*address)),
+            AddressAttribute::Flags(all) => flags = *all,
+            _ => {}
+        }
+    }
+    let unfit = AddressFlags::Secondary
+        | AddressFlags::Deprecated
+        | AddressFlags::Tentative
+        | AddressFlags::Dadfailed;
+    Some(LocalAddress {
+        index: header.index,
+        address: found?,
+        length: header.prefix_len,
+        primary: !flags.intersects(unfit),
+        global: matches!(header.scope, AddressScope::Universe | AddressScope::Site),
+    })
+}
+
 fn interface(message: &LinkMessage) -> Interface {
-    let ethernet = matches!(
-        message.header.link_layer_type,
-        LinkLayerType::Ether | LinkLayerType::Loopback
-    );
+    let layer = message.header.link_layer_type;
+    let ethernet = matches!(layer, LinkLayerType::Ether | LinkLayerType::Loopback);
     let mut interface = Interface {
         index: message.header.index,
         name: String::new(),
-        kind: LinkKind::Other,
+        kind: match layer {
+            LinkLayerType::Loopback => LinkKind::Loopback,
+            _ => LinkKind::Nic,
+        },
         controller: 0,
+        lower: 0,
+        groups_only: false,
         peer_elsewhere: false,
         mtu: 0,
         header_length: if ethernet { 14 } else { 0 },
@@ -275,12 +268,12 @@ fn interface(message: &LinkMessage) -> Interface {
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             LinkAttribute::Controller(index) => interface.controller = *index,
             LinkAttribute::LinkNetNsId(_) => interface.peer_elsewhere = true,
+            LinkAttribute::Link(index) => interface.lower = *index,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
-                    match info {
-                        LinkInfo::Kind(InfoKind::Veth) => interface.kind = LinkKind::Veth,
-                        LinkInfo::Kind(InfoKind::Bridge) => interface.kind = LinkKind::Bridge,
-                        _ => {}
+                    if let LinkInfo::Kind(info) = info {
+                        interface.kind = kind(info);
+                        interface.groups_only = *info == InfoKind::Vrf;
                     }
                 }
             }
@@ -290,99 +283,35 @@ fn interface(message: &LinkMessage) -> Interface {
     interface
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn veth(index: u32, name: &str) -> Interface {
-        Interface {
-            index,
-            name: name.into(),
-            kind: LinkKind::Veth,
-            controller: 0,
-            peer_elsewhere: true,
-            mtu: 1500,
-            header_length: 14,
-        }
-    }
-
-    fn address(index: u32, text: &str, length: u8) -> LocalAddress {
-        LocalAddress {
-            index,
-            address: text.parse().expect("an address"),
-            length,
-        }
-    }
-
-    fn chosen(picture: &Picture) -> Vec<(u32, u32)> {
-        picture
-            .choose(&Selection::Auto)
-            .iter()
-            .map(|(index, chosen)| (*index, chosen.device.bridge))
-            .collect()
-    }
-
-    #[test]
-    fn a_bridge_port_leads_to_a_pod_and_names_its_bridge() {
-        let bridge = Interface {
-            kind: LinkKind::Bridge,
-            peer_elsewhere: false,
-            ..veth(5, "cni0")
-        };
-        let port = Interface {
-            controller: 5,
-            ..veth(6, "vethab")
-        };
-        let picture = Picture {
-            interfaces: vec![bridge, port],
-            addresses: vec![address(5, "10.1.0.1", 24)],
-        };
-        assert_eq!(chosen(&picture), [(6, 5)]);
-    }
-
-    #[test]
-    fn a_point_to_point_veth_with_the_gateways_host_address_leads_to_a_pod() {
-        let picture = Picture {
-            interfaces: vec![veth(7, "veth7")],
-            addresses: vec![address(7, "10.1.0.1", 32), address(7, "fe80::1", 64)],
-        };
-        assert_eq!(chosen(&picture), [(7, 0)]);
-    }
-
-    #[test]
-    fn the_nodes_own_way_out_is_no_pod_even_if_it_is_a_veth() {
-        let picture = Picture {
-            interfaces: vec![veth(2, "eth0")],
-            addresses: vec![address(2, "192.0.2.1", 24)],
-        };
-        assert_eq!(chosen(&picture), []);
-    }
-
-    #[test]
-    fn a_veth_within_this_namespace_is_no_pod() {
-        let inside = Interface {
-            peer_elsewhere: false,
-            ..veth(3, "a")
-        };
-        assert_eq!(
-            chosen(&Picture {
-                interfaces: vec![inside],
-                addresses: vec![]
-            }),
-            []
-        );
-    }
-
-    #[test]
-    fn a_list_takes_its_devices_and_no_others() {
-        let picture = Picture {
-            interfaces: vec![veth(2, "eth0"), veth(3, "pod1")],
-            addresses: vec![],
-        };
-        let list = Selection::List(vec!["pod1".into(), "absent".into()]);
-        assert_eq!(
-            picture.choose(&list).keys().copied().collect::<Vec<_>>(),
-            [3]
-        );
+/// What a driver's kind of device is to us. Network cards have none.
+fn kind(info: &InfoKind) -> LinkKind {
+    match info {
+        InfoKind::Veth | InfoKind::Netkit => LinkKind::Veth,
+        InfoKind::Bridge => LinkKind::Bridge,
+        InfoKind::Bond
+        | InfoKind::Team
+        | InfoKind::Vlan
+        | InfoKind::MacVlan
+        | InfoKind::IpVlan
+        | InfoKind::MacSec
+        | InfoKind::Ipoib
+        | InfoKind::Wwan
+        | InfoKind::Netdevsim => LinkKind::Nic,
+        InfoKind::Tun
+        | InfoKind::Vxlan
+        | InfoKind::Geneve
+        | InfoKind::GreTap
+        | InfoKind::GreTap6
+        | InfoKind::IpIp
+        | InfoKind::Ip6Tnl
+        | InfoKind::SitTun
+        | InfoKind::GreTun
+        | InfoKind::GreTun6
+        | InfoKind::Vti
+        | InfoKind::Vti6
+        | InfoKind::Wireguard
+        | InfoKind::Xfrm => LinkKind::Tunnel,
+        InfoKind::Dummy | InfoKind::Vrf | InfoKind::Ifb | InfoKind::Nlmon => LinkKind::Idle,
+        _ => LinkKind::Other,
     }
 }

@@ -13,6 +13,7 @@ pub mod object;
 pub mod pins;
 pub mod programs;
 pub mod read;
+pub mod roles;
 pub mod segments;
 pub mod shards;
 mod stage;
@@ -28,8 +29,9 @@ pub use apply::{Applied, Failure};
 pub use engine::{Config, Datapath, DeviceChanges};
 pub use follow_flows::Follower;
 pub use grace::Grace;
-pub use interfaces::{Interfaces, Picture, Selection};
+pub use interfaces::{Interfaces, Picture};
 pub use read::{KernelState, Reader};
+pub use roles::{Choice, PodDevices, Selection, is_unroutable};
 
 /// What went wrong on the kernel's side, and what to do about it.
 #[derive(Debug)]

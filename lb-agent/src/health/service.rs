@@ -18,9 +18,35 @@ use super::http::{self, Answer, Handler, Reach};
 use crate::model::HealthCheck;
 use crate::snapshot::{Family, ObjectName};
 
+/// A health-check node port on one address.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HealthPort {
+    pub service: ObjectName,
+    /// The unspecified address for all of its family.
+    pub address: SocketAddr,
+    pub local_endpoints: usize,
+}
+
+impl HealthPort {
+    /// A check's ports on these addresses; on all of its family if there is no list (H6).
+    pub fn of(check: &HealthCheck, addresses: Option<&[IpAddr]>) -> Vec<Self> {
+        let all = [match check.family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        }];
+        let on = addresses.unwrap_or(&all).iter();
+        on.map(|address| HealthPort {
+            service: check.service.clone(),
+            address: SocketAddr::new(*address, check.port),
+            local_endpoints: check.local_endpoints,
+        })
+        .collect()
+    }
+}
+
 /// The listeners of this node. They close when this is dropped.
 pub struct ServiceHealth {
-    desired: watch::Sender<Vec<HealthCheck>>,
+    desired: watch::Sender<Vec<HealthPort>>,
     task: JoinHandle<()>,
 }
 
@@ -34,7 +60,7 @@ impl ServiceHealth {
 
     /// Replaces the whole set. Returns at once; ports open and close in the background, and one that
     /// cannot be opened is tried again until it can.
-    pub fn set(&self, desired: Vec<HealthCheck>) {
+    pub fn set(&self, desired: Vec<HealthPort>) {
         self.desired.send_if_modified(|known| {
             let news = *known != desired;
             *known = desired;
@@ -53,8 +79,7 @@ impl Drop for ServiceHealth {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Key {
     service: ObjectName,
-    family: Family,
-    port: u16,
+    address: SocketAddr,
 }
 
 struct Listener {
@@ -71,7 +96,7 @@ impl Drop for Listener {
     }
 }
 
-async fn follow(mut changes: watch::Receiver<Vec<HealthCheck>>, health: Health) {
+async fn follow(mut changes: watch::Receiver<Vec<HealthPort>>, health: Health) {
     let mut listeners = HashMap::new();
     loop {
         let desired = changes.borrow_and_update().clone();
@@ -89,7 +114,7 @@ async fn follow(mut changes: watch::Receiver<Vec<HealthCheck>>, health: Health) 
 /// Returns whether every wanted port is open.
 fn reconcile(
     listeners: &mut HashMap<Key, Listener>,
-    desired: &[HealthCheck],
+    desired: &[HealthPort],
     health: &Health,
 ) -> bool {
     let wanted: HashMap<Key, usize> = desired
@@ -100,7 +125,7 @@ fn reconcile(
     listeners.retain(|key, _| {
         let keep = wanted.contains_key(key);
         if !keep {
-            debug!(service = %name(&key.service), port = key.port, "health-check port closed");
+            debug!(service = %name(&key.service), address = %key.address, "health-check port closed");
         }
         keep
     });
@@ -146,20 +171,16 @@ fn open(
     health: &Health,
     complain: Complain,
 ) -> Option<AbortHandle> {
-    let address = match key.family {
-        Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    };
-    match http::bind(SocketAddr::new(address, key.port), Reach::OwnFamily) {
+    match http::bind(key.address, Reach::OwnFamily) {
         Ok(listener) => {
-            info!(service = %name(&key.service), family = ?key.family, port = key.port, "health-check port opened");
+            info!(service = %name(&key.service), address = %key.address, "health-check port opened");
             let handler = handler(key.service.clone(), Arc::clone(count), health.clone());
             Some(tokio::spawn(http::serve_on(listener, handler)).abort_handle())
         }
         Err(error) => {
             if complain == Complain::Yes {
                 warn!(
-                    service = %name(&key.service), family = ?key.family, port = key.port, %error,
+                    service = %name(&key.service), address = %key.address, %error,
                     "health-check port not opened: {}; external load balancers will take this node for \
                      unhealthy; free the port or change spec.healthCheckNodePort; trying again every 5 s",
                     http::bind_hint(&error)
@@ -204,11 +225,10 @@ fn answer(service: &ObjectName, local_endpoints: usize, proxy_healthy: bool) -> 
     answer
 }
 
-fn key(check: &HealthCheck) -> Key {
+fn key(port: &HealthPort) -> Key {
     Key {
-        service: check.service.clone(),
-        family: check.family,
-        port: check.port,
+        service: port.service.clone(),
+        address: port.address,
     }
 }
 

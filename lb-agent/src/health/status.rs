@@ -27,6 +27,8 @@ pub struct AgentStatus {
     pub node_eligible: bool,
     /// RFC 3339; the last time everything received was in the kernel.
     pub last_sync: Option<String>,
+    /// Device → why it has no packet programs, where one might expect them.
+    pub devices_left_out: BTreeMap<String, String>,
     /// Object → why it, or a part of it, was refused.
     pub refused: BTreeMap<String, String>,
 }

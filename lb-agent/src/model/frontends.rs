@@ -110,17 +110,6 @@ impl Addresses {
     }
 }
 
-/// Whether `address` is in `range`.
-pub(super) fn contains(range: &Cidr, address: IpAddr) -> bool {
-    Family::of(range.address) == Family::of(address)
-        && masked(&Cidr {
-            address,
-            length: range.length,
-        })
-        .address
-            == masked(range).address
-}
-
 fn masked(range: &Cidr) -> Cidr {
     let length = u32::from(range.length);
     let address = match range.address {

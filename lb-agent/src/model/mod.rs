@@ -203,7 +203,7 @@ fn service_port(
         ranges_admit_node: node
             .addresses
             .iter()
-            .any(|own| source_ranges.iter().any(|r| frontends::contains(r, *own))),
+            .any(|own| source_ranges.iter().any(|range| range.contains(*own))),
         frontends,
         endpoints: candidates
             .iter()

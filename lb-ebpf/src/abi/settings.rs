@@ -69,5 +69,8 @@ pub const TCP_PEER_SERVICE: u32 = 4;
 pub const MASQUERADE_ALL: u32 = 8;
 /// `--snat-local=kube-proxy`: masquerade also towards endpoints of this node.
 pub const SNAT_LOCAL: u32 = 16;
+/// Local pods are told by source address (`pod_cidrs4`, `pod_cidrs6`) instead of by device; a family without a
+/// prefix has none (spec E6, E7, E10).
+pub const PODS_BY_ADDRESS: u32 = 32;
 
 crate::assert_layout!(Prefix4 = 8, Prefix6 = 32, Settings = 360);

@@ -7,7 +7,7 @@ use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, NODE, TOMBSTONE};
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, OUTSIDE, POD};
 use lb_ebpf::abi::frontend::{KIND, LOCAL_POLICY, SOURCE_RANGES};
-use lb_ebpf::abi::settings::Settings;
+use lb_ebpf::abi::settings::{PODS_BY_ADDRESS, Settings};
 use lb_ebpf::abi::socket::TombstoneKey;
 use lb_ebpf::abi::{TCP, UDP, counter, frontend};
 use lb_ebpf::tcp_state::{Speaker, is_clean_syn};
@@ -20,7 +20,7 @@ use crate::header::{IPV4, IPV6, NETWORK, Network, transport};
 use crate::icmp_error;
 use crate::lookup::{address_use, dialled_frontend, now, settings};
 use crate::maps::TOMBSTONES;
-use crate::masquerade::{self, returns};
+use crate::masquerade::{self, Origin, returns};
 use crate::report::count;
 use crate::select::{Set, Verdict, choose};
 use crate::service_cidr::ServiceCidrs;
@@ -151,11 +151,11 @@ fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     if SCOPE == POD {
         // What a pod answers to itself also comes in here (see `forward`).
         work.reply = work.key;
-        if let Some(place) = work.find_reply()
-            && work.flow.flags & HAIRPIN != 0
-        {
-            place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
-            return back_to_client(skb, work);
+        if let Some(place) = work.find_reply() {
+            if work.flow.flags & HAIRPIN != 0 {
+                place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
+                return back_to_client(skb, work);
+            }
         }
     }
     if !work.transport.present {
@@ -181,8 +181,9 @@ fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     }
     let internal = found.flags & KIND == frontend::CLUSTER_IP;
     let local_policy = found.flags & LOCAL_POLICY != 0;
+    let origin = origin::<F, SCOPE>(settings, work.network.source);
     // The external policy does not bind local pods (spec D13).
-    let set = if local_policy && (internal || SCOPE == OUTSIDE) {
+    let set = if local_policy && (internal || origin != Origin::LocalPod) {
         Set::Local
     } else {
         Set::Cluster
@@ -196,11 +197,33 @@ fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
         }
         Verdict::Translate => {}
     }
-    work.masquerade =
-        masquerade::wanted::<SCOPE>(settings, internal, local_policy, choice.endpoint.flags);
+    work.masquerade = masquerade::wanted(
+        settings,
+        internal,
+        local_policy,
+        origin,
+        choice.endpoint.flags,
+    );
     work.endpoint = choice.endpoint;
     work.generation = choice.generation;
     step::OPEN
+}
+
+/// Whose a packet is.
+#[inline(always)]
+fn origin<F: ServiceCidrs, const SCOPE: u8>(settings: &Settings, source: F::Addr) -> Origin {
+    if settings.flags & PODS_BY_ADDRESS == 0 {
+        return if SCOPE == POD {
+            Origin::LocalPod
+        } else {
+            Origin::Other
+        };
+    }
+    match F::in_pod_cidr(settings, source) {
+        Some(true) => Origin::LocalPod,
+        Some(false) => Origin::Other,
+        None => Origin::Unknown,
+    }
 }
 
 /// Enters the new flow.

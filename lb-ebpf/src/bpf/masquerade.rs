@@ -31,16 +31,26 @@ const FOUND: i64 = 0;
 const NO_NEIGHBOUR: i64 = 7;
 const TOO_BIG: i64 = 8;
 
+/// Whose a new flow is (spec E6-E10).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    LocalPod,
+    Other,
+    /// Nothing tells local pods from others in this family: traffic to ClusterIPs is not masqueraded then.
+    Unknown,
+}
+
 /// Whether a new flow is masqueraded.
 ///
 /// Towards an endpoint of this node the client's address is kept, unless `--snat-local=kube-proxy` asks for what
 /// kube-proxy does. A host-network endpoint of this node is never reached masqueraded (spec §8, B16): its
 /// packets are delivered, not forwarded.
 #[inline(always)]
-pub(crate) fn wanted<const SCOPE: u8>(
+pub(crate) fn wanted(
     settings: &Settings,
     internal: bool,
     local_policy: bool,
+    origin: Origin,
     endpoint_flags: u16,
 ) -> bool {
     if endpoint_flags & LOCAL != 0
@@ -49,7 +59,7 @@ pub(crate) fn wanted<const SCOPE: u8>(
         return false;
     }
     if internal {
-        SCOPE == OUTSIDE || settings.flags & MASQUERADE_ALL != 0
+        origin == Origin::Other || settings.flags & MASQUERADE_ALL != 0
     } else {
         !local_policy
     }

@@ -1,49 +1,72 @@
-//! The prefixes that service addresses come from: whatever is in them is a service's or nobody's (spec D5).
+//! Address prefixes in the settings: those that service addresses come from, where whatever is in them is a
+//! service's or nobody's (spec D5), and those of local pods, if addresses tell them (spec E6, E7, E10).
 
+use lb_ebpf::abi::address::{Address4, Address6};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::settings::Settings;
+use lb_ebpf::abi::settings::{PREFIXES, Prefix4, Prefix6, Settings};
 
 use crate::maps::Tables;
 
-/// Membership in the service CIDRs.
+/// Membership in the prefixes of the settings.
 pub(crate) trait ServiceCidrs: Tables {
     fn in_service_cidr(settings: &Settings, address: Self::Addr) -> bool;
+    /// Whether a pod CIDR has the address; `None` if this family has none.
+    fn in_pod_cidr(settings: &Settings, address: Self::Addr) -> Option<bool>;
 }
 
 impl ServiceCidrs for V4 {
     #[inline(always)]
     fn in_service_cidr(settings: &Settings, address: <V4 as Family>::Addr) -> bool {
-        for prefix in &settings.service_cidrs4 {
-            let mask = prefix.mask.word();
-            if mask == 0 {
-                return false;
-            }
-            if address.word() & mask == prefix.address.word() {
-                return true;
-            }
-        }
-        false
+        within4(&settings.service_cidrs4, address)
+    }
+
+    #[inline(always)]
+    fn in_pod_cidr(settings: &Settings, address: <V4 as Family>::Addr) -> Option<bool> {
+        let prefixes = &settings.pod_cidrs4;
+        (prefixes[0].mask.word() != 0).then(|| within4(prefixes, address))
     }
 }
 
 impl ServiceCidrs for V6 {
     #[inline(always)]
     fn in_service_cidr(settings: &Settings, address: <V6 as Family>::Addr) -> bool {
-        let a = address.words();
-        for prefix in &settings.service_cidrs6 {
-            let (m, p) = (prefix.mask.words(), prefix.address.words());
-            if m[0] == 0 {
-                return false;
-            }
-            if (a[0] & m[0]) ^ p[0]
-                | (a[1] & m[1]) ^ p[1]
-                | (a[2] & m[2]) ^ p[2]
-                | (a[3] & m[3]) ^ p[3]
-                == 0
-            {
-                return true;
-            }
-        }
-        false
+        within6(&settings.service_cidrs6, address)
     }
+
+    #[inline(always)]
+    fn in_pod_cidr(settings: &Settings, address: <V6 as Family>::Addr) -> Option<bool> {
+        let prefixes = &settings.pod_cidrs6;
+        (prefixes[0].mask.words()[0] != 0).then(|| within6(prefixes, address))
+    }
+}
+
+#[inline(always)]
+fn within4(prefixes: &[Prefix4; PREFIXES], address: Address4) -> bool {
+    for prefix in prefixes {
+        let mask = prefix.mask.word();
+        if mask == 0 {
+            return false;
+        }
+        if address.word() & mask == prefix.address.word() {
+            return true;
+        }
+    }
+    false
+}
+
+#[inline(always)]
+fn within6(prefixes: &[Prefix6; PREFIXES], address: Address6) -> bool {
+    let a = address.words();
+    for prefix in prefixes {
+        let (m, p) = (prefix.mask.words(), prefix.address.words());
+        if m[0] == 0 {
+            return false;
+        }
+        if (a[0] & m[0]) ^ p[0] | (a[1] & m[1]) ^ p[1] | (a[2] & m[2]) ^ p[2] | (a[3] & m[3]) ^ p[3]
+            == 0
+        {
+            return true;
+        }
+    }
+    false
 }

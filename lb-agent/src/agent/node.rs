@@ -1,0 +1,72 @@
+//! What this node is: its addresses, as the Node object and its own devices tell them.
+
+use std::net::IpAddr;
+
+use crate::config::{Config, LocalPods};
+use crate::datapath::{PodDevices, Selection};
+use crate::snapshot::{Cidr, Family, Node};
+
+/// Addresses of this node by use, each list sorted and without repeats.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Addresses {
+    /// NodePorts are served on them.
+    pub nodeport: Vec<IpAddr>,
+    /// All.
+    pub all: Vec<IpAddr>,
+}
+
+impl Addresses {
+    /// From the Node object and the routable addresses of this node's devices.
+    pub(super) fn of(config: &Config, node: Option<&Node>, own: &[IpAddr]) -> Self {
+        let told: &[IpAddr] = node.map_or(&[], |node| &node.addresses);
+        let primary: Vec<IpAddr> = [Family::V4, Family::V6]
+            .into_iter()
+            .filter_map(|family| {
+                let of_family = |address: &IpAddr| Family::of(*address) == family;
+                config
+                    .bind_address
+                    .filter(of_family)
+                    .or_else(|| told.iter().copied().find(of_family))
+            })
+            .collect();
+        let mut all: Vec<IpAddr> = told.iter().chain(own).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        Self {
+            nodeport: config.nodeport_addresses.select(&primary, own),
+            all,
+        }
+    }
+
+    /// Addresses that a family's health-check ports are opened on; `None`: on all (H6).
+    pub(super) fn health_checks(&self, config: &Config, family: Family) -> Option<Vec<IpAddr>> {
+        config.nodeport_addresses.restricts(family).then(|| {
+            self.nodeport
+                .iter()
+                .copied()
+                .filter(|address| Family::of(*address) == family)
+                .collect()
+        })
+    }
+}
+
+/// Prefixes whose sources are local pods; `None` where devices tell.
+pub(super) fn pod_cidrs(config: &Config, node: Option<&Node>) -> Option<Vec<Cidr>> {
+    match &config.local_pods {
+        LocalPods::ClusterCidr(cidrs) => Some(cidrs.0.clone()),
+        LocalPods::NodeCidr => Some(node.map(|node| node.pod_cidrs.clone()).unwrap_or_default()),
+        LocalPods::Devices | LocalPods::Bridge(_) | LocalPods::Prefix(_) => None,
+    }
+}
+
+/// Which devices get packet programs.
+pub(super) fn selection(config: &Config) -> Selection {
+    Selection {
+        names: config.devices.names().map(<[String]>::to_vec),
+        pods: match &config.local_pods {
+            LocalPods::Bridge(name) => PodDevices::Bridge(name.clone()),
+            LocalPods::Prefix(prefix) => PodDevices::Prefix(prefix.clone()),
+            _ => PodDevices::ByNature,
+        },
+    }
+}
