@@ -17,6 +17,9 @@ use crate::sys::bpf::{Map, Outer, Table};
 /// The shards are opened again this often while one changes its map under us.
 const RETRIES: u32 = 8;
 
+/// Flows by key.
+pub type Entries<F> = Vec<(FlowKey<F>, Flow<F>)>;
+
 /// The flow table of one family, as it was when opened.
 #[derive(Debug)]
 pub struct Flows<F: Family> {
@@ -45,7 +48,7 @@ where
     }
 
     /// Opens every shard and reads every flow, also one that has expired and waits to be swept.
-    pub fn read(pins: &Pins) -> Result<(Self, Vec<(FlowKey<F>, Flow<F>)>)> {
+    pub fn read(pins: &Pins) -> Result<(Self, Entries<F>)> {
         let mut read = Self::open(pins)?.with_entries()?;
         for _ in 0..RETRIES {
             if read.0.is_current()? {
@@ -56,7 +59,7 @@ where
         Ok(read)
     }
 
-    fn with_entries(self) -> Result<(Self, Vec<(FlowKey<F>, Flow<F>)>)> {
+    fn with_entries(self) -> Result<(Self, Entries<F>)> {
         let mut entries = HashMap::new();
         for shard in self.flows.chunks(2) {
             // A flow that moves while we read may be met twice: the former map first, or it may be missed.
