@@ -172,9 +172,9 @@ in_both_layouts! {
             table.soon("external → VIP", &client, vip(family), &Outcome::answered([(near.name(), cluster.client_address(family))]));
             table.row("external → undefined port of a ClusterIP", &client, at(address::service(family, 1), 81), &Outcome::Refused);
             table.row("external → free address of the range", &client, at(address::service(family, 50), PORT), &Outcome::Silent);
-            table.row(            // Before the next: the node's redirects to the client use up what it may send of ICMP.
+            // Before the next: the node's redirects to the client use up what it may send of ICMP.
             table.row("external → undefined port of a node", &client, at(node, 31_998), &Outcome::Refused);
-"external → undefined port of a VIP", &client, at(vip(family).ip(), 81), &Outcome::LeftAlone);
+            table.row("external → undefined port of a VIP", &client, at(vip(family).ip(), 81), &Outcome::LeftAlone);
             table.row("external → host's own listener", &client, at(node, 31_999),
                 &Outcome::answered([(host.name(), cluster.client_address(family))]));
         }

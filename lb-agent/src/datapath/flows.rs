@@ -20,6 +20,9 @@ type Entries<F> = Vec<(FlowKey<F>, Flow<F>)>;
 /// The shards are opened again this often while one changes its map under us.
 const RETRIES: u32 = 8;
 
+/// Flows by key.
+pub type Entries<F> = Vec<(FlowKey<F>, Flow<F>)>;
+
 /// The flow table of one family, as it was when opened.
 #[derive(Debug)]
 pub struct Flows<F: Family> {

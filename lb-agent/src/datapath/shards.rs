@@ -28,7 +28,7 @@ pub const SHARD_LIMIT: u32 = 32_768;
 const FACTOR: u32 = 4;
 
 /// Slots emptied in one go: the kernel waits about 10 ms for each, and a shard may have to grow meanwhile.
-const CLEARED_AT_ONCE: usize = 8;
+const CLEARED_AT_ONCE: usize = 2;
 
 /// The flow tables of this node.
 #[derive(Debug)]

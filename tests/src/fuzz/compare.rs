@@ -93,8 +93,8 @@ fn side(flow: &Known) -> u8 {
 
 /// The record the oracle wants; whether the endpoint is local is the record's own affair.
 fn expected(known: &Known, record: &Found) -> Found {
-    let flags = u8::from(known.hairpin) * flow::HAIRPIN
-        | u8::from(known.masquerade.is_some()) * flow::MASQUERADE
+    let flags = (u8::from(known.hairpin) * flow::HAIRPIN)
+        | (u8::from(known.masquerade.is_some()) * flow::MASQUERADE)
         | record.flags & flow::LOCAL_ENDPOINT;
     Found {
         side: side(known),

@@ -6,28 +6,28 @@ use super::kernel::MACS;
 use super::random::Random;
 use super::script::{Complaint, Edit, Speech};
 use crate::oracle::packet::flows::Side;
-use crate::oracle::packet::wire::{Frame, ICMP, ICMP6, Packet, TCP, Tuple, UDP};
+use crate::oracle::packet::wire::{Frame, ICMP, ICMP6, Packet, Tuple, UDP};
 
 /// Hardware address of whatever is at the other end of a device.
 const PEER: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
 /// What a frame has besides addresses and payload.
 #[derive(Clone, Debug, Default)]
-pub struct Shape {
+pub(crate) struct Shape {
     /// IPv4 options, a multiple of four bytes.
-    pub options: Vec<u8>,
+    pub(crate) options: Vec<u8>,
     /// IPv6 extension headers: type and the bytes behind the length byte.
-    pub extensions: Vec<(u8, Vec<u8>)>,
+    pub(crate) extensions: Vec<(u8, Vec<u8>)>,
     /// Identification, offset in units of eight bytes, and whether more follow.
-    pub piece: Option<(u32, u16, bool)>,
+    pub(crate) piece: Option<(u32, u16, bool)>,
     /// Tags between the addresses and the type.
-    pub tags: Vec<u16>,
-    pub dont_fragment: bool,
-    pub hops: u8,
+    pub(crate) tags: Vec<u16>,
+    pub(crate) dont_fragment: bool,
+    pub(crate) hops: u8,
 }
 
 /// A frame that comes in over a side's device.
-pub fn incoming(side: Side, packet: Vec<u8>, tags: &[u16]) -> Vec<u8> {
+pub(crate) fn incoming(side: Side, packet: Vec<u8>, tags: &[u16]) -> Vec<u8> {
     let mut frame = [&MACS[side as usize][..], &PEER].concat();
     for tag in tags {
         frame.extend([0x81, 0x00]);
@@ -42,7 +42,7 @@ pub fn incoming(side: Side, packet: Vec<u8>, tags: &[u16]) -> Vec<u8> {
 }
 
 /// A packet with right lengths and checksums.
-pub fn packet(
+pub(crate) fn packet(
     (source, destination): (IpAddr, IpAddr),
     protocol: u8,
     load: Vec<u8>,
@@ -118,7 +118,7 @@ fn head6(protocol: u8, load: usize, shape: &Shape) -> Vec<u8> {
 }
 
 /// A TCP segment or UDP datagram, checksum still missing.
-pub fn transport(protocol: u8, ports: (u16, u16), speech: &Speech) -> Vec<u8> {
+pub(crate) fn transport(protocol: u8, ports: (u16, u16), speech: &Speech) -> Vec<u8> {
     let (source, destination) = (ports.0.to_be_bytes(), ports.1.to_be_bytes());
     if protocol == UDP {
         let length = (8 + speech.data.len()) as u16;
@@ -159,14 +159,14 @@ pub fn transport(protocol: u8, ports: (u16, u16), speech: &Speech) -> Vec<u8> {
 }
 
 /// What the receiver of a frame says back, coming in over the same link.
-pub fn reply(frame: &[u8], speech: &Speech) -> Option<Vec<u8>> {
+pub(crate) fn reply(frame: &[u8], speech: &Speech) -> Option<Vec<u8>> {
     let frame = Frame::read(frame).ok()?;
     let tuple = frame.packet.tuple()?;
     Some(speak(&frame.turned(), tuple.reversed(), speech))
 }
 
 /// What the sender of a frame says next.
-pub fn again(frame: &[u8], speech: &Speech) -> Option<Vec<u8>> {
+pub(crate) fn again(frame: &[u8], speech: &Speech) -> Option<Vec<u8>> {
     let frame = Frame::read(frame).ok()?;
     let tuple = frame.packet.tuple()?;
     Some(speak(&frame, tuple, speech))
@@ -188,7 +188,7 @@ fn speak(frame: &Frame, tuple: Tuple, speech: &Speech) -> Vec<u8> {
 }
 
 /// An ICMP error about a frame.
-pub fn complaint(frame: &[u8], complaint: &Complaint) -> Option<Vec<u8>> {
+pub(crate) fn complaint(frame: &[u8], complaint: &Complaint) -> Option<Vec<u8>> {
     let frame = Frame::read(frame).ok()?;
     let about = &frame.packet;
     let router: IpAddr = if about.is_v4() {
@@ -222,7 +222,7 @@ pub fn complaint(frame: &[u8], complaint: &Complaint) -> Option<Vec<u8>> {
 }
 
 /// Applies edits in order.
-pub fn edited(mut frame: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
+pub(crate) fn edited(mut frame: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
     for edit in edits {
         match *edit {
             Edit::Flip(at, bits) => {
@@ -243,7 +243,7 @@ pub fn edited(mut frame: Vec<u8>, edits: &[Edit]) -> Vec<u8> {
 }
 
 /// Options of RFC 791 in many lengths: NOP, record route, timestamp, loose and strict source route, router alert.
-pub fn some_options(random: &mut Random) -> Vec<u8> {
+pub(crate) fn some_options(random: &mut Random) -> Vec<u8> {
     let kinds: [&[u8]; 6] = [
         &[1, 1, 1, 1],
         &[7, 7, 4, 0, 0, 0, 0, 0],
@@ -260,7 +260,7 @@ pub fn some_options(random: &mut Random) -> Vec<u8> {
 }
 
 /// Extension headers of RFC 8200 that any packet may have.
-pub fn some_extensions(random: &mut Random) -> Vec<(u8, Vec<u8>)> {
+pub(crate) fn some_extensions(random: &mut Random) -> Vec<(u8, Vec<u8>)> {
     let mut chain = Vec::new();
     for _ in 0..=random.below(3) {
         chain.push(match random.below(5) {
@@ -272,9 +272,4 @@ pub fn some_extensions(random: &mut Random) -> Vec<(u8, Vec<u8>)> {
         });
     }
     chain
-}
-
-/// Whether both can be in one conversation.
-pub fn has_ports(protocol: u8) -> bool {
-    matches!(protocol, TCP | UDP)
 }

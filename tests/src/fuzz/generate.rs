@@ -1,7 +1,5 @@
 //! Scripts out of a seed: a small world, and conversations in it that cross each other.
 
-use std::net::IpAddr;
-
 use super::frames::{self, Shape};
 use super::random::Random;
 use super::script::{Change, Complaint, Edit, From, Script, Speech, Step};
@@ -17,7 +15,6 @@ const STEPS: usize = 96;
 /// A conversation under way.
 struct Talk {
     side: Side,
-    protocol: u8,
     v4: bool,
     /// Client's packets at the ingress of their side.
     asked: Vec<usize>,
@@ -93,7 +90,6 @@ fn open(random: &mut Random, tables: &Tables, steps: &mut Vec<Step>, talks: &mut
     let (bytes, changes) = frame(random, load, &shape);
     talks.push(Talk {
         side,
-        protocol,
         v4,
         asked: vec![steps.len()],
         left: Vec::new(),
@@ -277,7 +273,6 @@ fn proceed(random: &mut Random, talk: &mut Talk, steps: &mut Vec<Step>) {
         }
         _ => (egress(talk.side), From::Onward(asked)),
     };
-    let _ = talk.protocol;
     let edits = edits(random, 80);
     steps.push(Step::Frame { hook, from, edits });
 }
@@ -295,6 +290,3 @@ fn complaint(random: &mut Random, v4: bool) -> Complaint {
         quoted: random.pick(&[20, 27, 28, 36, 40, 47, 48, 56, 60, 80, 128, 548, 1232]),
     }
 }
-
-/// The address as it is; keeps signatures short.
-pub type Address = IpAddr;

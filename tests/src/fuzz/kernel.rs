@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -212,8 +211,7 @@ impl Kernel {
     /// Takes other tables; flows stay.
     pub fn change(&mut self, tables: &Tables) -> Result<()> {
         self.generation += 1;
-        let now = lb_ebpf::clock::seconds(monotonic()?);
-        let wanted = records::writes(tables, self.generation, now);
+        let wanted = records::writes(tables, self.generation);
         let mut writes: Vec<Write> = self
             .written
             .iter()
@@ -339,23 +337,7 @@ fn older(map: &Map, at: usize, seconds: u32) -> Result<()> {
     Ok(())
 }
 
-fn monotonic() -> Result<u64> {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: `time` is valid for writing.
-    let answer = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    ensure!(answer == 0, "the monotonic clock cannot be read");
-    Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
-}
-
 /// Where this process keeps what failed.
 pub fn failures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/fuzz")
-}
-
-/// The address in a record, IPv4 or IPv6.
-pub fn address(words: impl Into<IpAddr>) -> IpAddr {
-    words.into()
 }

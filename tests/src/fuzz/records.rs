@@ -74,7 +74,7 @@ pub(super) fn narrow(address: Option<IpAddr>) -> Address4 {
 }
 
 /// Every write that makes the kernel's tables these.
-pub(super) fn writes(tables: &Tables, generation: u32, now: u32) -> Vec<Write> {
+pub(super) fn writes(tables: &Tables, generation: u32) -> Vec<Write> {
     let mut writes = Vec::new();
     for service in &tables.services {
         write_endpoints(service, &mut writes);
@@ -107,7 +107,6 @@ pub(super) fn writes(tables: &Tables, generation: u32, now: u32) -> Vec<Write> {
         let flags = use_flags(tables.uses(address));
         writes.push(Write::Address { address, flags });
     }
-    let _ = now;
     writes
 }
 
@@ -140,7 +139,7 @@ fn write_endpoints(service: &Service, writes: &mut Vec<Write>) {
     endpoints.sort_by_key(|e| place(e));
     let first = service.id * BLOCK;
     let flags = |e: &tables::Endpoint| {
-        u16::from(e.local) * endpoint::LOCAL | u16::from(e.host) * endpoint::HOST
+        (u16::from(e.local) * endpoint::LOCAL) | (u16::from(e.host) * endpoint::HOST)
     };
     fn record<F: Family>(
         endpoint: &tables::Endpoint,
@@ -170,9 +169,9 @@ fn write_endpoints(service: &Service, writes: &mut Vec<Write>) {
         writes.push(Write::Endpoints6 { first, records });
     }
     for e in &service.endpoints {
-        let flags = u32::from(e.in_cluster) * endpoint::IN_CLUSTER
-            | u32::from(e.in_local) * endpoint::IN_LOCAL
-            | u32::from(e.serving) * endpoint::SERVING;
+        let flags = (u32::from(e.in_cluster) * endpoint::IN_CLUSTER)
+            | (u32::from(e.in_local) * endpoint::IN_LOCAL)
+            | (u32::from(e.serving) * endpoint::SERVING);
         let state = EndpointState {
             generation: e.generation,
             flags,
@@ -194,9 +193,9 @@ fn frontend_write(service: &Service, frontend: &tables::Frontend, generation: u3
     };
     let ranges = frontend.kind == Kind::LoadBalancer && !service.ranges.is_empty();
     let flags = kind
-        | u32::from(service.is_local(frontend.kind)) * frontend::LOCAL_POLICY
-        | u32::from(service.has_any()) * frontend::HAS_ENDPOINTS
-        | u32::from(ranges) * frontend::SOURCE_RANGES;
+        | (u32::from(service.is_local(frontend.kind)) * frontend::LOCAL_POLICY)
+        | (u32::from(service.has_any()) * frontend::HAS_ENDPOINTS)
+        | (u32::from(ranges) * frontend::SOURCE_RANGES);
     let record = |check| Frontend {
         generation,
         service: service.id,

@@ -37,7 +37,8 @@ impl Done {
 }
 
 /// Counters that depend on what the oracle leaves to the programs.
-const LOOSE: [u32; 4] = [
+const LOOSE: [u32; 5] = [
+    counter::FRAGMENT_UNKNOWN,
     counter::MALFORMED,
     counter::FLOW_EXPIRED,
     counter::FRONTEND_RETRY,

@@ -43,7 +43,7 @@ fn prefix(v4: bool, four: [u8; 4], length: u8) -> Prefix {
     }
 }
 
-pub fn tables(random: &mut Random) -> Tables {
+pub(crate) fn tables(random: &mut Random) -> Tables {
     let mut tables = Tables {
         settings: rules(random),
         uplink: [Some(node(true)), Some(node(false))],
@@ -168,7 +168,7 @@ fn service(random: &mut Random, id: u32) -> Service {
 }
 
 /// Somebody who asks: a pod, an endpoint itself, an outside host, this node, or nonsense.
-pub fn client(random: &mut Random, tables: &Tables, side: Side, v4: bool) -> IpAddr {
+pub(crate) fn client(random: &mut Random, tables: &Tables, side: Side, v4: bool) -> IpAddr {
     let last = 1 + random.below(4) as u8;
     match (random.below(24), side) {
         (0, _) => address(v4, [192, 0, 2, 11]),
@@ -196,7 +196,7 @@ pub fn client(random: &mut Random, tables: &Tables, side: Side, v4: bool) -> IpA
     }
 }
 
-pub fn client_port(random: &mut Random) -> u16 {
+pub(crate) fn client_port(random: &mut Random) -> u16 {
     match random.below(24) {
         0 => random.pick(&[0, 65_535, 20_001, 53, 8080]),
         n => 40_000 + (n % 3) as u16,
@@ -204,17 +204,17 @@ pub fn client_port(random: &mut Random) -> u16 {
 }
 
 /// Something to dial, and the protocol it has.
-pub fn destination(random: &mut Random, tables: &Tables, v4: bool) -> (IpAddr, u16, u8) {
+pub(crate) fn destination(random: &mut Random, tables: &Tables, v4: bool) -> (IpAddr, u16, u8) {
     let protocol = random.pick(&[TCP, UDP]);
     match random.below(24) {
         0 => return (address(v4, [10, 96, 3, 3]), 80, protocol),
         1 => return (address(v4, [10, 96, 0, 77]), 80, protocol),
         2 => return (address(v4, [198, 51, 100, 9]), 80, protocol),
         3 => {
-            if let Some((address, port)) = tables.tombstones.iter().next() {
-                if address.is_ipv4() == v4 {
-                    return (*address, *port, UDP);
-                }
+            if let Some((address, port)) = tables.tombstones.iter().next()
+                && address.is_ipv4() == v4
+            {
+                return (*address, *port, UDP);
             }
         }
         4 => {

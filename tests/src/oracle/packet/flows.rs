@@ -169,10 +169,11 @@ impl Flows {
         self.flows.values()
     }
 
-    /// A live conversation other than `key`'s own that has this reply, unless it is closing.
+    /// A live conversation other than `key`'s own that has this reply. Half closed, it goes on; closed, its reply is free.
     pub fn holds_reply(&self, reply: &FlowKey, key: &FlowKey, now: i64) -> bool {
-        self.reply(reply)
-            .is_some_and(|flow| flow.key != *key && flow.is_live(now) && !flow.is_closing())
+        self.reply(reply).is_some_and(|flow| {
+            flow.key != *key && flow.is_live(now) && flow.state != State::Closed
+        })
     }
 
     /// Opens a conversation in place of whatever was under its keys.
@@ -183,6 +184,12 @@ impl Flows {
         // Whoever held the reply before us is no longer a conversation.
         if let Some(old) = self.replies.get(&reply).copied() {
             self.close(&old);
+        }
+        if let Some(outside) = flow.outside() {
+            let back = (protocol, outside.reversed());
+            if let Some(old) = self.returning.get(&back).copied() {
+                self.close(&old);
+            }
         }
         self.replies.insert(reply, flow.key);
         if let Some(outside) = flow.outside() {

@@ -2,9 +2,9 @@
 
 use lb_ebpf::abi::counter;
 
-use super::flows::{Flow, Side};
+use super::flows::Flow;
 use super::wire::{Frame, ICMP, ICMP6, Packet, Tuple, word};
-use super::{Deviation, Hook, Judgement, Met, NEXT, Oracle, Seen, is, passes};
+use super::{Deviation, Hook, Judgement, Met, NEXT, Oracle, Seen, is};
 
 /// Destination unreachable, redirect, time exceeded, parameter problem; for ICMPv6 all below 128 and
 /// redirect. Source quench is no more (RFC 6633).
@@ -47,12 +47,20 @@ impl Oracle {
             bytes,
             seen,
         };
-        let found = quotation(&frame.packet).and_then(|(at, quoted)| {
+        let whole = quotation(&frame.packet).filter(|_| {
+            let assigned = frame
+                .packet
+                .load
+                .first()
+                .is_some_and(|kind| frame.packet.is_v4() || matches!(kind, 1..=4 | 137));
+            assigned && frame.packet.piece.is_none()
+        });
+        let found = whole.and_then(|(at, length, quoted)| {
             // The Service, if it is told, must have sent what is quoted.
             let told = |t: &Tuple| !hook.is_ingress() || t.source == frame.packet.destination;
             let tuple = quoted.tuple().filter(told)?;
             let change = self.change(&met, quoted.protocol, tuple)?;
-            Some((at, quoted, change))
+            Some((at..at + length, quoted, change))
         });
         let redirect = is_redirect(&frame.packet);
         let Some((at, quoted, change)) = found.filter(|_| !(redirect && hook.is_ingress())) else {
@@ -68,7 +76,7 @@ impl Oracle {
         new.packet.destination = change.destination;
         // What is quoted may be cut anywhere, so its transport checksum is of no use and stays.
         let inner = quoted.readdressed(change.quoted).write();
-        new.packet.load.splice(at.., inner);
+        new.packet.load.splice(at, inner);
         // The quotation is a part of the error, so its checksum follows both.
         new.packet.settle_sum(&frame.packet);
         is(NEXT, &new.write(), seen)
@@ -108,15 +116,12 @@ impl Oracle {
                 });
             }
             // A router or the endpoint complains of what this node sent in the client's place.
-            if side == Side::Outside {
-                let flow = self.flows.returning(protocol, tuple.reversed())?;
-                return Some(Change {
-                    quoted: flow.sent,
-                    source,
-                    destination: swap(destination, tuple.source, flow.sent.source),
-                });
-            }
-            return None;
+            let flow = self.flows.returning(protocol, tuple.reversed())?;
+            return Some(Change {
+                quoted: flow.sent,
+                source,
+                destination: swap(destination, tuple.source, flow.sent.source),
+            });
         }
         // Somebody complains of what the client sent; the client knows only the Service.
         let key = (side, protocol, tuple.reversed());
@@ -138,8 +143,8 @@ fn swap(
     if address == old { new } else { address }
 }
 
-/// Where the quoted packet begins, and the packet.
-fn quotation(packet: &Packet) -> Option<(usize, Packet)> {
+/// Where the quoted packet begins, its length, and the packet.
+fn quotation(packet: &Packet) -> Option<(usize, usize, Packet)> {
     // ICMPv6 redirects carry two addresses first and the packet in an option (RFC 4861 §4.5).
     let at = if packet.protocol == ICMP6 && packet.load.first() == Some(&137) {
         redirected_header(&packet.load)?
@@ -148,8 +153,8 @@ fn quotation(packet: &Packet) -> Option<(usize, Packet)> {
     };
     let bytes = packet.load.get(at..)?;
     let version = if packet.is_v4() { 4 } else { 6 };
-    let (quoted, _) = Packet::read(bytes, version, false).ok()?;
-    Some((at, quoted))
+    let (quoted, length) = Packet::read(bytes, version, false).ok()?;
+    Some((at, length, quoted))
 }
 
 fn redirected_header(load: &[u8]) -> Option<usize> {

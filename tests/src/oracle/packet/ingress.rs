@@ -33,8 +33,8 @@ impl Oracle {
         }
         if let Some(flow) = self.forward(&key) {
             // A retried SYN need not go to an endpoint that is gone (E24).
-            let renewed = (flow.is_closing() || self.is_gone(&flow))
-                && packet.flags().is_some_and(is_clean_syn);
+            let stuck = flow.state == OPENED && self.is_gone(&flow);
+            let renewed = (flow.is_closing() || stuck) && packet.flags().is_some_and(is_clean_syn);
             if !renewed {
                 self.hear(&key, Speaker::Client, packet.flags());
                 return continues(met, &flow);
@@ -148,10 +148,10 @@ impl Oracle {
         &mut self,
         met: &Met<'_>,
         key: FlowKey,
-        (service, frontend): (&Service, &Frontend),
+        (service, _frontend): (&Service, &Frontend),
         (set, sender): (&[&Endpoint], Sender),
     ) -> Judgement {
-        let (side, protocol, tuple) = key;
+        let (side, _protocol, tuple) = key;
         let got = Frame::read(&met.seen.frame)
             .ok()
             .and_then(|frame| frame.packet.tuple());
@@ -200,7 +200,6 @@ impl Oracle {
             generation: chosen.generation,
             last: self.now,
         };
-        let _ = (frontend, protocol);
         continues(met, &flow)?;
         self.count(counter::FLOW_CREATED);
         self.flows.open(flow);

@@ -137,6 +137,20 @@ impl Oracle {
         let frame = match Frame::read(bytes) {
             Ok(frame) => frame,
             Err(Unreadable::Foreign) => return passes(bytes, seen),
+            // Nobody is there, so either will do.
+            Err(Unreadable::Malformed)
+                if hook.is_ingress() && seen.action == DROP && self.leads_nowhere(bytes) =>
+            {
+                self.count(counter::CIDR_DROPPED);
+                return Ok(());
+            }
+            Err(Unreadable::Malformed)
+                if hook.is_ingress()
+                    && seen.action == DROP
+                    && self.tolerates(Deviation::MalformedRefused) =>
+            {
+                return Ok(());
+            }
             Err(Unreadable::Malformed) => {
                 self.count(counter::MALFORMED);
                 return passes(bytes, seen);
@@ -149,8 +163,11 @@ impl Oracle {
                 self.count(counter::MALFORMED);
             }
             if hook.is_ingress() && self.tables.is_nobodys(frame.packet.destination) {
-                self.count(counter::CIDR_DROPPED);
-                return is_dropped(seen);
+                if seen.action == DROP {
+                    self.count(counter::CIDR_DROPPED);
+                    return Ok(());
+                }
+                return passes(bytes, seen);
             }
             let answers = hook.is_ingress() && ours && seen.action != NEXT;
             if answers && self.tolerates(Deviation::MalformedRefused) {
@@ -158,7 +175,7 @@ impl Oracle {
             }
             return passes(bytes, seen);
         }
-        if frame.packet.waypoint || is_martian(&frame.packet) {
+        if frame.packet.waypoint || (hook.is_ingress() && is_martian(&frame.packet)) {
             return passes(bytes, seen);
         }
         if icmp::is_error(&frame.packet) {
@@ -210,6 +227,18 @@ impl Oracle {
         }
     }
 
+    /// An IPv6 destination that is nobody's, whatever the extension headers.
+    fn leads_nowhere(&self, bytes: &[u8]) -> bool {
+        let Some(octets) = bytes
+            .get(38..54)
+            .filter(|_| bytes[12..15] == [0x86, 0xdd, 0x60])
+        else {
+            return false;
+        };
+        let octets: [u8; 16] = octets.try_into().expect("16 bytes");
+        self.tables.is_nobodys(IpAddr::from(octets))
+    }
+
     /// Another second, or many.
     pub fn wait(&mut self, seconds: i64) {
         self.now += seconds;
@@ -234,9 +263,8 @@ impl Oracle {
             return packet.tuple().map_or(Ports::None, Ports::Known);
         };
         match self.fragments.get(&fragment_key(hook, packet, piece)) {
-            Some(&(source, destination, seen)) if self.now - seen < flows::timeout::FRAGMENT => {
-                Ports::Known(packet.tuple_with(source, destination))
-            }
+            // Its age is the sweep's affair.
+            Some(&(source, destination, _)) => Ports::Known(packet.tuple_with(source, destination)),
             _ => Ports::Stranger,
         }
     }
