@@ -171,6 +171,10 @@ pub struct Node {
 pub enum Event {
     Begin(Kind),
     Complete(Kind),
+    /// Changes of this kind cannot be followed at present.
+    Lost(Kind),
+    /// They can again.
+    Found(Kind),
     Service(Box<Service>),
     /// The Service is gone or is no longer ours (headless, ExternalName, hidden by label).
     ServiceGone(ObjectName),
@@ -249,6 +253,7 @@ impl Snapshot {
                 Change::default()
             }
             Event::Complete(kind) => self.complete(kind),
+            Event::Lost(_) | Event::Found(_) => Change::default(),
             Event::Service(service) => self.put_service(service),
             Event::ServiceGone(name) => self.remove_service(&name),
             Event::Slice(slice) => self.put_slice(*slice),

@@ -261,7 +261,7 @@ fn peer_namespace() -> u32 {
 fn follow_devices(bpffs: &Path, hook: PacketHook) {
     let mut datapath = open_with(bpffs, Some(hook));
     pod("blpod1");
-    let first = picture().choose(&Selection::auto()).chosen;
+    let first = picture().choose(&Selection::auto(), &[]).chosen;
     assert_eq!(
         first
             .values()
@@ -318,7 +318,7 @@ fn follow_devices(bpffs: &Path, hook: PacketHook) {
 
     ip("link del blpod1");
     let gone = second
-        .set_devices(&picture().choose(&Selection::auto()).chosen)
+        .set_devices(&picture().choose(&Selection::auto(), &[]).chosen)
         .expect("followed");
     assert_eq!(gone.forgotten, first.keys().copied().collect::<Vec<_>>());
     assert!(
@@ -331,7 +331,7 @@ fn follow_devices(bpffs: &Path, hook: PacketHook) {
 
     pod("blpod2");
     second
-        .set_devices(&picture().choose(&Selection::auto()).chosen)
+        .set_devices(&picture().choose(&Selection::auto(), &[]).chosen)
         .expect("followed");
     drop(second);
     let report = cleanup(bpffs);
@@ -369,7 +369,7 @@ fn two_capabilities_are_enough() {
             SOCKET_HOOKS.len()
         );
         let changes = datapath
-            .set_devices(&picture().choose(&Selection::auto()).chosen)
+            .set_devices(&picture().choose(&Selection::auto(), &[]).chosen)
             .expect("followed");
         assert_eq!(changes.attached, ["blpod4"]);
         let writes: Vec<Write> = (0..5_000).map(|n| frontend4((n % 250) as u8, n)).collect();

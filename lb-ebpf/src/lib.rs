@@ -10,4 +10,5 @@
 pub mod abi;
 pub mod checksum;
 pub mod clock;
+pub mod flow_keys;
 pub mod tcp_state;

@@ -5,20 +5,26 @@
 //! processes, [`manifests`] and [`capture`] write and watch. [`scope`] removes everything again.
 //!
 //! [`control_plane`] is a real API server, with one node's sockets to judge what the agent makes of it.
-//! [`oracle`] works out slowly which endpoints a Service has.
+//! [`bench`] measures the agent. [`oracle`] works out slowly which endpoints a Service has.
+//!
+//! [`object`] is the loaded object alone, fed with frames that [`packet`] builds.
 
 pub mod address;
 pub mod agent;
+pub mod bench;
 pub mod capture;
 pub mod cgroup;
 pub mod cluster;
 pub mod control_plane;
 pub mod demo;
+pub mod fuzz;
 pub mod link;
 pub mod manifests;
 pub mod netns;
 pub mod node;
+pub mod object;
 pub mod oracle;
+pub mod packet;
 pub mod peer;
 pub mod pod;
 pub mod process;

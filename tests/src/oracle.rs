@@ -7,6 +7,7 @@
 //! One rule is ours: of equal endpoints in one slice the first counts, which kube-proxy leaves open.
 
 pub mod case;
+pub mod packet;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

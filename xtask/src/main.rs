@@ -9,10 +9,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod build;
 mod build_ebpf;
 mod check;
 mod demo;
+mod fuzz;
 mod linker;
 mod manifests;
 mod object;
@@ -39,11 +41,16 @@ enum Command {
     Build(build::Options),
     /// Run a cluster made of network namespaces and watch Beeline serve it. Needs root.
     Demo,
+    /// Measure. Needs root.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// Run every check and every test. Needs root.
     Test {
         /// Run only the tests whose names contain this, and leave out the checks.
         filter: Option<String>,
     },
+    /// Send random packets through the loaded programs and compare with an independent oracle. Needs root.
+    Fuzz(fuzz::Options),
     /// Check formatting, lints (host and eBPF), the object and the project's rules.
     Check,
 }
@@ -53,7 +60,9 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(setup::Need::ALL).map(|()| true),
         Command::Build(options) => build::run(options).map(|()| true),
         Command::Demo => demo::run().map(|()| true),
+        Command::Bench(bench) => bench::run(&bench).map(|()| true),
         Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Fuzz(options) => fuzz::run(options).map(|()| true),
         Command::Check => check::run().map(|()| true),
     };
     match passed {

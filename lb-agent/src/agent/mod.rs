@@ -26,6 +26,7 @@ use crate::metrics::{self, Metrics};
 use crate::snapshot::Event;
 use crate::source::kubernetes::KubernetesSource;
 use crate::source::{Options, Refused, Source as _, directory::DirectorySource, kubernetes};
+use crate::sys::memory;
 
 use self::sync::Sync;
 
@@ -47,11 +48,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         bpffs: config.bpffs.clone(),
         packet_hook: None,
     })?;
+    // Loading takes the kernel's type information, many times what stays.
+    memory::give_back();
     info!(
         adopted = datapath.adopted(),
         packet_hook = ?datapath.packet_hook(),
         "opened the datapath"
     );
+    let _flows = Arc::clone(&datapath.tables().flows).follow()?;
     let (grace, mut reusable) = Grace::start()?;
     let mut sync = Sync::new(&config, datapath, grace, health.clone(), metrics.clone())?;
     let shared = sync.gauges();
@@ -66,7 +70,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let selection = node::selection(&config);
     let mut burst = Vec::with_capacity(BURST);
     loop {
         tokio::select! {
@@ -79,7 +82,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                     sync.take(&mut burst)?;
                 }
             }
-            Some(picture) = seen.recv() => sync.see_node(&picture, &selection)?,
+            Some(picture) = seen.recv() => sync.see_node(picture)?,
             _ = upkeep.tick() => sync.upkeep()?,
             ended = &mut source => {
                 ended.context("the source panicked")?.context("the source of cluster objects ended")?;

@@ -21,8 +21,8 @@ use crate::health::service::{HealthPort, ServiceHealth};
 use crate::metrics::{Extent, Metrics, Policy};
 use crate::model::{self, HealthCheck, NodeView, Options};
 use crate::plan::{Ledger, Plan, Retired, Timing, Write};
-use crate::snapshot::{Event, Family, ObjectName, Snapshot};
-use crate::sys::{cgroup, clock, netns, sock_diag};
+use crate::snapshot::{Event, Family, Kind, ObjectName, Snapshot};
+use crate::sys::{cgroup, clock, memory, netns, sock_diag};
 
 /// How long a Service that could not be written waits for another try.
 const RETRY: Duration = Duration::from_secs(5);
@@ -49,14 +49,21 @@ pub(super) struct Sync {
     retry_at: Instant,
     /// Interface addresses of this node.
     own_addresses: Vec<IpAddr>,
-    /// They and the devices have been read once.
-    node_seen: bool,
     addresses: Addresses,
     /// Devices without programs that one might expect to have them, and why.
     left_out: BTreeMap<String, &'static str>,
     node_changed: bool,
+    /// The latest picture of this node's devices.
+    picture: Option<Picture>,
+    selection: Selection,
     cidrs_changed: bool,
     ready: bool,
+    /// Kinds of objects whose changes cannot be followed at present.
+    lost: HashSet<Kind>,
+    /// When the first event came in.
+    first_event: Option<Instant>,
+    /// A list was taken in: what it took on its way can go back to the system.
+    took_list: bool,
     gauges: Gauges,
 }
 
@@ -120,12 +127,16 @@ impl Sync {
             failed: HashSet::new(),
             retry_at: Instant::now(),
             own_addresses: Vec::new(),
-            node_seen: false,
             addresses: Addresses::default(),
             left_out: BTreeMap::new(),
             node_changed: false,
+            picture: None,
+            selection: node::selection(config),
             cidrs_changed: false,
             ready: false,
+            lost: HashSet::new(),
+            first_event: None,
+            took_list: false,
             gauges,
         };
         sync.grace.retire(plan.retire);
@@ -146,6 +157,7 @@ impl Sync {
     /// Takes in events and writes what they change.
     pub(super) fn take(&mut self, events: &mut Vec<Event>) -> anyhow::Result<()> {
         let received = Instant::now();
+        self.first_event.get_or_insert(received);
         let mut triggers = Vec::new();
         let (mut services, mut slices) = (0, 0);
         for event in events.drain(..) {
@@ -156,7 +168,13 @@ impl Sync {
                     triggers.extend(slice.trigger_time.map(|time| (slice.family, time)));
                 }
                 Event::SliceGone(_) => slices += 1,
-                Event::Complete(kind) => self.metrics.source_list(*kind),
+                Event::Complete(kind) => {
+                    self.metrics.source_list(*kind);
+                    self.connected(*kind, true);
+                    self.took_list = true;
+                }
+                Event::Found(kind) => self.connected(*kind, true),
+                Event::Lost(kind) => self.connected(*kind, false),
                 _ => {}
             }
             let change = self.snapshot.apply(event);
@@ -186,12 +204,35 @@ impl Sync {
     }
 
     /// Takes in a new picture of this node's devices and addresses.
-    pub(super) fn see_node(
-        &mut self,
-        picture: &Picture,
-        selection: &Selection,
-    ) -> anyhow::Result<()> {
-        let choice = picture.choose(selection);
+    pub(super) fn see_node(&mut self, picture: Picture) -> anyhow::Result<()> {
+        let mut own: Vec<IpAddr> = picture
+            .addresses
+            .iter()
+            .map(|own| own.address)
+            .filter(|address| !datapath::is_unroutable(*address))
+            .collect();
+        own.sort_unstable();
+        own.dedup();
+        self.node_changed |= own != self.own_addresses || self.picture.is_none();
+        self.own_addresses = own;
+        self.picture = Some(picture);
+        if self.complete() {
+            self.follow_devices()?;
+            if self.node_changed {
+                self.write(Instant::now())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the right devices have packet programs. Waits for the Node object, which may tell an uplink from a
+    /// pod's device.
+    fn follow_devices(&mut self) -> anyhow::Result<()> {
+        let Some(picture) = &self.picture else {
+            return Ok(());
+        };
+        let node_addresses = self.snapshot.node().map(|node| node.addresses.as_slice());
+        let choice = picture.choose(&self.selection, node_addresses.unwrap_or_default());
         if choice.left_out != self.left_out {
             for (device, reason) in &choice.left_out {
                 if !self.left_out.contains_key(device) {
@@ -218,22 +259,6 @@ impl Sync {
         if !changes.attached.is_empty() || !changes.forgotten.is_empty() {
             info!(attached = ?changes.attached, forgotten = changes.forgotten.len(), "followed this node's devices");
         }
-        let mut own: Vec<IpAddr> = picture
-            .addresses
-            .iter()
-            .map(|own| own.address)
-            .filter(|address| !datapath::is_unroutable(*address))
-            .collect();
-        own.sort_unstable();
-        own.dedup();
-        if own != self.own_addresses || !self.node_seen {
-            self.own_addresses = own;
-            self.node_seen = true;
-            self.node_changed = true;
-            if self.complete() {
-                self.write(Instant::now())?;
-            }
-        }
         Ok(())
     }
 
@@ -250,12 +275,15 @@ impl Sync {
             self.write(Instant::now())?;
         }
         self.measure();
+        if std::mem::take(&mut self.took_list) {
+            memory::give_back();
+        }
         Ok(())
     }
 
     /// Cluster and node are known. Before that nothing is written: a former agent's state would be taken for gone.
     fn complete(&self) -> bool {
-        self.snapshot.synced() && self.node_seen
+        self.snapshot.synced() && self.picture.is_some()
     }
 
     /// Writes whatever is due. The picture is complete.
@@ -274,6 +302,7 @@ impl Sync {
         }
         if self.node_changed || !self.ready {
             self.node_changed = false;
+            self.follow_devices()?;
             plans.push((None, self.follow_node()));
         }
         if !self.ready {
@@ -290,7 +319,7 @@ impl Sync {
         }
         self.execute(plans);
         if !self.ready {
-            self.become_ready()?;
+            self.become_ready(received)?;
         }
         self.checks.set(self.health_ports());
         self.report(
@@ -435,7 +464,7 @@ impl Sync {
     }
 
     /// The first complete picture is written: take away what the cluster no longer has, and start serving.
-    fn become_ready(&mut self) -> anyhow::Result<()> {
+    fn become_ready(&mut self, received: Instant) -> anyhow::Result<()> {
         let seen: HashSet<ObjectName> = self
             .snapshot
             .services()
@@ -470,6 +499,8 @@ impl Sync {
         info!(
             services = seen.len(),
             service_ports = self.ledger.service_ports(),
+            loaded_us = micros(self.first_event.unwrap_or(received)),
+            written_us = micros(received),
             "serving"
         );
         Ok(())
@@ -489,6 +520,11 @@ fn end_sockets(writes: &[Write]) {
             Err(error) => debug!(%endpoint, %error, "could not end sockets of a vanished endpoint"),
         }
     }
+}
+
+/// Microseconds since a moment, as logs take them.
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
 fn shown(name: &ObjectName) -> String {

@@ -15,6 +15,9 @@ use crate::config::{
 /// Where a BPF file system usually is.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
+/// Names another place for every command, so that `beeline status` in the agent's container finds its tables.
+pub const BPFFS_VARIABLE: &str = "BEELINE_BPFFS";
+
 const HOSTNAME: &str = "/proc/sys/kernel/hostname";
 
 /// Flags of `beeline agent`. Log levels come from RUST_LOG, e.g. `RUST_LOG=debug`.
@@ -30,10 +33,10 @@ pub struct AgentArgs {
     #[arg(long, env = "NODE_NAME", value_name = "NAME", visible_alias = "hostname-override", value_parser = node_name)]
     node_name: Option<String>,
     /// BPF file system that keeps tables and programs alive across restarts
-    #[arg(long, value_name = "DIR", default_value = BPFFS)]
+    #[arg(long, env = BPFFS_VARIABLE, value_name = "DIR", default_value = BPFFS)]
     bpffs: PathBuf,
     /// Root of the cgroup v2 hierarchy [default: found in the mounts]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, env = "BEELINE_CGROUP", value_name = "DIR")]
     cgroup: Option<PathBuf>,
     /// Whose sockets go to endpoints when they connect: all, host or off
     #[arg(long, value_name = "WHOSE", default_value = "all")]

@@ -190,7 +190,8 @@ impl LiveTables {
         }
     }
 
-    fn service<F: Family>(&self, id: u32, protocol: u8) -> ServicePort {
+    /// The service port of an id, by its name alone.
+    pub(super) fn service<F: Family>(&self, id: u32, protocol: u8) -> ServicePort {
         let name = self.names.get(&id);
         let part = |bytes: Option<&[u8; 64]>| bytes.map(|bytes| text(bytes));
         ServicePort {
@@ -274,11 +275,11 @@ fn order(kind: &str) -> u8 {
     }
 }
 
-fn address<F: Family>(address: F::Addr) -> IpAddr {
+pub(super) fn address<F: Family>(address: F::Addr) -> IpAddr {
     F::wide(address).into()
 }
 
-fn protocol_name(protocol: u8) -> &'static str {
+pub(super) fn protocol_name(protocol: u8) -> &'static str {
     match protocol {
         lb_ebpf::abi::TCP => "TCP",
         lb_ebpf::abi::UDP => "UDP",

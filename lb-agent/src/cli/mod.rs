@@ -6,13 +6,14 @@
 //! | `read` | live tables out of the pins |
 //! | [`live`] | tables joined into services, frontends and endpoints (pure) |
 //! | `query` | which services a command is about |
-//! | `service`, `endpoint`, `status` | one command a file |
+//! | `service`, `endpoint`, `flow`, `status` | one command a file |
 //! | [`logging`] | where the agent's log lines go |
 //! | `output` | tables for people, TSV for pipes, JSON for programs |
 
 pub mod agent;
 mod ask;
 mod endpoint;
+mod flow;
 pub mod live;
 pub mod logging;
 pub mod output;
@@ -25,12 +26,13 @@ mod status;
 
 use std::fmt;
 use std::io::{IsTerminal as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::cleanup;
+use crate::sys::mount;
 use output::{Format, Palette};
 use query::ServiceQuery;
 
@@ -57,12 +59,17 @@ pub enum Command {
     Agent(Box<agent::AgentArgs>),
     /// Remove every program, table and pin of ours from this node
     Cleanup(Place),
+    /// Make sure that there is a BPF file system, for the init container of hosts that mount none at boot
+    MountBpffs(Place),
     /// Services as the kernel has them
     #[command(subcommand)]
     Service(ServiceCommand),
     /// Endpoints as the kernel has them
     #[command(subcommand)]
     Endpoint(EndpointCommand),
+    /// Flows of the packet path as the kernel has them
+    #[command(subcommand)]
+    Flow(FlowCommand),
     /// One screen: is all well on this node? Works without a running agent
     Status(StatusArgs),
     /// Version of the program and of its table layouts
@@ -96,11 +103,45 @@ pub enum EndpointCommand {
     },
 }
 
+#[derive(Subcommand, Debug)]
+pub enum FlowCommand {
+    /// Every flow, one a line, and how full the flow tables are
+    List {
+        #[command(flatten)]
+        filter: FlowFilter,
+        #[command(flatten)]
+        show: Show,
+    },
+    /// End flows: their next packet is treated as the first of a conversation
+    Flush(FlushArgs),
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct FlowFilter {
+    #[command(flatten)]
+    place: Place,
+    /// Only flows of this service: NAME, NAMESPACE/NAME or NAMESPACE/NAME:PORT
+    #[arg(long, value_name = "NAME")]
+    service: Option<ServiceQuery>,
+    /// Only flows of this client
+    #[arg(long, value_name = "IP")]
+    client: Option<IpAddr>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct FlushArgs {
+    #[command(flatten)]
+    filter: FlowFilter,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
 /// Where our pins are.
 #[derive(Args, Clone, Debug)]
 pub struct Place {
     /// BPF file system that holds the tables
-    #[arg(long, value_name = "DIR", default_value = agent::BPFFS)]
+    #[arg(long, env = agent::BPFFS_VARIABLE, value_name = "DIR", default_value = agent::BPFFS)]
     pub bpffs: PathBuf,
 }
 
@@ -209,9 +250,16 @@ pub fn answer(command: &Command) -> Result<Printed, CommandError> {
         Command::Endpoint(EndpointCommand::List { service, list }) => {
             endpoint::list(&read::tables(&list.place.bpffs)?, service.as_ref(), list)
         }
+        Command::Flow(FlowCommand::List { filter, show }) => {
+            flow::list(&read::tables(&filter.place.bpffs)?, filter, *show)
+        }
+        Command::Flow(FlowCommand::Flush(args)) => {
+            flow::flush(&read::tables(&args.filter.place.bpffs)?, args)
+        }
         Command::Status(args) => Ok(status::status(args)),
         Command::Version { show } => Ok(version(*show)),
         Command::Cleanup(place) => Ok(cleaned_up(&place.bpffs)),
+        Command::MountBpffs(place) => mounted(&place.bpffs),
         Command::Agent(_) => Err(CommandError {
             what: "the agent was not started".into(),
             cause: "the program took a wrong turn".into(),
@@ -230,6 +278,27 @@ fn cleaned_up(bpffs: &Path) -> Printed {
         },
         text: format!("{report}\n"),
     }
+}
+
+fn mounted(bpffs: &Path) -> Result<Printed, CommandError> {
+    let (there, shown) = (mount::is_bpffs(bpffs), bpffs.display());
+    let failed = |error: std::io::Error| {
+        CommandError {
+        what: format!("no BPF file system at {shown}"),
+        cause: error.to_string(),
+        next: "run as root of the host, in a privileged container with Bidirectional mount propagation".into(),
+    }
+    };
+    let text = if there.map_err(failed)? {
+        format!("there is a BPF file system at {shown}\n")
+    } else {
+        mount::ensure_bpffs(bpffs).map_err(failed)?;
+        format!("mounted a BPF file system at {shown}\n")
+    };
+    Ok(Printed {
+        text,
+        exit: Exit::Fine,
+    })
 }
 
 fn version(show: Show) -> Printed {
@@ -287,9 +356,12 @@ mod tests {
             "beeline service get shop/web:http -o wide",
             "beeline endpoint list web -n shop",
             "beeline endpoint list",
+            "beeline flow list --service shop/web:http --client fd00::1 -o wide",
+            "beeline flow flush --client 10.0.0.1 --yes",
             "beeline status --bpffs /tmp/x",
             "beeline version",
             "beeline cleanup --bpffs /tmp/x",
+            "beeline mount-bpffs --bpffs /tmp/x",
         ] {
             if let Err(error) = Cli::try_parse_from(line.split(' ')) {
                 panic!("{line}: {error}");
@@ -300,6 +372,7 @@ mod tests {
             "beeline service list -A -n x",
             "beeline service get a/b/c",
             "beeline status -o yaml",
+            "beeline flow list --client web",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use lb_ebpf::abi::device::Device;
 use lb_ebpf::abi::family::{Family, V4, V6};
+use lb_ebpf::abi::flow::{Flow, FlowKey};
 use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{ABI_VERSION, Record, SEGMENT_RECORDS, table};
@@ -14,6 +15,7 @@ use lb_ebpf::abi::{ABI_VERSION, Record, SEGMENT_RECORDS, table};
 use super::CommandError;
 use super::live::{self, LiveTables};
 use crate::datapath::Error;
+use crate::datapath::flows::Flows;
 use crate::datapath::growing::LIMIT;
 use crate::datapath::pins::{self, Pins};
 use crate::datapath::read::Reader;
@@ -111,9 +113,8 @@ impl Place {
             self.segments_usage(table::ENDPOINTS4, reached(&tables.frontends4))?,
             self.segments_usage(table::ENDPOINTS6, reached(&tables.frontends6))?,
         ];
-        for name in [table::FLOWS4, table::FLOWS6] {
-            usage.push(self.shards_usage(name)?);
-        }
+        usage.push(self.flows_usage::<V4>(table::FLOWS4)?);
+        usage.push(self.flows_usage::<V6>(table::FLOWS6)?);
         for name in [
             table::AFFINITY,
             table::SOURCE_RANGES,
@@ -172,20 +173,18 @@ impl Place {
         })
     }
 
-    fn shards_usage(&self, name: &'static str) -> Result<Usage, Error> {
-        let outer = self.outer(name)?;
-        let (mut used, mut capacity) = (0, 0);
-        for slot in 0..outer.slots() {
-            if let Some(shard) = outer.open_inner(slot)? {
-                shard.for_each(|_, _| used += 1)?;
-                capacity += shard.info().max_entries as usize;
-            }
-        }
+    fn flows_usage<F: Family>(&self, name: &'static str) -> Result<Usage, Error>
+    where
+        FlowKey<F>: Record,
+        Flow<F>: Record,
+    {
+        let (flows, entries) = Flows::<F>::read(&self.pins)?;
+        let (capacity, limit) = flows.room();
         Ok(Usage {
             table: name,
-            used,
+            used: entries.len(),
             capacity,
-            limit: capacity,
+            limit,
         })
     }
 
@@ -245,7 +244,7 @@ fn whole<F: Family>(
     Ok(rows.into_iter().collect())
 }
 
-fn unreadable(pins: &Pins, error: &Error) -> CommandError {
+pub(super) fn unreadable(pins: &Pins, error: &Error) -> CommandError {
     let next = match error {
         Error::Kernel(kernel) if matches!(kernel.errno(), libc::EPERM | libc::EACCES) => {
             "run it as root, or with CAP_BPF and access to the pins"

@@ -94,6 +94,16 @@ impl Tables {
             source_ranges,
             tombstones,
         } = staged;
+        let prepared = [
+            self.endpoints4
+                .prepare(endpoints4.iter().map(|(_, first, _)| *first)),
+            self.endpoints6
+                .prepare(endpoints6.iter().map(|(_, first, _)| *first)),
+            self.endpoint_state.prepare(states.keys().copied()),
+        ];
+        for error in prepared.into_iter().filter_map(Result::err) {
+            tracing::debug!(%error, "could not create segments together; trying one by one");
+        }
         let mut run = Run { applied };
         run.changes(table::NAMES, &mut self.names, names);
         for (batch, first, records) in endpoints4 {

@@ -17,7 +17,7 @@ use super::tables::Tables;
 use super::{Error, Result};
 use crate::plan::Write;
 use crate::sys::bpf::WriteMode;
-use crate::sys::{mount, netlink};
+use crate::sys::{memory, mount, netlink};
 
 /// Where the datapath lives.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -50,7 +50,10 @@ pub struct DeviceChanges {
 impl Datapath {
     /// Opens or creates everything but attachments: those that a former agent made keep running meanwhile.
     pub fn open(config: &Config) -> Result<Self> {
-        Self::open_object(config, object::embedded()?)
+        let object = object::embedded()?;
+        let opened = Self::open_object(config, object);
+        memory::forget(object);
+        opened
     }
 
     /// As [`Datapath::open`], with another object than the embedded one.

@@ -3,6 +3,9 @@
 pub mod apply;
 pub mod attach;
 pub mod engine;
+pub mod entries;
+pub mod flows;
+mod follow_flows;
 pub mod grace;
 pub mod growing;
 pub mod interfaces;
@@ -12,6 +15,7 @@ pub mod programs;
 pub mod read;
 pub mod roles;
 pub mod segments;
+pub mod shards;
 mod stage;
 pub mod tables;
 
@@ -23,6 +27,7 @@ use crate::sys::bpf;
 
 pub use apply::{Applied, Failure};
 pub use engine::{Config, Datapath, DeviceChanges};
+pub use follow_flows::Follower;
 pub use grace::Grace;
 pub use interfaces::{Interfaces, Picture};
 pub use read::{KernelState, Reader};

@@ -79,8 +79,8 @@ impl Selection {
 }
 
 impl Picture {
-    /// The devices that get packet programs.
-    pub fn choose(&self, selection: &Selection) -> Choice {
+    /// The devices that get packet programs. `node_addresses` are those of the Node object, if there is one.
+    pub fn choose(&self, selection: &Selection, node_addresses: &[IpAddr]) -> Choice {
         let mut choice = Choice::default();
         for interface in &self.interfaces {
             let named = match &selection.names {
@@ -88,7 +88,7 @@ impl Picture {
                 Some(names) if names.contains(&interface.name) => true,
                 Some(_) => continue,
             };
-            match self.role(interface, selection, named) {
+            match self.role(interface, selection, node_addresses, named) {
                 Ok(Some(role)) => {
                     let chosen = self.chosen(interface, role);
                     choice.chosen.insert(interface.index, chosen);
@@ -111,10 +111,11 @@ impl Picture {
         &self,
         interface: &Interface,
         selection: &Selection,
+        node_addresses: &[IpAddr],
         named: bool,
     ) -> Result<Option<u32>, &'static str> {
         let refused = |reason| if named { Err(reason) } else { Ok(None) };
-        if self.leads_to_pod(interface, &selection.pods) {
+        if self.leads_to_pod(interface, &selection.pods, node_addresses) {
             return Ok(Some(POD));
         }
         if interface.kind == LinkKind::Loopback {
@@ -135,17 +136,23 @@ impl Picture {
         Ok(Some(UPLINK))
     }
 
-    /// By nature: a veth whose other end is in another namespace, unless it is this node's own way out: that has
-    /// an address with a network around it or the default route, a pod's host side has no address, or
-    /// (point-to-point CNIs) a host address. A bridge port leads to a pod in any case.
-    fn leads_to_pod(&self, interface: &Interface, pods: &PodDevices) -> bool {
+    /// By nature: a veth whose other end is in another namespace, unless it is this node's own way out (nodes that
+    /// are containers have such): that one has the default route, or the address that the Node object tells. A
+    /// network of its own says nothing: some CNIs, and people who wire a pod by hand, give one to each pod.
+    /// A bridge port leads to a pod in any case.
+    fn leads_to_pod(
+        &self,
+        interface: &Interface,
+        pods: &PodDevices,
+        node_addresses: &[IpAddr],
+    ) -> bool {
         match pods {
             PodDevices::ByNature => {
                 interface.kind == LinkKind::Veth
                     && interface.peer_elsewhere
                     && (self.bridge_of(interface).is_some()
                         || !(self.member(interface)
-                            || self.has_network(interface.index)
+                            || self.has_one_of(interface.index, node_addresses)
                             || self.has_default_route(interface.index)))
             }
             PodDevices::Bridge(name) => self
@@ -205,6 +212,10 @@ impl Picture {
 
     fn has_address(&self, index: u32) -> bool {
         self.own(index).next().is_some()
+    }
+
+    fn has_one_of(&self, index: u32, addresses: &[IpAddr]) -> bool {
+        self.own(index).any(|own| addresses.contains(&own.address))
     }
 
     fn has_network(&self, index: u32) -> bool {

@@ -8,7 +8,7 @@ use lb_ebpf::abi::{Record, SEGMENT_RECORDS, SEGMENT_SHIFT};
 use super::Result;
 use super::object::{Definition, Definitions};
 use super::pins::check;
-use crate::sys::bpf::{Error as KernelError, Outer, Table, WriteMode};
+use crate::sys::bpf::{Error as KernelError, Map, Outer, Table, WriteMode};
 
 /// An array whose record `i` is record `i % 4096` of the inner table in slot `i / 4096`.
 #[derive(Debug)]
@@ -55,6 +55,41 @@ impl<V: Record> Segments<V> {
             segments * SEGMENT_RECORDS as usize,
             self.outer.slots().saturating_mul(SEGMENT_RECORDS),
         )
+    }
+
+    /// Creates the missing ones among the segments of these records, with one wait for all: setting a slot waits
+    /// for running programs, which for a large list would take longer than all else. What fails here fails again,
+    /// and is told, when its records are written.
+    pub fn prepare(&mut self, records: impl Iterator<Item = u32>) -> crate::sys::bpf::Result<()> {
+        let mut slots: Vec<u32> = records.map(|record| record >> SEGMENT_SHIFT).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        slots.retain(|&slot| slot < self.outer.slots() && !self.exists(slot));
+        // One is made by the write.
+        if slots.len() < 2 {
+            return Ok(());
+        }
+        let maps = slots
+            .into_iter()
+            .map(|slot| Ok((slot, self.definitions.create(&self.definition)?)))
+            .collect::<crate::sys::bpf::Result<Vec<(u32, Map)>>>()?;
+        self.outer.set_many(&maps)?;
+        for (slot, map) in maps {
+            self.keep(slot, Table::new(map)?);
+        }
+        Ok(())
+    }
+
+    fn exists(&self, slot: u32) -> bool {
+        matches!(self.segments.get(slot as usize), Some(Some(_)))
+    }
+
+    fn keep(&mut self, slot: u32, segment: Table<u32, V>) {
+        let at = slot as usize;
+        if at >= self.segments.len() {
+            self.segments.resize_with(at + 1, || None);
+        }
+        self.segments[at] = Some(segment);
     }
 
     /// Writes records `first ..`. They may cross segments (states do, blocks do not).
@@ -116,16 +151,12 @@ impl<V: Record> Segments<V> {
                 libc::E2BIG,
             ));
         }
-        let at = slot as usize;
-        if at >= self.segments.len() {
-            self.segments.resize_with(at + 1, || None);
-        }
-        if self.segments[at].is_none() {
+        if !self.exists(slot) {
             let map = self.definitions.create(&self.definition)?;
             self.outer.set(slot, map.as_fd())?;
-            self.segments[at] = Some(Table::new(map)?);
+            self.keep(slot, Table::new(map)?);
         }
-        self.segments[at]
+        self.segments[slot as usize]
             .as_ref()
             .ok_or_else(|| unreachable!("set just above"))
     }

@@ -12,12 +12,13 @@ use lb_ebpf::abi::name::ServiceName;
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::socket::{Tombstone, TombstoneKey};
 use lb_ebpf::abi::source_range::{SourceRange, SourceRangeKey};
-use lb_ebpf::abi::{FLOW_SHARDS, table};
+use lb_ebpf::abi::table;
 
 use super::growing::Growing;
 use super::object::{Definition, Definitions};
-use super::pins::{Pins, check};
+use super::pins::Pins;
 use super::segments::Segments;
+use super::shards::{FlowShards, FlowTable};
 use super::{Error, Result};
 use crate::sys::bpf::{Counters, Map, MapKind, Outer, Table, pin};
 
@@ -36,6 +37,8 @@ pub struct Tables {
     pub source_ranges: Table<SourceRangeKey, SourceRange>,
     pub devices: Table<u32, Device>,
     pub settings: Table<u32, Settings>,
+    /// Grown by a thread of its own, see [`FlowShards::follow`].
+    pub flows: Arc<FlowShards>,
     pub counters: Counters,
 }
 
@@ -55,14 +58,16 @@ impl Tables {
             tracing::info!(tables = created, directory = %pins.root().display(), "created tables");
         }
         let opener = Opener { pins, definitions };
-        for name in [
+        let flows = [
             table::FLOWS4,
             table::FLOWS6,
             table::REPLIES4,
             table::REPLIES6,
-        ] {
-            opener.fill_shards(name)?;
-        }
+        ]
+        .into_iter()
+        .map(|name| FlowTable::open(name, opener.outer(name)?, definitions))
+        .collect::<Result<_>>()?;
+        let counters = || -> Result<_> { Ok(Counters::new(opener.map(table::COUNTERS)?)?) };
         Ok(Self {
             frontends4: opener.growing(table::FRONTENDS4)?,
             frontends6: opener.growing(table::FRONTENDS6)?,
@@ -76,7 +81,8 @@ impl Tables {
             source_ranges: Table::new(opener.map(table::SOURCE_RANGES)?)?,
             devices: Table::new(opener.map(table::DEVICES)?)?,
             settings: Table::new(opener.map(table::SETTINGS)?)?,
-            counters: Counters::new(opener.map(table::COUNTERS)?)?,
+            flows: Arc::new(FlowShards::new(flows, counters()?)?),
+            counters: counters()?,
         })
     }
 
@@ -92,7 +98,8 @@ impl Tables {
 }
 
 impl Tables {
-    /// Name, entries and capacity of every table that grows, exact at this moment.
+    /// Name, entries and capacity of every table that grows, exact at this moment; of the flow
+    /// tables at the last look.
     pub fn usage(&self) -> Result<Vec<(&'static str, usize, usize)>> {
         let mut usage = Vec::new();
         let mut note = |name, (entries, capacity): (usize, u32)| {
@@ -107,6 +114,12 @@ impl Tables {
         note(table::ENDPOINTS4, self.endpoints4.usage());
         note(table::ENDPOINTS6, self.endpoints6.usage());
         note(table::ENDPOINT_STATE, self.endpoint_state.usage());
+        usage.extend(
+            self.flows
+                .usage()
+                .iter()
+                .map(|flows| (flows.table, flows.entries, flows.limit)),
+        );
         Ok(usage)
     }
 }
@@ -137,22 +150,6 @@ impl Opener<'_> {
 
     fn segments<V: lb_ebpf::abi::Record>(&self, name: &str) -> Result<Segments<V>> {
         Segments::open(self.outer(name)?, Arc::clone(self.definitions))
-    }
-
-    /// Gives every shard of a flow table its current map (slot `2 i`); slot `2 i + 1`, the previous one while a
-    /// shard grows, stays empty.
-    fn fill_shards(&self, name: &str) -> Result<()> {
-        let outer = self.outer(name)?;
-        let definition = self.definitions.table(name)?.inner_definition()?;
-        let mut missing = Vec::new();
-        for shard in 0..FLOW_SHARDS {
-            let slot = 2 * shard;
-            match outer.open_inner(slot)? {
-                Some(map) => check(&map, definition, &outer.pin_path(slot), true)?,
-                None => missing.push((slot, self.definitions.create(definition)?)),
-            }
-        }
-        Ok(outer.set_many(&missing)?)
     }
 }
 

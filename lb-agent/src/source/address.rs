@@ -21,6 +21,8 @@ pub enum Unusable {
     LinkLocal,
     Multicast,
     Broadcast,
+    /// 0.0.0.0/8 means "this network" and 240.0.0.0/4 was never given out (RFC 6890): no pod has one.
+    Reserved,
     /// IPv4-mapped IPv6 would smuggle an IPv4 destination past every IPv4 rule.
     Mapped,
     Zone,
@@ -36,6 +38,7 @@ impl fmt::Display for Unusable {
             Unusable::LinkLocal => "is a link-local address",
             Unusable::Multicast => "is a multicast address",
             Unusable::Broadcast => "is the broadcast address",
+            Unusable::Reserved => "is of a reserved range",
             Unusable::Mapped => "is an IPv4-mapped IPv6 address",
             Unusable::Zone => "has a zone id",
         })
@@ -115,7 +118,11 @@ fn unusable(address: IpAddr) -> Option<Unusable> {
     let (link_local, other) = match address {
         IpAddr::V4(v4) => (
             v4.is_link_local(),
-            v4.is_broadcast().then_some(Unusable::Broadcast),
+            match v4.octets() {
+                [255, 255, 255, 255] => Some(Unusable::Broadcast),
+                [0 | 240..=255, ..] => Some(Unusable::Reserved),
+                _ => None,
+            },
         ),
         IpAddr::V6(v6) => (
             v6.is_unicast_link_local(),
@@ -185,6 +192,9 @@ mod tests {
             ("239.255.255.255", Unusable::Multicast),
             ("ff02::1", Unusable::Multicast),
             ("255.255.255.255", Unusable::Broadcast),
+            ("0.1.2.3", Unusable::Reserved),
+            ("240.0.0.1", Unusable::Reserved),
+            ("255.255.255.254", Unusable::Reserved),
             ("::ffff:10.0.0.1", Unusable::Mapped),
             ("::ffff:7f00:1", Unusable::Mapped),
             ("fe80::1%eth0", Unusable::Zone),

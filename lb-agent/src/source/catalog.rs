@@ -77,6 +77,8 @@ impl Key {
             Event::ServiceCidr(name, _) => Some(Key::ServiceCidr(name.clone())),
             Event::Begin(_)
             | Event::Complete(_)
+            | Event::Lost(_)
+            | Event::Found(_)
             | Event::ServiceGone(_)
             | Event::SliceGone(_)
             | Event::NodeGone

@@ -250,11 +250,10 @@ impl Follower {
             // A timeout loses nothing: the stream keeps the unfinished request.
             let Ok(next) = timeout(limit, stream.next()).await else {
                 if listing {
-                    self.outage()
-                        .failed(kind, "the server sends no complete list");
+                    self.failed(kind, "the server sends no complete list").await;
                     return End::Stalled;
                 }
-                self.outage().worked(kind);
+                self.worked(kind).await;
                 continue;
             };
             let event = match next {
@@ -265,14 +264,14 @@ impl Follower {
                         Some(400 | 422) if listing && streaming => return End::NoStreaming,
                         // Our place in the log of changes was dropped: the watcher lists anew.
                         Some(410) => {}
-                        _ => self.outage().failed(kind, &error.to_string()),
+                        _ => self.failed(kind, &error.to_string()).await,
                     }
                     sleep(backoff.next()).await;
                     continue;
                 }
                 None => return End::Stalled,
             };
-            self.outage().worked(kind);
+            self.worked(kind).await;
             backoff = Backoff::default();
             match event {
                 watcher::Event::Init => listing = true,
@@ -303,6 +302,21 @@ impl Follower {
                 (watched.convert)(&mut converter, &object)
             }
             watcher::Event::Delete(object) => (watched.gone)(&mut converter, object.metadata()),
+        }
+    }
+
+    async fn failed(&self, kind: Kind, error: &str) {
+        let lost = self.outage().failed(kind, error);
+        if lost {
+            // Should the other side have ended, the next report will notice.
+            let _ = self.events.send(Event::Lost(kind)).await;
+        }
+    }
+
+    async fn worked(&self, kind: Kind) {
+        let found = self.outage().worked(kind);
+        if found {
+            let _ = self.events.send(Event::Found(kind)).await;
         }
     }
 

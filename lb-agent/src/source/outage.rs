@@ -10,6 +10,8 @@ use super::refused::shown;
 use crate::snapshot::Kind;
 
 const TELL_EVERY: Duration = Duration::from_secs(60);
+/// Failures in a row that are one.
+const OUTAGE: u32 = 2;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -24,8 +26,8 @@ pub(super) struct Outage {
 }
 
 impl Outage {
-    /// A watch met an error. One alone is no outage: connections end.
-    pub(super) fn failed(&mut self, kind: Kind, error: &str) {
+    /// A watch met an error. One alone is no outage: connections end. True when this one makes it one.
+    pub(super) fn failed(&mut self, kind: Kind, error: &str) -> bool {
         if self.is_due(kind, Instant::now()) {
             warn!(
                 kind = ?kind,
@@ -35,11 +37,13 @@ impl Outage {
                 "lost the API server; the last known state stays in force",
             );
         }
+        self.failures.get(&kind) == Some(&OUTAGE)
     }
 
-    /// A watch delivered something.
-    pub(super) fn worked(&mut self, kind: Kind) {
-        if self.failures.remove(&kind).is_some() && self.failures.is_empty() {
+    /// A watch delivered something. True when that ends an outage of this kind.
+    pub(super) fn worked(&mut self, kind: Kind) -> bool {
+        let failures = self.failures.remove(&kind);
+        if failures.is_some() && self.failures.is_empty() {
             let since = self.since.take();
             if std::mem::take(&mut self.known) {
                 info!(
@@ -48,13 +52,14 @@ impl Outage {
                 );
             }
         }
+        failures.is_some_and(|failures| failures >= OUTAGE)
     }
 
     fn is_due(&mut self, kind: Kind, now: Instant) -> bool {
         let failures = self.failures.entry(kind).or_default();
         *failures = failures.saturating_add(1);
         self.since.get_or_insert(now);
-        if *failures < 2
+        if *failures < OUTAGE
             || self
                 .told
                 .is_some_and(|told| now.duration_since(told) < TELL_EVERY)

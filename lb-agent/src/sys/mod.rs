@@ -3,6 +3,7 @@
 pub mod bpf;
 pub mod cgroup;
 pub mod clock;
+pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod netns;

@@ -62,7 +62,7 @@ impl Address4 {
 impl Address6 {
     /// The address as four words in memory order.
     #[inline(always)]
-    #[expect(clippy::disallowed_methods, reason = "see below")]
+    #[allow(clippy::disallowed_methods, reason = "see below")]
     pub const fn words(self) -> [u32; 4] {
         // SAFETY: both are 16 bytes in which every pattern is valid. In one piece, as a compiler for the BPF
         // target would put the words together byte by byte.
@@ -71,7 +71,7 @@ impl Address6 {
 
     /// The inverse of [`Self::words`].
     #[inline(always)]
-    #[expect(clippy::disallowed_methods, reason = "see below")]
+    #[allow(clippy::disallowed_methods, reason = "see below")]
     pub const fn from_words(words: [u32; 4]) -> Self {
         // SAFETY: as in `words`.
         unsafe { core::mem::transmute::<[u32; 4], Self>(words) }

@@ -127,12 +127,22 @@ fn answer_numbers<F: Wire>(skb: &Skb, network: &Network<F>, tcp: &Tcp) -> Tcp {
         answer.sequence = tcp.acknowledgement;
     } else {
         let header = u32::from(tcp.data_offset >> 4) * 4;
-        let data = skb.len().saturating_sub(network.transport + header);
+        let data = end(skb, network).saturating_sub(network.transport + header);
         let counted = data + u32::from(tcp.flags & SYN != 0) + u32::from(tcp.flags & FIN != 0);
         answer.acknowledgement = u32::from_be(tcp.sequence).wrapping_add(counted).to_be();
         answer.flags = RST | ACK;
     }
     answer
+}
+
+/// Where the packet ends: short frames carry padding behind it.
+#[inline(always)]
+fn end<F: Wire>(skb: &Skb, network: &Network<F>) -> u32 {
+    let (at, before) = if F::VERSION == 4 { (2, 0) } else { (4, 40) };
+    match skb.load::<u16>(network.offset + at) {
+        Some(length) => network.offset + before + u32::from(u16::from_be(length)),
+        None => network.transport,
+    }
 }
 
 /// Writes a header into the buffer.

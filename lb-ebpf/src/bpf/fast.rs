@@ -141,7 +141,8 @@ impl Hop for lb_ebpf::abi::family::V6 {
     #[inline(always)]
     fn hop(skb: &Skb, network: u32) -> bool {
         match skb.load::<u8>(network + 7) {
-            Some(limit) => skb.store(network + 7, &limit.wrapping_sub(1)),
+            // No checksum makes up for the change.
+            Some(limit) => skb.store_summed(network + 7, &limit.wrapping_sub(1)),
             None => false,
         }
     }

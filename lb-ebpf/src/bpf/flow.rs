@@ -12,6 +12,7 @@ use lb_ebpf::abi::flow::{
 };
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{TCP, UDP, counter};
+use lb_ebpf::flow_keys::{write_leaving_key, write_reply_key, write_returning_key};
 use lb_ebpf::tcp_state::{Speaker, is_clean_syn, next, timeout};
 
 use crate::header::{Network, Transport};
@@ -36,47 +37,6 @@ pub(crate) enum Opening {
     /// The reply key belongs to a live flow.
     Taken,
     Full,
-}
-
-/// Writes the key that a flow's replies have where they are translated back.
-#[inline(always)]
-pub(crate) fn write_reply_key<F: Tables>(out: &mut FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) {
-    out.source = flow.new_destination;
-    let (client, new) = (F::read(&key.source), F::read(&flow.new_source));
-    out.destination = if flow.flags & MASQUERADE != 0 {
-        client
-    } else {
-        new
-    };
-    out.source_port = flow.new_destination_port;
-    out.destination_port = flow.new_source_port;
-    out.protocol = key.protocol;
-    out.scope = key.scope;
-    out.zero = 0;
-}
-
-/// Writes the key of a masqueraded flow's packets as they leave, the client's address still in them.
-#[inline(always)]
-fn write_leaving_key<F: Tables>(out: &mut FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) {
-    out.source = key.source;
-    out.destination = flow.new_destination;
-    out.source_port = flow.new_source_port;
-    out.destination_port = flow.new_destination_port;
-    out.protocol = key.protocol;
-    out.scope = MASQUERADED;
-    out.zero = 0;
-}
-
-/// Writes the key of a masqueraded flow's replies as they come in, addressed to this node.
-#[inline(always)]
-fn write_returning_key<F: Tables>(out: &mut FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) {
-    out.source = flow.new_destination;
-    out.destination = flow.new_source;
-    out.source_port = flow.new_destination_port;
-    out.destination_port = flow.new_source_port;
-    out.protocol = key.protocol;
-    out.scope = MASQUERADED;
-    out.zero = 0;
 }
 
 /// Whether `reply` is one of the flow's further keys. The entry that led here may have been reused.

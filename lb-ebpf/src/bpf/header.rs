@@ -69,6 +69,15 @@ pub(crate) struct Tcp {
     pub(crate) window: u16,
 }
 
+/// A whole TCP header: the checksum behind its first part must be there before a flow is opened.
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+struct WholeTcp {
+    first: Tcp,
+    /// Checksum and urgent pointer.
+    _rest: u32,
+}
+
 /// UDP header, as on the wire.
 #[repr(C, align(4))]
 #[derive(Clone, Copy)]
@@ -225,7 +234,7 @@ pub(crate) fn transport<F: Wire>(skb: &Skb, network: &Network<F>, scope: u8) -> 
     }
     let found = match network.protocol {
         TCP => {
-            let header: Tcp = skb.load(network.transport)?;
+            let header = skb.load::<WholeTcp>(network.transport)?.first;
             Transport {
                 source_port: u16::from_be(header.source_port),
                 destination_port: u16::from_be(header.destination_port),

@@ -169,6 +169,15 @@ fn quote<F: Quoted>(skb: &Skb, network: &Network<F>) -> Option<(Message, Quote<F
     Some((message, quote))
 }
 
+/// Whether an ICMP message must not be answered by an error.
+#[inline(always)]
+pub(crate) fn is_error<F: Quoted>(skb: &Skb, network: &Network<F>) -> bool {
+    match skb.load::<u8>(network.transport) {
+        Some(kind) => F::message(kind).0 != Message::Other,
+        None => true,
+    }
+}
+
 /// Where the packet begins in an IPv6 redirect: behind the target's link-layer address option if that comes
 /// first (RFC 4861 §4.5, §4.6.3).
 #[inline(always)]

@@ -151,11 +151,11 @@ fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     if SCOPE == POD {
         // What a pod answers to itself also comes in here (see `forward`).
         work.reply = work.key;
-        if let Some(place) = work.find_reply()
-            && work.flow.flags & HAIRPIN != 0
-        {
-            place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
-            return back_to_client(skb, work);
+        if let Some(place) = work.find_reply() {
+            if work.flow.flags & HAIRPIN != 0 {
+                place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
+                return back_to_client(skb, work);
+            }
         }
     }
     if !work.transport.present {
@@ -281,6 +281,10 @@ fn other_protocol<F: Answer, const SCOPE: u8>(skb: Skb) -> i32 {
         let action = icmp_error::from_client::<F, SCOPE>(skb, work);
         if action != icmp_error::NOT_OURS {
             return action;
+        }
+        // An error about an error would go on for ever (RFC 1122 §3.2.2, RFC 4443 §2.4).
+        if work.uses & CLUSTER_IP != 0 && icmp_error::is_error(&skb, &work.network) {
+            return DROP;
         }
     }
     if work.uses & CLUSTER_IP == 0 {

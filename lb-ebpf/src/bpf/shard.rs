@@ -28,9 +28,13 @@ pub(crate) fn find<K, V>(shards: &Shards<K, V>, slot: u32, key: &K) -> Option<*m
     // SAFETY: an element of the former map; should it be reused this instant, its check word tells.
     let moved = current.insert(key, unsafe { &*value }, IF_ABSENT).is_ok();
     match current.get_ptr_mut(key) {
-        Some(moved) => {
-            let _ = former.remove(key);
-            Some(moved)
+        Some(found) => {
+            // If it was there already, whoever moved it takes it away from here, or both slots have the same map,
+            // as they do for a moment before a bigger one is published.
+            if moved {
+                let _ = former.remove(key);
+            }
+            Some(found)
         }
         // No room yet: it stays where it is.
         None if !moved => Some(value),

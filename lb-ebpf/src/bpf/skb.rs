@@ -19,6 +19,9 @@ pub(crate) const ZERO_IS_NONE: u64 = 1 << 5;
 /// `BPF_F_IPV6` (Linux 6.16): the pseudo header's change leaves `skb->csum` right.
 pub(crate) const IPV6: u64 = 1 << 7;
 
+/// `BPF_F_RECOMPUTE_CSUM`: the written bytes count in `skb->csum`.
+const RECOMPUTE: u64 = 1;
+
 /// `BPF_ADJ_ROOM_MAC`.
 const ROOM_AFTER_MAC: u32 = 1;
 
@@ -44,12 +47,6 @@ impl Skb {
     pub(crate) fn device(&self) -> u32 {
         // SAFETY: a field of the context.
         unsafe { read_volatile(addr_of!((*self.0).ifindex)) }
-    }
-
-    #[inline(always)]
-    pub(crate) fn len(&self) -> u32 {
-        // SAFETY: a field of the context.
-        unsafe { read_volatile(addr_of!((*self.0).len)) }
     }
 
     /// Reads a header. `T` is made of integers and arrays of such.
@@ -83,6 +80,21 @@ impl Skb {
                 (&raw const *value).cast(),
                 size_of::<T>() as u32,
                 0,
+            ) == 0
+        }
+    }
+
+    /// Writes a header that no checksum covers, and keeps `skb->csum` right.
+    #[inline(always)]
+    pub(crate) fn store_summed<T: Copy>(&self, offset: u32, value: &T) -> bool {
+        // SAFETY: `value` is readable for its size.
+        unsafe {
+            bpf_skb_store_bytes(
+                self.0,
+                offset,
+                (&raw const *value).cast(),
+                size_of::<T>() as u32,
+                RECOMPUTE,
             ) == 0
         }
     }

@@ -4,6 +4,7 @@
 //! no device of the machine is touched, and all of it is gone with the thread. The agent's hooks sit on a
 //! cgroup made for the test; clients are processes in it. Pods, links and the packet path are others' tests.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -191,24 +192,21 @@ impl Sandbox {
 
     /// Starts the agent with what `kubeconfig` allows.
     pub fn start_agent(&self, kubeconfig: &Path) -> Result<Agent> {
+        self.start_agent_with(&["--kubeconfig".as_ref(), kubeconfig.as_os_str()])
+    }
+
+    /// Starts the agent of this node with further arguments, a source among them.
+    pub fn start_agent_with(&self, arguments: &[&OsStr]) -> Result<Agent> {
         let process = Process::start(
             &self.directory,
             Command::new(agent::binary()?)
                 .arg("agent")
-                .arg("--kubeconfig")
-                .arg(kubeconfig)
-                .args([
-                    "--node-name",
-                    NODE,
-                    "--socket-lb",
-                    "all",
-                    "--devices",
-                    "auto",
-                ])
+                .args(["--node-name", NODE, "--devices", "auto"])
                 .arg("--bpffs")
                 .arg(self.bpffs())
                 .arg("--cgroup")
-                .arg(&self.cgroup),
+                .arg(&self.cgroup)
+                .args(arguments),
         )?;
         Ok(Agent { process })
     }

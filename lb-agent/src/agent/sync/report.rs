@@ -6,9 +6,21 @@ use tracing::{debug, warn};
 
 use super::Sync;
 use crate::metrics::{Extent, Policy};
-use crate::snapshot::Family;
+use crate::snapshot::{Family, Kind};
 
 impl Sync {
+    /// Whether the source can follow changes of a kind.
+    pub(super) fn connected(&mut self, kind: Kind, connected: bool) {
+        self.metrics.source_connected(kind, connected);
+        if connected {
+            self.lost.remove(&kind);
+        } else {
+            self.lost.insert(kind);
+        }
+        let all = self.lost.is_empty();
+        self.health.describe(|status| status.source_connected = all);
+    }
+
     /// Tells health and metrics that everything received is written.
     pub(super) fn report(&mut self, received: Instant, extent: Extent) {
         let took = received.elapsed();

@@ -56,7 +56,7 @@ fn roles(picture: &Picture, selection: &Selection) -> Vec<String> {
         _ => format!("u {}", chosen.name),
     };
     picture
-        .choose(selection)
+        .choose(selection, &[])
         .chosen
         .values()
         .map(shown)
@@ -77,7 +77,7 @@ fn a_bridge_port_leads_to_a_pod_and_names_its_bridge() {
         vec![address(5, "10.1.0.1/24")],
     );
     assert_eq!(auto(&picture), ["p vethab"]);
-    let chosen = picture.choose(&Selection::auto()).chosen;
+    let chosen = picture.choose(&Selection::auto(), &[]).chosen;
     assert_eq!(chosen[&6].device.bridge, 5);
 }
 
@@ -96,14 +96,21 @@ fn the_nodes_own_way_out_is_an_uplink_even_if_it_is_a_veth() {
         vec![veth(2, "eth0")],
         vec![address(2, "192.0.2.1/24"), address(2, "fd00::1/64")],
     );
-    assert_eq!(auto(&numbered), ["u eth0"]);
-    let device = numbered.choose(&Selection::auto()).chosen[&2].device;
-    assert_eq!(device.address4.octets, [192, 0, 2, 1]);
-    assert_eq!(device.address6.octets[15], 1);
+    let told = ["192.0.2.1".parse().unwrap()];
+    let chosen = &numbered.choose(&Selection::auto(), &told).chosen[&2];
+    assert_eq!(chosen.device.role, UPLINK, "the Node object says so");
+    assert_eq!(chosen.device.address4.octets, [192, 0, 2, 1]);
+    assert_eq!(chosen.device.address6.octets[15], 1);
     // A routed container: a host address and the default route.
     numbered.addresses = vec![address(2, "192.0.2.1/32")];
     numbered.default_routes = vec![2];
     assert_eq!(auto(&numbered), ["u eth0"]);
+}
+
+#[test]
+fn a_veth_with_a_network_of_its_own_leads_to_a_pod_unless_the_node_is_there() {
+    let picture = picture(vec![veth(2, "pod1")], vec![address(2, "10.1.0.1/24")]);
+    assert_eq!(auto(&picture), ["p pod1"]);
 }
 
 #[test]
@@ -146,7 +153,7 @@ fn a_nic_without_an_address_is_an_uplink_and_borrows_one() {
             address(2, "fe80::2/64"),
         ],
     );
-    let chosen = picture.choose(&Selection::auto()).chosen;
+    let chosen = picture.choose(&Selection::auto(), &[]).chosen;
     assert_eq!(chosen[&2].device.address4.octets, [192, 0, 2, 9]);
     assert_eq!(chosen[&2].device.address6, Address6::default());
 }
@@ -179,7 +186,7 @@ fn tunnels_with_an_address_are_uplinks_if_they_have_an_ethernet_header() {
         ],
         vec![address(2, "10.1.0.0/32"), address(3, "10.9.0.1/24")],
     );
-    let choice = picture.choose(&Selection::auto());
+    let choice = picture.choose(&Selection::auto(), &[]);
     assert_eq!(auto(&picture), ["u flannel.1"]);
     assert_eq!(
         choice.left_out,
@@ -225,7 +232,7 @@ fn listed_devices_are_told_apart_as_others_and_reasons_are_given() {
     );
     let list = Selection::list(&["lo", "eth0", "pod1", "dummy0", "eth1", "absent"]);
     assert_eq!(roles(&picture, &list), ["u eth0", "p pod1", "u dummy0"]);
-    let left_out = picture.choose(&list).left_out;
+    let left_out = picture.choose(&list, &[]).left_out;
     let expected = [
         ("absent", reason::ABSENT),
         ("eth1", reason::MEMBER),

@@ -50,6 +50,8 @@ pub(in crate::source) fn short(event: &Event) -> String {
     match event {
         Event::Begin(kind) => format!("begin {kind:?}"),
         Event::Complete(kind) => format!("complete {kind:?}"),
+        Event::Lost(kind) => format!("lost {kind:?}"),
+        Event::Found(kind) => format!("found {kind:?}"),
         Event::Service(service) => {
             let ports: Vec<_> = service
                 .ports

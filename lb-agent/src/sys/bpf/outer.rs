@@ -68,7 +68,7 @@ impl Outer {
     }
 
     /// As [`Outer::set`] for many slots, with one wait for all.
-    pub fn set_many(&self, maps: &[(u32, Map)]) -> Result<()> {
+    pub fn set_many(&self, maps: &[(u32, impl AsFd)]) -> Result<()> {
         for (slot, map) in maps {
             let next = self.next_path(*slot);
             pin::remove(&next)?;

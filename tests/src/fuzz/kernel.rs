@@ -1,0 +1,343 @@
+//! The programs in the kernel, with tables and devices of their own that no other process sees.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use lb_agent::datapath::pins::Pins;
+use lb_agent::datapath::{Config, Datapath};
+use lb_agent::plan::Write;
+use lb_agent::sys::bpf::{Map, Outer, Program, Table, WriteMode};
+use lb_ebpf::abi::device::{Device, POD, UPLINK};
+use lb_ebpf::abi::{FLOW_SHARDS, Record, table};
+
+use super::records;
+use crate::oracle::packet::tables::Tables;
+use crate::oracle::packet::{Hook, Seen};
+
+/// Hardware addresses of the pod's and the uplink's device.
+pub const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+
+/// The loaded programs.
+pub struct Kernel {
+    datapath: Datapath,
+    programs: BTreeMap<Hook, Program>,
+    /// Index of the pod's and the uplink's device.
+    devices: [u32; 2],
+    written: Vec<Write>,
+    shards: [Vec<Map>; 4],
+    timed: [Map; 2],
+    output: Vec<u8>,
+    generation: u32,
+}
+
+/// A frame out of a program, with its mark.
+pub struct Ran {
+    pub seen: Seen,
+    pub mark: u32,
+}
+
+/// Runs `work` on a thread with namespaces of its own and an empty BPF file system, which go with it.
+pub fn isolated<T: Send + 'static>(
+    work: impl FnOnce(&Path) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let directory = std::env::temp_dir().join(format!(
+        "bl-fuzz-{}-{:?}",
+        std::process::id(),
+        std::thread::current().id()
+    ));
+    std::fs::create_dir_all(&directory)?;
+    let place = directory.clone();
+    let outcome = std::thread::spawn(move || {
+        enter(&place)?;
+        work(&place)
+    })
+    .join();
+    std::fs::remove_dir(&directory).context("removing the mount point")?;
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn enter(bpffs: &Path) -> Result<()> {
+    // SAFETY: takes no addresses; only this thread leaves its namespaces.
+    let answer = unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET) };
+    ensure!(
+        answer == 0,
+        "the fuzzer needs root: {}",
+        std::io::Error::last_os_error()
+    );
+    mount(
+        "none",
+        Path::new("/"),
+        "none",
+        libc::MS_REC | libc::MS_PRIVATE,
+    )?;
+    mount("bpf", bpffs, "bpf", 0)
+}
+
+fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong) -> Result<()> {
+    let (source, kind) = (CString::new(source)?, CString::new(kind)?);
+    let target = CString::new(target.as_os_str().as_encoded_bytes())?;
+    // SAFETY: all are C strings that outlive the call.
+    let answer = unsafe {
+        libc::mount(
+            source.as_ptr(),
+            target.as_ptr(),
+            kind.as_ptr(),
+            flags,
+            std::ptr::null(),
+        )
+    };
+    ensure!(answer == 0, "mount: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+fn ip(arguments: &str) -> Result<()> {
+    let status = Command::new("ip").args(arguments.split(' ')).status()?;
+    ensure!(status.success(), "ip {arguments} failed");
+    Ok(())
+}
+
+fn device(name: &str, mac: [u8; 6], addresses: &[&str]) -> Result<u32> {
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+    ip(&format!(
+        "link add {name} address {mac} type veth peer name {name}-peer"
+    ))?;
+    ip(&format!("link set {name} up"))?;
+    ip(&format!("link set {name}-peer up"))?;
+    for address in addresses {
+        ip(&format!("address add dev {name} {address}"))?;
+    }
+    let name = CString::new(name)?;
+    // SAFETY: a C string that outlives the call.
+    Ok(unsafe { libc::if_nametoindex(name.as_ptr()) })
+}
+
+impl Kernel {
+    /// Loads the object; the calling thread is one of [`isolated`].
+    pub fn load(bpffs: &Path) -> Result<Self> {
+        let datapath = Datapath::open(&Config {
+            bpffs: bpffs.to_owned(),
+            packet_hook: None,
+        })?;
+        let pins = Pins::new(bpffs);
+        // Nothing may expire while nobody looks: without its pin the timer stops.
+        std::fs::remove_file(pins.map(table::SWEEPER))?;
+        let devices = [
+            device("pod0", MACS[0], &[])?,
+            device(
+                "up0",
+                MACS[1],
+                &["192.0.2.10/24", "2001:db8:2::10/64 nodad"],
+            )?,
+        ];
+        for family in ["ipv4", "ipv6"] {
+            let switch = format!("/proc/sys/net/{family}/conf/all/forwarding");
+            std::fs::write(&switch, "1").with_context(|| switch.clone())?;
+        }
+        for route in [
+            "route add 10.244.1.0/24 dev pod0",
+            "route add default via 192.0.2.1",
+            "-6 route add fd00:a:f4:1::/64 dev pod0",
+            "-6 route add default via 2001:db8:2::1",
+        ] {
+            ip(route)?;
+        }
+        let programs = Hook::ALL
+            .into_iter()
+            .map(|hook| Ok((hook, Program::open(&pins.program(hook.program()))?)))
+            .collect::<Result<_>>()?;
+        let shards = |name: &str| -> Result<Vec<Map>> {
+            let outer = Outer::new(Map::open(&pins.map(name))?, &pins.inner())?;
+            (0..FLOW_SHARDS)
+                .map(|shard| outer.open_inner(2 * shard)?.context("a shard is missing"))
+                .collect()
+        };
+        Ok(Self {
+            programs,
+            devices,
+            written: Vec::new(),
+            shards: [
+                shards(table::FLOWS4)?,
+                shards(table::FLOWS6)?,
+                shards(table::REPLIES4)?,
+                shards(table::REPLIES6)?,
+            ],
+            timed: [
+                Map::open(&pins.map(table::AFFINITY))?,
+                Map::open(&pins.map(table::FRAGMENTS))?,
+            ],
+            output: vec![0; 70_000],
+            generation: 0,
+            datapath,
+        })
+    }
+
+    /// Forgets flows, fragments and clients, and takes these tables.
+    pub fn start(&mut self, tables: &Tables) -> Result<()> {
+        for map in self.shards.iter().flatten().chain(&self.timed) {
+            let mut keys = Vec::new();
+            map.for_each(|key, _| keys.extend_from_slice(key))?;
+            if !keys.is_empty() {
+                map.delete_many(&keys).map_err(|e| e.error)?;
+            }
+        }
+        self.datapath
+            .set_settings(&records::settings(&tables.settings))?;
+        let [four, six] = tables.uplink;
+        let uplink = Device {
+            role: UPLINK,
+            header_length: 14,
+            mtu: 1500,
+            address4: records::narrow(four),
+            address6: six.map(Into::into).unwrap_or_default(),
+            ..Device::default()
+        };
+        let pod = Device {
+            role: POD,
+            header_length: 14,
+            mtu: 1500,
+            ..Device::default()
+        };
+        for (index, device) in self.devices.iter().zip([pod, uplink]) {
+            let devices = &self.datapath.tables().devices;
+            devices.put(index, &device, WriteMode::Any)?;
+        }
+        self.change(tables)
+    }
+
+    /// Takes other tables; flows stay.
+    pub fn change(&mut self, tables: &Tables) -> Result<()> {
+        self.generation += 1;
+        let wanted = records::writes(tables, self.generation);
+        let mut writes: Vec<Write> = self
+            .written
+            .iter()
+            .filter(|old| !wanted.iter().any(|new| records::same_place(old, new)))
+            .filter_map(records::undone)
+            .collect();
+        writes.extend(wanted.iter().cloned());
+        let applied = self.datapath.apply(&[&writes]);
+        ensure!(applied.failures.is_empty(), "{:?}", applied.failures);
+        self.written = wanted;
+        Ok(())
+    }
+
+    /// Makes everything that has a time older.
+    pub fn wait(&mut self, seconds: u32) -> Result<()> {
+        for map in self.shards[..2].iter().flatten() {
+            let at = map.value_bytes() - 12;
+            older(map, at, seconds)?;
+        }
+        let [affinity, fragments] = &self.timed;
+        older(affinity, 32, seconds)?;
+        older(fragments, 4, seconds)
+    }
+
+    /// Counters by number.
+    pub fn counters(&self) -> Result<Vec<u64>> {
+        Ok(self.datapath.tables().counters.read()?)
+    }
+
+    /// Entries of both tables of flows.
+    pub fn entries<K: Record, V: Record>(&self, which: usize) -> Result<Vec<(K, V)>> {
+        let mut all = Vec::new();
+        for map in &self.shards[which] {
+            let map = Map::from_fd(map.as_fd().try_clone_to_owned()?)?;
+            all.extend(Table::new(map)?.entries()?);
+        }
+        Ok(all)
+    }
+
+    /// Runs a program on a frame.
+    ///
+    /// `None` if the kernel's test run takes no such frame: it wants a whole fixed IP header behind the type.
+    pub fn run(&mut self, hook: Hook, mark: u32, frame: &[u8]) -> Result<Option<Ran>> {
+        let device = self.devices[usize::from(hook.side() as u8)];
+        // `struct __sk_buff` of include/uapi/linux/bpf.h as words.
+        let mut context = [0u32; 48];
+        context[2] = mark;
+        context[9] = if hook.is_ingress() { device } else { 0 };
+        context[10] = device;
+        let mut block = TestRun {
+            program: self.programs[&hook].as_fd().as_raw_fd() as u32,
+            length_in: frame.len() as u32,
+            length_out: self.output.len() as u32,
+            data_in: frame.as_ptr() as u64,
+            data_out: self.output.as_mut_ptr() as u64,
+            repeat: 1,
+            context_length_in: size_of_val(&context) as u32,
+            context_length_out: size_of_val(&context) as u32,
+            context_in: context.as_ptr() as u64,
+            context_out: context.as_mut_ptr() as u64,
+            ..TestRun::default()
+        };
+        // SAFETY: all buffers outlive the call and have the lengths given.
+        let answer = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                10,
+                &raw mut block,
+                size_of::<TestRun>() as u32,
+            )
+        };
+        let error = std::io::Error::last_os_error();
+        if answer != 0 && error.raw_os_error() == Some(libc::EINVAL) && frame.len() < 54 {
+            return Ok(None);
+        }
+        ensure!(
+            answer == 0,
+            "{} on {}: {error}",
+            hook.program(),
+            crate::oracle::packet::hex(frame)
+        );
+        let frame = self.output[..block.length_out as usize].to_vec();
+        let action = block.verdict as i32;
+        Ok(Some(Ran {
+            seen: Seen { action, frame },
+            mark: context[2],
+        }))
+    }
+}
+
+/// The test-run block of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    verdict: u32,
+    length_in: u32,
+    length_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_length_in: u32,
+    context_length_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch: u32,
+    zero: u32,
+}
+
+/// Subtracts from the seconds at `at` of every value.
+fn older(map: &Map, at: usize, seconds: u32) -> Result<()> {
+    let mut entries = Vec::new();
+    map.for_each(|key, value| entries.push((key.to_vec(), value.to_vec())))?;
+    for (key, mut value) in entries {
+        let field: [u8; 4] = value[at..at + 4].try_into()?;
+        let then = u32::from_ne_bytes(field).saturating_sub(seconds);
+        value[at..at + 4].copy_from_slice(&then.to_ne_bytes());
+        map.update(&key, &value, WriteMode::Any)?;
+    }
+    Ok(())
+}
+
+/// Where this process keeps what failed.
+pub fn failures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/fuzz")
+}

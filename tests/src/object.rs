@@ -1,0 +1,377 @@
+//! The real object, loaded by the agent's own code in namespaces of this test program, and fed with frames.
+//!
+//! A test says what the node serves, lets a frame pass one of the four packet programs and states what it must
+//! become: `node.pod_sends(&request).becomes(&request.clone().to(endpoint))`. All tests of a test program share one
+//! loaded object and take turns; each starts with empty tables.
+
+pub mod budget;
+mod flows;
+mod net;
+mod run;
+mod service;
+mod space;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd as _;
+use std::panic;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context as _, Result};
+use lb_agent::datapath::pins::Pins;
+use lb_agent::datapath::{Config, Datapath};
+use lb_agent::model::ServicePort;
+use lb_agent::plan::{Ledger, Plan, Timing};
+use lb_agent::snapshot::ObjectName;
+use lb_agent::sys::bpf::{Program, WriteMode};
+use lb_agent::sys::clock;
+use lb_ebpf::abi::address::{Address4, Address6};
+use lb_ebpf::abi::device::{self, Device};
+use lb_ebpf::abi::settings::{Prefix4, Prefix6, Settings};
+
+use crate::packet::Frame;
+use crate::process::ip_batch;
+
+pub use flows::SeenFlow;
+pub use net::Net;
+pub use run::{Outcome, Received};
+pub use service::{Described, tcp_service, udp_service};
+
+use flows::FlowTables;
+use space::{BPFFS, Space};
+
+/// First and last source port that the programs may use in place of a client's own.
+pub const POOL: (u16, u16) = (20_000, 20_999);
+
+/// One node: tables, programs, a pod-facing device and an uplink.
+#[derive(Debug)]
+pub struct Node {
+    space: Space,
+    datapath: Datapath,
+    programs: BTreeMap<&'static str, Program>,
+    flows: FlowTables,
+    ledger: Ledger,
+    services: BTreeMap<ObjectName, Vec<ServicePort>>,
+    pod: u32,
+    uplink: u32,
+    received: Received,
+    /// The counters as they were when the test began.
+    counted: Vec<u64>,
+}
+
+/// Runs a test on this test program's node. Needs root and says so.
+pub fn on_a_node(test: impl FnOnce(&mut Node) + Send) {
+    static NODE: Mutex<Option<Node>> = Mutex::new(None);
+    let inside = || {
+        // A test that failed while it had the node left nothing that the next one does not clear away.
+        let mut held = NODE.lock().unwrap_or_else(PoisonError::into_inner);
+        let node = match &mut *held {
+            Some(node) => {
+                node.space.enter().expect("the node's namespaces");
+                node
+            }
+            none => none.insert(Node::create().unwrap_or_else(|error| panic!("{error:#}"))),
+        };
+        node.reset().unwrap_or_else(|error| panic!("{error:#}"));
+        test(node);
+    };
+    // A thread of the test's own, as it does not come back from the namespaces.
+    let name = thread::current().name().unwrap_or("test").to_owned();
+    let outcome = thread::scope(|scope| {
+        let thread = thread::Builder::new()
+            .name(name)
+            .spawn_scoped(scope, inside);
+        thread.expect("a thread").join()
+    });
+    if let Err(payload) = outcome {
+        panic::resume_unwind(payload);
+    }
+}
+
+/// Runs a test in IPv4 and in IPv6, each on an empty node.
+pub fn in_both_families(test: impl Fn(&mut Node, &Net) + Sync) {
+    for net in [Net::v4(), Net::v6()] {
+        on_a_node(|node| test(node, &net));
+    }
+}
+
+impl Node {
+    fn create() -> Result<Self> {
+        crate::scope::require_root()?;
+        let space = Space::create().context("making namespaces")?;
+        lay_wires()?;
+        let (pod, uplink) = (index("pod0")?, index("out0")?);
+        let config = Config {
+            bpffs: Path::new(BPFFS).to_owned(),
+            packet_hook: None,
+        };
+        let datapath = Datapath::open(&config).context("loading the object")?;
+        let pins = Pins::new(Path::new(BPFFS));
+        let mut programs = BTreeMap::new();
+        for name in ["pod_ingress", "pod_egress", "out_ingress", "out_egress"] {
+            programs.insert(name, Program::open(&pins.program(name))?);
+        }
+        Ok(Self {
+            space,
+            flows: FlowTables::open(&pins)?,
+            datapath,
+            programs,
+            ledger: Ledger::default(),
+            services: BTreeMap::new(),
+            pod,
+            uplink,
+            received: Received::Unchecked,
+            counted: Vec::new(),
+        })
+    }
+
+    /// Empties every table and restores the settings.
+    fn reset(&mut self) -> Result<()> {
+        self.received = Received::Unchecked;
+        self.services.clear();
+        self.flows.clear()?;
+        set_forwarding(true)?;
+        let tables = self.datapath.tables();
+        macro_rules! empty {
+            ($($table:expr),+) => {$(
+                for (key, _) in $table.entries()? {
+                    $table.delete(&key)?;
+                }
+            )+};
+        }
+        empty!(
+            tables.frontends4.table(),
+            tables.frontends6.table(),
+            tables.addresses4.table(),
+            tables.addresses6.table(),
+            tables.names.table(),
+            tables.tombstones.table(),
+            tables.source_ranges
+        );
+        self.ledger = Ledger::new(Timing::default(), clock::seconds());
+        let [four, six] = [Net::v4(), Net::v6()];
+        for (index, role) in [(self.pod, device::POD), (self.uplink, device::UPLINK)] {
+            let record = Device {
+                role,
+                bridge: 0,
+                header_length: 14,
+                mtu: 1500,
+                address4: address4(four.node),
+                address6: address6(six.node),
+            };
+            tables.devices.put(&index, &record, WriteMode::Any)?;
+        }
+        tables.set_settings(&settings())?;
+        self.counted = tables.counters.read()?;
+        let own = [four.node, six.node];
+        let plan = self.ledger.set_node_addresses(&own, &own);
+        self.carry_out(plan);
+        Ok(())
+    }
+
+    /// Serves a service port from now on; one of the same name, protocol and family is replaced.
+    pub fn serve(&mut self, service: Described) {
+        let (name, port) = service.into_parts();
+        let ports = self.services.entry(name.clone()).or_default();
+        ports.retain(|known| known.id != port.id);
+        ports.push(port);
+        let desired = ports.clone();
+        let plan = self.ledger.apply(&name, desired);
+        self.carry_out(plan);
+    }
+
+    /// Stops serving every service port of a name.
+    pub fn remove(&mut self, service: Described) {
+        let (name, _) = service.into_parts();
+        self.services.remove(&name);
+        let plan = self.ledger.remove_service(&name);
+        self.carry_out(plan);
+    }
+
+    fn carry_out(&mut self, plan: Plan) {
+        assert!(plan.problems.is_empty(), "{:?}", plan.problems);
+        let applied = self.datapath.apply(&[&plan.writes]);
+        assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+        // No program runs now, so no grace period is needed.
+        self.ledger.release(plan.retire);
+    }
+
+    /// Changes what the programs are told.
+    pub fn set(&mut self, change: impl FnOnce(&mut Settings)) {
+        let settings = self.datapath.settings().expect("the settings");
+        let mut settings = settings.expect("some settings");
+        change(&mut settings);
+        self.datapath.set_settings(&settings).expect("written");
+    }
+
+    /// How frames are received from now on.
+    pub fn receives_frames(&mut self, received: Received) {
+        self.received = received;
+    }
+
+    /// A pod's frame on its way to the host.
+    pub fn pod_sends(&self, frame: &impl Frame) -> Outcome {
+        self.run("pod_ingress", self.pod, self.received, frame)
+    }
+
+    /// A frame on its way to a pod.
+    pub fn pod_gets(&self, frame: &impl Frame) -> Outcome {
+        self.run("pod_egress", self.pod, self.received, frame)
+    }
+
+    /// A frame that comes in by the uplink.
+    pub fn comes_in(&self, frame: &impl Frame) -> Outcome {
+        self.run("out_ingress", self.uplink, self.received, frame)
+    }
+
+    /// A frame that leaves by the uplink.
+    pub fn goes_out(&self, frame: &impl Frame) -> Outcome {
+        self.run("out_egress", self.uplink, self.received, frame)
+    }
+
+    /// The frame by each of the four packet programs.
+    pub fn everywhere(&self, frame: &impl Frame) -> [Outcome; 4] {
+        [
+            self.pod_sends(frame),
+            self.pod_gets(frame),
+            self.comes_in(frame),
+            self.goes_out(frame),
+        ]
+    }
+
+    fn run(
+        &self,
+        name: &'static str,
+        device: u32,
+        received: Received,
+        frame: &impl Frame,
+    ) -> Outcome {
+        let frame = frame.frame();
+        run::run(name, self.programs[name].as_fd(), device, received, &frame).unwrap_or_else(
+            |error| {
+                let words = crate::packet::text::describe(&frame).join("\n    ");
+                panic!("running {name} on\n    {words}\nfailed: {error}")
+            },
+        )
+    }
+
+    /// Whether the host routes packets. Where it does not, route lookups fail and every packet is the stack's.
+    pub fn route_packets(&self, routed: bool) {
+        set_forwarding(routed).expect("written");
+    }
+
+    /// Leaves the programs no address to masquerade with.
+    pub fn forget_device_addresses(&self) {
+        let devices = &self.datapath.tables().devices;
+        for (index, record) in devices.entries().expect("the devices") {
+            let record = Device {
+                address4: Address4::default(),
+                address6: Address6::default(),
+                ..record
+            };
+            devices
+                .put(&index, &record, WriteMode::Any)
+                .expect("written");
+        }
+    }
+
+    /// How often something was counted since the test began.
+    pub fn count_of(&self, counter: u32) -> u64 {
+        let now = self.datapath.tables().counters.read().expect("counters");
+        now[counter as usize] - self.counted[counter as usize]
+    }
+
+    /// Every flow, both families.
+    pub fn flows(&self) -> Vec<SeenFlow> {
+        self.flows.seen().expect("the flow tables")
+    }
+
+    /// Makes every flow look as if its last packet had passed `seconds` ago.
+    pub fn let_flows_rest(&self, seconds: u32) {
+        let now = clock::seconds();
+        assert!(now > seconds, "the machine runs for only {now} s");
+        self.flows.set_last_seen(now - seconds).expect("written");
+    }
+
+    /// Makes every affinity record look as if it had been used `seconds` ago.
+    pub fn let_affinity_rest(&self, seconds: u32) {
+        let now = clock::seconds();
+        assert!(now > seconds, "the machine runs for only {now} s");
+        self.flows.set_last_used(now - seconds).expect("written");
+    }
+}
+
+/// A pod's veth, and an uplink with addresses and a router.
+fn lay_wires() -> Result<()> {
+    let lines = [
+        "link add pod0 type veth peer name pod0-inside",
+        "link add out0 type veth peer name out0-beyond",
+        "link set lo up",
+        "link set pod0 up",
+        "link set pod0-inside up",
+        "link set out0 up",
+        "link set out0-beyond up",
+        "address add 192.0.2.1/24 dev out0",
+        "address add 2001:db8::1/64 dev out0 nodad",
+        "route add default via 192.0.2.254",
+        "route add default via 2001:db8::fe dev out0",
+    ];
+    ip_batch(None, &lines.map(str::to_owned))?;
+    set_forwarding(true)
+}
+
+/// Of the calling thread's network namespace.
+fn set_forwarding(on: bool) -> Result<()> {
+    for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+        let path = Path::new("/proc/sys/net").join(switch);
+        let value = if on { "1" } else { "0" };
+        std::fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn index(device: &str) -> Result<u32> {
+    let name = std::ffi::CString::new(device)?;
+    // SAFETY: `name` is a C string that outlives the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(std::io::Error::last_os_error()).with_context(|| format!("finding {device}")),
+        index => Ok(index),
+    }
+}
+
+/// kube-proxy's timeouts, and the service CIDRs of [`Net`].
+fn settings() -> Settings {
+    let mut settings = Settings {
+        host_netns: 1,
+        timeout_new: 30,
+        timeout_udp: 120,
+        timeout_tcp: 86_400,
+        timeout_closing: 3_600,
+        timeout_closed: 30,
+        nat_port_first: POOL.0,
+        nat_port_last: POOL.1,
+        ..Settings::default()
+    };
+    settings.service_cidrs4[0] = Prefix4 {
+        address: Ipv4Addr::new(10, 96, 0, 0).into(),
+        mask: Ipv4Addr::new(255, 255, 0, 0).into(),
+    };
+    settings.service_cidrs6[0] = Prefix6 {
+        address: Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 0).into(),
+        mask: Ipv6Addr::from(u128::MAX << 16).into(),
+    };
+    settings
+}
+
+fn address4(address: IpAddr) -> Address4 {
+    match address {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(_) => Address4::default(),
+    }
+}
+
+fn address6(address: IpAddr) -> Address6 {
+    address.into()
+}

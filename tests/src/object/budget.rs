@@ -1,0 +1,191 @@
+//! What the programs cost to verify and to keep, held against a tracked file.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path;
+use std::{fs, io, thread};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_agent::datapath::object::{Definitions, embedded};
+use lb_agent::datapath::pins::Pins;
+use lb_agent::datapath::{Config, Datapath};
+use lb_agent::sys::bpf::Program;
+
+use super::space::{BPFFS, Space};
+
+/// Of one program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cost {
+    /// Instructions the verifier looked at.
+    pub verified: u32,
+    /// Size of the verified program before the JIT.
+    pub bytes: u32,
+}
+
+/// Costs by program.
+pub type Costs = BTreeMap<String, Cost>;
+
+/// The running kernel as `major.minor`: verifiers differ.
+pub fn kernel() -> Result<String> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let numbers: Vec<&str> = release.split(['.', '-']).take(2).collect();
+    Ok(numbers.join("."))
+}
+
+/// Loads every program with exactly CAP_BPF and CAP_NET_ADMIN, as the agent's container does.
+pub fn load_with_two_capabilities() -> Result<Costs> {
+    crate::scope::require_root()?;
+    let inside = || {
+        Space::create().context("making namespaces")?;
+        drop_privileges().context("giving up privileges")?;
+        let config = Config {
+            bpffs: BPFFS.into(),
+            packet_hook: None,
+        };
+        let _datapath = Datapath::open(&config).context("loading the object")?;
+        let pins = Pins::new(Path::new(BPFFS));
+        let mut costs = Costs::new();
+        for name in Definitions::of(embedded()?)?.programs() {
+            let program = Program::open(&pins.program(name))?;
+            let cost = Cost {
+                verified: program.info()?.verified_instructions,
+                bytes: translated_bytes(&program)?,
+            };
+            costs.insert(name.to_owned(), cost);
+        }
+        Ok(costs)
+    };
+    // Privileges and namespaces are the thread's.
+    match thread::spawn(inside).join() {
+        Ok(costs) => costs,
+        Err(payload) => std::panic::resume_unwind(payload),
+    }
+}
+
+/// Reads the costs that a file states for a kernel; `None` if it has no section for it.
+pub fn read(text: &str, kernel: &str) -> Result<Option<Costs>> {
+    let mut costs: Option<Costs> = None;
+    let mut ours = false;
+    for line in text.lines().map(str::trim) {
+        if let Some(section) = line.strip_prefix('[') {
+            ours = section.trim_end_matches(']').trim_matches('"') == kernel;
+            if ours {
+                costs = Some(Costs::new());
+            }
+        } else if let (true, Some(costs), Some((name, cost))) =
+            (ours, &mut costs, line.split_once('='))
+        {
+            let cost = parse(cost).with_context(|| format!("reading {line:?}"))?;
+            costs.insert(name.trim().to_owned(), cost);
+        }
+    }
+    Ok(costs)
+}
+
+/// `text` with the section of a kernel replaced or added.
+pub fn write(text: &str, kernel: &str, costs: &Costs) -> String {
+    let mut kept = Vec::new();
+    let mut ours = false;
+    for line in text.lines() {
+        if let Some(section) = line.trim().strip_prefix('[') {
+            ours = section.trim_end_matches(']').trim_matches('"') == kernel;
+        }
+        if !ours {
+            kept.push(line.to_owned());
+        }
+    }
+    let mut text = kept.join("\n").trim_end().to_owned();
+    text += &format!("\n\n[\"{kernel}\"]\n");
+    for (name, Cost { verified, bytes }) in costs {
+        text += &format!("{name} = {{ verified = {verified}, bytes = {bytes} }}\n");
+    }
+    text
+}
+
+/// `{ verified = 1, bytes = 2 }`.
+fn parse(text: &str) -> Result<Cost> {
+    let mut cost = Cost::default();
+    for part in text.trim_matches([' ', '{', '}']).split(',') {
+        let (name, number) = part.split_once('=').context("no `=`")?;
+        let number: u32 = number.trim().parse().context("no number")?;
+        match name.trim() {
+            "verified" => cost.verified = number,
+            "bytes" => cost.bytes = number,
+            other => anyhow::bail!("unknown field {other:?}"),
+        }
+    }
+    Ok(cost)
+}
+
+/// Leaves the calling thread CAP_NET_ADMIN and CAP_BPF.
+fn drop_privileges() -> io::Result<()> {
+    /// `_LINUX_CAPABILITY_VERSION_3` of include/uapi/linux/capability.h.
+    const VERSION: u32 = 0x2008_0522;
+    const NET_ADMIN: u32 = 12;
+    const BPF: u32 = 39;
+    let header = [VERSION, 0];
+    // Effective, permitted and inheritable; the low 32 capabilities, then the high ones.
+    let (low, high) = (1 << NET_ADMIN, 1 << (BPF - 32));
+    let data: [u32; 6] = [low, low, 0, high, high, 0];
+    // SAFETY: both are laid out as capset(2) says and outlive the call.
+    match unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn translated_bytes(program: &Program) -> Result<u32> {
+    /// `BPF_OBJ_GET_INFO_BY_FD` of `enum bpf_cmd`.
+    const INFO: libc::c_long = 15;
+    /// Where `xlated_prog_len` is in `struct bpf_prog_info`.
+    const LENGTH: usize = 20;
+    #[repr(C)]
+    struct Attributes {
+        program: u32,
+        size: u32,
+        info: u64,
+    }
+    let mut info = [0u8; 224];
+    let mut attributes = Attributes {
+        program: program.as_fd().as_raw_fd() as u32,
+        size: info.len() as u32,
+        info: info.as_mut_ptr() as u64,
+    };
+    // SAFETY: the attributes name a buffer of the given size; both outlive the call. What is zero in the buffer
+    // asks for nothing that lies elsewhere.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            INFO,
+            &raw mut attributes,
+            size_of::<Attributes>(),
+        )
+    };
+    ensure!(
+        answer == 0,
+        "describing a program: {}",
+        io::Error::last_os_error()
+    );
+    let bytes = [0, 1, 2, 3].map(|i| info[LENGTH + i]);
+    Ok(u32::from_ne_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_other_kernels_stay() {
+        let costs = |verified| {
+            let cost = Cost { verified, bytes: 8 };
+            Costs::from([("pod_ingress".to_owned(), cost)])
+        };
+        let text = write("# why\n", "6.1", &costs(1));
+        let text = write(&text, "6.18", &costs(2));
+        let text = write(&text, "6.1", &costs(3));
+        assert!(text.starts_with("# why\n"), "{text}");
+        assert_eq!(read(&text, "6.1").unwrap(), Some(costs(3)));
+        assert_eq!(read(&text, "6.18").unwrap(), Some(costs(2)));
+        assert_eq!(read(&text, "6").unwrap(), None);
+    }
+}

@@ -1,0 +1,153 @@
+//! The tables that the programs alone write: flows, fragments, affinity. Read, aged and emptied for tests.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Result;
+use lb_agent::datapath::pins::Pins;
+use lb_agent::sys::bpf::{Map, Outer, Table, WriteMode};
+use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
+use lb_ebpf::abi::family::{Family, V4, V6};
+use lb_ebpf::abi::flow::{Flow, FlowKey};
+use lb_ebpf::abi::fragment::{Fragment, FragmentKey};
+use lb_ebpf::abi::{FLOW_SHARDS, Record, table};
+
+/// A flow as a test wants to see it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SeenFlow {
+    pub client: SocketAddr,
+    pub dialled: SocketAddr,
+    pub protocol: u8,
+    pub scope: u8,
+    pub new_source: SocketAddr,
+    pub new_destination: SocketAddr,
+    pub state: u8,
+    pub flags: u8,
+    pub created: u32,
+    pub last_seen: u32,
+}
+
+/// Shards of one flow table.
+type Shards<F, V> = Vec<Table<FlowKey<F>, V>>;
+
+#[derive(Debug)]
+pub(super) struct FlowTables {
+    flows4: Shards<V4, Flow<V4>>,
+    flows6: Shards<V6, Flow<V6>>,
+    replies4: Shards<V4, FlowKey<V4>>,
+    replies6: Shards<V6, FlowKey<V6>>,
+    fragments: Table<FragmentKey, Fragment>,
+    affinity: Table<AffinityKey, Affinity>,
+}
+
+impl FlowTables {
+    pub(super) fn open(pins: &Pins) -> Result<Self> {
+        Ok(Self {
+            flows4: shards(pins, table::FLOWS4)?,
+            flows6: shards(pins, table::FLOWS6)?,
+            replies4: shards(pins, table::REPLIES4)?,
+            replies6: shards(pins, table::REPLIES6)?,
+            fragments: Table::open(&pins.map(table::FRAGMENTS))?,
+            affinity: Table::open(&pins.map(table::AFFINITY))?,
+        })
+    }
+
+    pub(super) fn clear(&self) -> Result<()> {
+        clear(&self.flows4)?;
+        clear(&self.flows6)?;
+        clear(&self.replies4)?;
+        clear(&self.replies6)?;
+        for (key, _) in self.fragments.entries()? {
+            self.fragments.delete(&key)?;
+        }
+        for (key, _) in self.affinity.entries()? {
+            self.affinity.delete(&key)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn seen(&self) -> Result<Vec<SeenFlow>> {
+        let mut seen = see(&self.flows4)?;
+        seen.extend(see(&self.flows6)?);
+        Ok(seen)
+    }
+
+    pub(super) fn set_last_seen(&self, second: u32) -> Result<()> {
+        age(&self.flows4, second)?;
+        age(&self.flows6, second)
+    }
+
+    pub(super) fn set_last_used(&self, second: u32) -> Result<()> {
+        for (key, record) in self.affinity.entries()? {
+            let record = Affinity {
+                last_used: second,
+                ..record
+            };
+            self.affinity.put(&key, &record, WriteMode::Any)?;
+        }
+        Ok(())
+    }
+}
+
+fn shards<K: Record, V: Record>(pins: &Pins, name: &str) -> Result<Vec<Table<K, V>>> {
+    let outer = Outer::new(Map::open(&pins.map(name))?, &pins.inner())?;
+    let mut shards = Vec::new();
+    for slot in 0..2 * FLOW_SHARDS {
+        if let Some(map) = outer.open_inner(slot)? {
+            shards.push(Table::new(map)?);
+        }
+    }
+    Ok(shards)
+}
+
+fn clear<F: Family, V: Record>(shards: &Shards<F, V>) -> Result<()>
+where
+    FlowKey<F>: Record,
+{
+    for shard in shards {
+        for (key, _) in shard.entries()? {
+            shard.delete(&key)?;
+        }
+    }
+    Ok(())
+}
+
+fn age<F: Family>(shards: &Shards<F, Flow<F>>, second: u32) -> Result<()>
+where
+    FlowKey<F>: Record,
+    Flow<F>: Record,
+{
+    for shard in shards {
+        for (key, flow) in shard.entries()? {
+            let flow = Flow {
+                last_seen: second,
+                ..flow
+            };
+            shard.put(&key, &flow, WriteMode::Any)?;
+        }
+    }
+    Ok(())
+}
+
+fn see<F: Family>(shards: &Shards<F, Flow<F>>) -> Result<Vec<SeenFlow>>
+where
+    FlowKey<F>: Record,
+    Flow<F>: Record,
+{
+    let end = |address: F::Addr, port: u16| SocketAddr::new(IpAddr::from(F::wide(address)), port);
+    let mut seen = Vec::new();
+    for shard in shards {
+        seen.extend(shard.entries()?.into_iter().map(|(key, flow)| SeenFlow {
+            client: end(key.source, key.source_port),
+            dialled: end(key.destination, key.destination_port),
+            protocol: key.protocol,
+            scope: key.scope,
+            new_source: end(flow.new_source, flow.new_source_port),
+            new_destination: end(flow.new_destination, flow.new_destination_port),
+            state: flow.state,
+            flags: flow.flags,
+            created: flow.created,
+            last_seen: flow.last_seen,
+        }));
+    }
+    Ok(seen)
+}

@@ -1,0 +1,200 @@
+//! One run of a program on one frame, as `BPF_PROG_TEST_RUN` does it, and what came of it.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use crate::packet::{Frame, text};
+
+/// `TC_ACT_UNSPEC`: the packet goes on to the next program.
+const NEXT: i32 = -1;
+const DROP: i32 = 2;
+const REDIRECT: i32 = 7;
+
+/// `BPF_PROG_TEST_RUN` of `enum bpf_cmd`.
+const TEST_RUN: libc::c_long = 10;
+/// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE` (Linux 6.16).
+const CHECKSUM_COMPLETE: u32 = 1 << 2;
+/// Size of `struct __sk_buff`, and where in it the interface index is.
+const SK_BUFF: usize = 192;
+const IFINDEX: usize = 40;
+
+/// How the frame's checksum was treated by the device it is said to come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Received {
+    /// Nothing is known (`CHECKSUM_NONE`).
+    Unchecked,
+    /// The device summed up the whole packet (`CHECKSUM_COMPLETE`). The kernel then checks after the run that
+    /// the sum still fits the packet.
+    Summed,
+}
+
+/// What a program made of a frame.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub program: &'static str,
+    pub sent: Vec<u8>,
+    pub action: i32,
+    pub bytes: Vec<u8>,
+}
+
+/// `union bpf_attr` of the command.
+#[repr(C)]
+#[derive(Default)]
+struct Attributes {
+    program: u32,
+    action: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    zero: u32,
+}
+
+/// Runs a program once on a frame that is said to pass a device.
+pub(super) fn run(
+    name: &'static str,
+    program: BorrowedFd<'_>,
+    device: u32,
+    received: Received,
+    frame: &[u8],
+) -> io::Result<Outcome> {
+    let mut context = [0u8; SK_BUFF];
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&device.to_ne_bytes());
+    let mut bytes = vec![0u8; frame.len() + 512];
+    let mut attributes = Attributes {
+        program: program.as_raw_fd() as u32,
+        data_size_in: frame.len() as u32,
+        data_size_out: bytes.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        data_out: bytes.as_mut_ptr() as u64,
+        repeat: 1,
+        context_size_in: SK_BUFF as u32,
+        context_in: context.as_ptr() as u64,
+        flags: match received {
+            Received::Unchecked => 0,
+            Received::Summed => CHECKSUM_COMPLETE,
+        },
+        ..Attributes::default()
+    };
+    // SAFETY: every address in the attributes is that of a buffer of the size given beside it, and all outlive
+    // the call.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            TEST_RUN,
+            &raw mut attributes,
+            size_of::<Attributes>(),
+        )
+    };
+    if answer < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    bytes.truncate(attributes.data_size_out as usize);
+    Ok(Outcome {
+        program: name,
+        sent: frame.to_vec(),
+        action: attributes.action as i32,
+        bytes,
+    })
+}
+
+impl Outcome {
+    /// The packet goes on as `expected`.
+    #[track_caller]
+    pub fn becomes(&self, expected: &impl Frame) {
+        self.check(NEXT, &expected.frame());
+    }
+
+    /// The packet goes on as it came.
+    #[track_caller]
+    pub fn is_untouched(&self) {
+        self.check(NEXT, &self.sent);
+    }
+
+    /// The packet ends here.
+    #[track_caller]
+    pub fn is_dropped(&self) {
+        assert_eq!(action(self.action), action(DROP), "{}", self.story());
+    }
+
+    /// `expected` goes out of the device that the packet came in on.
+    #[track_caller]
+    pub fn is_turned_back_as(&self, expected: &impl Frame) {
+        self.check(REDIRECT, &expected.frame());
+    }
+
+    /// `expected` goes straight out of another device. Its MAC addresses are not yet those of the next hop.
+    #[track_caller]
+    pub fn is_sent_out_as(&self, expected: &impl Frame) {
+        self.check(REDIRECT, &expected.frame());
+    }
+
+    /// Whether the packet goes on, changed or not.
+    pub fn goes_on(&self) -> bool {
+        self.action == NEXT
+    }
+
+    /// Whether the packet goes on as it came.
+    pub fn goes_on_untouched(&self) -> bool {
+        self.action == NEXT && self.bytes == self.sent
+    }
+
+    /// Whether the packet ends here.
+    pub fn ends(&self) -> bool {
+        self.action == DROP
+    }
+
+    /// Whether something goes out of the device that the packet came in on.
+    pub fn turns_back(&self) -> bool {
+        self.action == REDIRECT
+    }
+
+    /// Source and destination port now.
+    pub fn ports(&self) -> (u16, u16) {
+        text::ports(&self.bytes)
+    }
+
+    #[track_caller]
+    fn check(&self, wanted: i32, expected: &[u8]) {
+        assert_eq!(action(self.action), action(wanted), "{}", self.story());
+        if let Some(difference) = text::difference(expected, &self.bytes) {
+            panic!(
+                "{}\nexpected (-) and found (+):\n{difference}",
+                self.story()
+            );
+        }
+    }
+
+    /// What was sent and what came of it, in words.
+    pub fn story(&self) -> String {
+        let sent = text::describe(&self.sent).join("\n    ");
+        let now = if self.bytes == self.sent {
+            "the same".to_owned()
+        } else {
+            text::describe(&self.bytes).join("\n    ")
+        };
+        format!(
+            "{} met\n    {sent}\nand it became\n    {now}\nwith action {}",
+            self.program,
+            action(self.action)
+        )
+    }
+}
+
+fn action(number: i32) -> String {
+    match number {
+        NEXT => "go on".into(),
+        DROP => "drop".into(),
+        REDIRECT => "redirect".into(),
+        other => format!("number {other}"),
+    }
+}

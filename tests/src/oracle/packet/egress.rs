@@ -1,0 +1,34 @@
+//! What leaves towards a pod or the world: replies get the Service's address back, masqueraded packets this node's.
+
+use super::flows::Speaker;
+use super::wire::Tuple;
+use super::{Judgement, Met, Oracle};
+
+impl Oracle {
+    pub(super) fn judge_egress(&mut self, met: &Met<'_>, tuple: Option<Tuple>) -> Judgement {
+        let Some(tuple) = tuple else {
+            return met.passes();
+        };
+        let packet = &met.frame.packet;
+        let key = (met.hook.side(), packet.protocol, tuple);
+        if let Some(flow) = self.flows.reply(&key).cloned()
+            && !flow.hairpin
+        {
+            self.hear(&flow.key, Speaker::Endpoint, packet.flags());
+            return met.continues_as(flow.asked().reversed());
+        }
+        if let Some(flow) = self.flows.leaving(packet.protocol, tuple)
+            && let Some(outside) = flow.outside()
+        {
+            return met.continues_as(outside);
+        }
+        met.passes()
+    }
+
+    pub(super) fn hear(&mut self, key: &super::FlowKey, speaker: Speaker, flags: Option<u8>) {
+        let now = self.now;
+        if let Some(flow) = self.flows.get_mut(key) {
+            flow.heard(speaker, flags, now);
+        }
+    }
+}

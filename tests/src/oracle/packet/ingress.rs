@@ -1,0 +1,335 @@
+//! What comes in from a pod or the world: new conversations are given an endpoint, known ones keep theirs.
+
+use lb_ebpf::abi::counter;
+
+use super::flows::{Flow, FlowKey, Remembered, Side, Speaker, is_clean_syn};
+use super::tables::{Endpoint, Frontend, Kind, Service};
+use super::wire::{Frame, TCP, Tuple, UDP};
+use super::{DROP, Deviation, Judgement, Met, NEXT, OPENED, Oracle, REDIRECT, answer};
+
+/// Who is to be seen as the sender.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Sender {
+    /// The client, whatever the endpoint.
+    Client,
+    /// This node, unless the client can be kept.
+    Node,
+}
+
+impl Oracle {
+    pub(super) fn judge_ingress(&mut self, met: &Met<'_>, tuple: Option<Tuple>) -> Judgement {
+        let packet = &met.frame.packet;
+        let Some(tuple) = tuple else {
+            return self.judge_unknown_protocol(met);
+        };
+        let key = (met.hook.side(), packet.protocol, tuple);
+        if let Some(flow) = self.hairpin_reply(&key) {
+            self.hear(&flow.key, Speaker::Endpoint, packet.flags());
+            return met.returns_as(flow.asked().reversed());
+        }
+        if let Some(flow) = self.flows.returning(packet.protocol, tuple).cloned() {
+            self.hear(&flow.key, Speaker::Endpoint, packet.flags());
+            return met.continues_as(flow.sent.reversed());
+        }
+        if let Some(flow) = self.forward(&key) {
+            // A retried SYN need not go to an endpoint that is gone (E24).
+            let stuck = flow.state == OPENED && self.is_gone(&flow);
+            let renewed = (flow.is_closing() || stuck) && packet.flags().is_some_and(is_clean_syn);
+            if !renewed {
+                self.hear(&key, Speaker::Client, packet.flags());
+                return continues(met, &flow);
+            }
+            self.flows.close(&key);
+        }
+        if !packet.is_first() {
+            // The first one opened nothing, so this one cannot.
+            return met.passes();
+        }
+        self.judge_new(met, key)
+    }
+
+    /// A pod that is its own endpoint answers the Service's address.
+    fn hairpin_reply(&self, key: &FlowKey) -> Option<Flow> {
+        let flow = self.flows.reply(key)?;
+        flow.hairpin.then(|| flow.clone())
+    }
+
+    /// Echo requests and protocols without ports: D4, D5, E18.
+    fn judge_unknown_protocol(&mut self, met: &Met<'_>) -> Judgement {
+        let destination = met.frame.packet.destination;
+        let uses = self.tables.uses(destination);
+        if uses.cluster_ip {
+            return self.judge_refusal(met);
+        }
+        if self.tables.is_nobodys(destination) {
+            let without_ports = !matches!(met.frame.packet.protocol, TCP | UDP);
+            let passed = uses.lingering && without_ports && met.seen.action == NEXT;
+            if passed && self.tolerates(Deviation::LingeringPassed) {
+                return Ok(());
+            }
+            self.count(counter::CIDR_DROPPED);
+            return met.is_dropped();
+        }
+        met.passes()
+    }
+
+    fn judge_new(&mut self, met: &Met<'_>, key: FlowKey) -> Judgement {
+        let (side, protocol, tuple) = key;
+        let tables = self.tables.clone();
+        let dialled = tables.dialled(tuple.destination, tuple.destination_port, protocol);
+        let Some((service, frontend)) = dialled else {
+            let vanished = (tuple.destination, tuple.destination_port);
+            if protocol == UDP && tables.tombstones.contains(&vanished) {
+                self.count(counter::TOMBSTONE_REJECTED);
+                self.count(counter::PACKET_REJECTED);
+                let odd = is_odd(&met.frame.packet);
+                if odd && met.seen.action == DROP && self.tolerates(Deviation::RefusedSilently) {
+                    return Ok(());
+                }
+                return refused(met);
+            }
+            return self.judge_unknown_protocol(met);
+        };
+        let flags = met.frame.packet.flags();
+        let barred = frontend.kind == Kind::LoadBalancer
+            && !service.ranges.is_empty()
+            && !service.ranges.iter().any(|r| r.holds(tuple.source));
+        let opens = protocol == UDP || flags.is_some_and(is_clean_syn);
+        if !opens
+            && (!barred
+                || met.seen.action == NEXT
+                || !self.tolerates(Deviation::SourceRangeBeforeSyn))
+        {
+            return met.passes();
+        }
+        if barred {
+            self.count(counter::SOURCE_RANGE_DROPPED);
+            return met.is_dropped();
+        }
+        if !service.has_any() {
+            return self.judge_refusal(met);
+        }
+        let (local, sender) = self.policy(side, service, frontend.kind);
+        let set = service.set(local);
+        if set.is_empty() {
+            self.count(counter::PACKET_DROPPED);
+            return met.is_dropped();
+        }
+        self.judge_choice(met, key, (service, frontend), (&set, sender))
+    }
+
+    /// Which set, and who is seen (§1.E.1, D13-D16).
+    fn policy(&self, side: Side, service: &Service, kind: Kind) -> (bool, Sender) {
+        let pod = side == Side::Pod;
+        let all = self.tables.settings.masquerade_all;
+        let local = service.is_local(kind);
+        let sender = |masquerade| {
+            if masquerade {
+                Sender::Node
+            } else {
+                Sender::Client
+            }
+        };
+        match (kind, local) {
+            (Kind::ClusterIp, _) => (
+                local,
+                // A device's role tells pods of this node, so there always is a detector.
+                sender(all || !pod),
+            ),
+            (_, false) => (false, Sender::Node),
+            // A pod of another node meets this node's policy as any stranger does (G11).
+            (_, true) if pod => (false, Sender::Client),
+            (_, true) => (true, Sender::Client),
+        }
+    }
+
+    /// The program chose an endpoint: it must be one of the set, or the one the client had before.
+    fn judge_choice(
+        &mut self,
+        met: &Met<'_>,
+        key: FlowKey,
+        (service, _frontend): (&Service, &Frontend),
+        (set, sender): (&[&Endpoint], Sender),
+    ) -> Judgement {
+        let (side, _protocol, tuple) = key;
+        let got = Frame::read(&met.seen.frame)
+            .ok()
+            .and_then(|frame| frame.packet.tuple());
+        let Some(got) = got else {
+            return Err("must be translated, but is unreadable".into());
+        };
+        let dialled = (got.destination, got.destination_port);
+        let chosen = set.iter().find(|e| (e.address, e.port) == dialled);
+        let Some(&chosen) = chosen else {
+            return Err(format!(
+                "must go to one of {:?}, but went to {dialled:?} (action {})",
+                set.iter().map(|e| (e.address, e.port)).collect::<Vec<_>>(),
+                met.seen.action
+            ));
+        };
+        if service.affinity > 0 {
+            self.judge_affinity(service, set, chosen, tuple)?;
+        }
+        let hairpin = chosen.address == tuple.source && side == Side::Pod;
+        let masquerade = self.masquerade(chosen, sender, hairpin, tuple);
+        if masquerade == Some(None) {
+            self.count(counter::NO_SOURCE_ADDRESS);
+            return met.is_dropped();
+        }
+        let masquerade = masquerade.flatten();
+        let source = if hairpin {
+            tuple.destination
+        } else {
+            tuple.source
+        };
+        let sent = Tuple {
+            source,
+            source_port: got.source_port,
+            destination: chosen.address,
+            destination_port: chosen.port,
+        };
+        self.judge_port(&key, sent, masquerade.is_some())?;
+        let flow = Flow {
+            key,
+            sent,
+            masquerade,
+            hairpin,
+            state: OPENED,
+            service: service.id,
+            endpoint: chosen.id,
+            generation: chosen.generation,
+            last: self.now,
+        };
+        continues(met, &flow)?;
+        self.count(counter::FLOW_CREATED);
+        self.flows.open(flow);
+        Ok(())
+    }
+
+    /// F1-F4: who was here within the time goes where they went, as long as that endpoint is in the set.
+    fn judge_affinity(
+        &mut self,
+        service: &Service,
+        set: &[&Endpoint],
+        chosen: &Endpoint,
+        tuple: Tuple,
+    ) -> Judgement {
+        let key = (tuple.source, service.id);
+        let remembered = self.affinity.get(&key).copied().filter(|r| {
+            self.now - r.last < i64::from(service.affinity)
+                && set
+                    .iter()
+                    .any(|e| e.id == r.endpoint && e.generation == r.generation)
+        });
+        if let Some(remembered) = remembered
+            && remembered.endpoint != chosen.id
+        {
+            return Err(format!(
+                "affinity wants endpoint {}, not {}",
+                remembered.endpoint, chosen.id
+            ));
+        }
+        let now = Remembered {
+            endpoint: chosen.id,
+            generation: chosen.generation,
+            last: self.now,
+        };
+        self.affinity.insert(key, now);
+        Ok(())
+    }
+
+    /// This node's address if it takes the client's place; `Some(None)` where there is none to take.
+    fn masquerade(
+        &self,
+        chosen: &Endpoint,
+        sender: Sender,
+        hairpin: bool,
+        tuple: Tuple,
+    ) -> Option<Option<std::net::IpAddr>> {
+        let itself = chosen.address == tuple.source;
+        // A client that is its own endpoint elsewhere must meet another address, too (D12).
+        let wanted = sender == Sender::Node || itself;
+        let kept = chosen.host || (chosen.local && !self.tables.settings.snat_local);
+        if !wanted || kept || hairpin {
+            return None;
+        }
+        Some(self.tables.uplink[usize::from(!tuple.source.is_ipv4())])
+    }
+
+    /// The source port is the client's, or one of ours where that is taken or hidden behind this node.
+    fn judge_port(&self, key: &FlowKey, sent: Tuple, masqueraded: bool) -> Judgement {
+        let (side, protocol, tuple) = *key;
+        let reply = |sent: Tuple| (side, protocol, sent.reversed());
+        let taken = |sent: Tuple| self.flows.holds_reply(&reply(sent), key, self.now);
+        if taken(sent) {
+            return Err(format!(
+                "the reply of {sent:?} belongs to a conversation that goes on"
+            ));
+        }
+        let (first, last) = self.tables.settings.ports;
+        let from_pool = (first..=last).contains(&sent.source_port);
+        if masqueraded && !from_pool {
+            return Err(format!("source port {} is not ours", sent.source_port));
+        }
+        if !masqueraded && sent.source_port != tuple.source_port {
+            let asked = Tuple {
+                source_port: tuple.source_port,
+                ..sent
+            };
+            if !from_pool || !taken(asked) {
+                return Err(format!(
+                    "source port {} became {} without need",
+                    tuple.source_port, sent.source_port
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refused by a verdict (D2, D4, D7).
+    pub(super) fn judge_refusal(&mut self, met: &Met<'_>) -> Judgement {
+        if met
+            .frame
+            .packet
+            .flags()
+            .is_some_and(|f| f & super::wire::RST != 0)
+        {
+            // RFC 9293: a reset is never answered.
+            return met.is_dropped();
+        }
+        if is_odd(&met.frame.packet)
+            && met.seen.action == DROP
+            && self.tolerates(Deviation::RefusedSilently)
+        {
+            return Ok(());
+        }
+        self.count(counter::PACKET_REJECTED);
+        let padded = !met.frame.trailer.is_empty() && met.seen.action == REDIRECT;
+        if padded && self.tolerates(Deviation::PaddingAcknowledged) {
+            return Ok(());
+        }
+        refused(met)
+    }
+}
+
+fn continues(met: &Met<'_>, flow: &Flow) -> Judgement {
+    if flow.hairpin {
+        met.returns_as(flow.sent)
+    } else {
+        met.continues_as(flow.sent)
+    }
+}
+
+fn refused(met: &Met<'_>) -> Judgement {
+    match met.seen.action {
+        REDIRECT => answer::check(met.frame, &met.seen.frame),
+        NEXT | DROP => Err("must be refused, but was passed or dropped".into()),
+        other => Err(format!("must be refused, but the action is {other}")),
+    }
+}
+
+/// Options, extension headers, or only a part.
+fn is_odd(packet: &super::wire::Packet) -> bool {
+    let plain = if packet.is_v4() { 20 } else { 40 };
+    packet.piece.is_some() || packet.head.len() > plain
+}

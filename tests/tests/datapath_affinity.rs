@@ -1,0 +1,100 @@
+//! Session affinity `ClientIP` on the packet path.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use lb_tests::object::{Net, Node, Outcome, in_both_families, tcp_service};
+use lb_tests::packet::{Frame as _, tcp};
+
+const SECONDS: u32 = 10;
+
+fn serve(node: &mut Node, net: &Net, endpoints: &[SocketAddr]) {
+    let web = tcp_service("web", net.family)
+        .cluster_ip(net.service)
+        .affinity(SECONDS);
+    node.serve(
+        endpoints
+            .iter()
+            .fold(web, |web, endpoint| web.endpoint(*endpoint)),
+    );
+}
+
+/// A new connection from one of the client's ports; who got it.
+fn dial(node: &Node, net: &Net, port: u16) -> SocketAddr {
+    let mut client = net.client;
+    client.set_port(port);
+    let syn = tcp(client, net.service).syn();
+    let outcome: Outcome = node.pod_sends(&syn);
+    [net.endpoint, net.other_endpoint]
+        .into_iter()
+        .find(|endpoint| outcome.bytes == syn.clone().to(*endpoint).frame())
+        .unwrap_or_else(|| panic!("{}", outcome.story()))
+}
+
+#[test]
+fn a_clients_connections_go_to_one_endpoint() {
+    in_both_families(|node, net| {
+        serve(node, net, &[net.endpoint, net.other_endpoint]);
+        let first = dial(node, net, 1000);
+        assert!((1001..1060).all(|port| dial(node, net, port) == first));
+    });
+}
+
+#[test]
+fn clients_are_spread() {
+    in_both_families(|node, net| {
+        serve(node, net, &[net.endpoint, net.other_endpoint]);
+        let mut chosen = BTreeSet::new();
+        for number in 0..60u8 {
+            let mut from = *net;
+            from.client.set_ip(match net.client.ip() {
+                std::net::IpAddr::V4(_) => [10, 1, 9, number].into(),
+                std::net::IpAddr::V6(_) => [0xfd01, 0, 0, 0, 0, 0, 9, u16::from(number)].into(),
+            });
+            chosen.insert(dial(node, &from, 1000));
+        }
+        assert_eq!(chosen.len(), 2);
+    });
+}
+
+#[test]
+fn a_client_whose_endpoint_is_gone_gets_another_and_stays_there() {
+    in_both_families(|node, net| {
+        serve(node, net, &[net.endpoint, net.other_endpoint]);
+        let first = dial(node, net, 1000);
+        let other = if first == net.endpoint {
+            net.other_endpoint
+        } else {
+            net.endpoint
+        };
+        serve(node, net, &[other]);
+        assert_eq!(dial(node, net, 1001), other);
+        serve(node, net, &[first, other]);
+        assert!((1002..1040).all(|port| dial(node, net, port) == other));
+    });
+}
+
+#[test]
+fn a_client_that_stayed_away_too_long_is_forgotten() {
+    in_both_families(|node, net| {
+        serve(node, net, &[net.endpoint, net.other_endpoint]);
+        let chosen: BTreeSet<SocketAddr> = (1000..1060)
+            .map(|port| {
+                let chosen = dial(node, net, port);
+                node.let_affinity_rest(SECONDS + 1);
+                chosen
+            })
+            .collect();
+        assert_eq!(chosen.len(), 2);
+    });
+}
+
+#[test]
+fn without_affinity_every_connection_chooses() {
+    in_both_families(|node, net| {
+        let web = tcp_service("web", net.family).cluster_ip(net.service);
+        node.serve(web.endpoint(net.endpoint).endpoint(net.other_endpoint));
+        let chosen: BTreeSet<SocketAddr> = (1000..1060).map(|port| dial(node, net, port)).collect();
+        assert_eq!(chosen.len(), 2);
+    });
+}

@@ -1,0 +1,169 @@
+//! Traffic from outside to an endpoint elsewhere that goes past the host's stack: all of the translation at once,
+//! and a hop less to live.
+
+use std::net::SocketAddr;
+
+use lb_ebpf::abi::flow::{ESTABLISHED, MASQUERADE};
+use lb_tests::object::{
+    Net, Node, Outcome, POOL, Received, in_both_families, tcp_service, udp_service,
+};
+use lb_tests::packet::{Body, Packet, tcp, udp};
+
+fn serve(node: &mut Node, net: &Net) {
+    for service in [
+        tcp_service("web", net.family),
+        udp_service("web", net.family),
+    ] {
+        let service = service.cluster_ip(net.service).load_balancer(net.vip);
+        node.serve(
+            service
+                .node_port(net.node_port.port())
+                .endpoint(net.endpoint),
+        );
+    }
+}
+
+/// This node as the endpoint sees it.
+fn masked(net: &Net, outcome: &Outcome) -> SocketAddr {
+    let port = outcome.ports().0;
+    assert!((POOL.0..=POOL.1).contains(&port), "{}", outcome.story());
+    SocketAddr::new(net.node, port)
+}
+
+/// Opens a flow; this node as the endpoint sees it.
+fn open(node: &Node, net: &Net, request: &Packet) -> SocketAddr {
+    let outcome = node.comes_in(request);
+    let masked = masked(net, &outcome);
+    let left = request.clone().from(masked).to(net.endpoint);
+    outcome.is_sent_out_as(&left.ttl(request.ttl - 1));
+    masked
+}
+
+fn requests(dialled: SocketAddr, net: &Net) -> [Packet; 2] {
+    [tcp(net.outside, dialled).syn(), udp(net.outside, dialled)]
+}
+
+fn answer(request: &Packet, net: &Net, to: SocketAddr) -> Packet {
+    match request.body {
+        Body::Tcp(_) => tcp(net.endpoint, to).syn_ack(),
+        _ => udp(net.endpoint, to),
+    }
+}
+
+fn there_and_back(node: &Node, net: &Net) {
+    for dialled in [net.node_port, net.vip, net.service] {
+        for request in requests(dialled, net) {
+            let masked = open(node, net, &request);
+            let answer = answer(&request, net, masked);
+            let left = answer.clone().from(dialled).to(net.outside).ttl(63);
+            node.comes_in(&answer).is_sent_out_as(&left);
+        }
+    }
+}
+
+#[test]
+fn requests_and_answers_leave_wholly_translated() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        there_and_back(node, net);
+        let flows = node.flows();
+        assert!(
+            flows
+                .iter()
+                .all(|flow| flow.flags & MASQUERADE != 0 && flow.state == ESTABLISHED)
+        );
+    });
+}
+
+#[test]
+fn they_stay_summed_up_if_the_device_did_so() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        node.receives_frames(Received::Summed);
+        there_and_back(node, net);
+    });
+}
+
+#[test]
+fn a_packet_at_the_end_of_its_life_is_the_stacks() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        for ttl in [0, 1] {
+            let request = udp(net.outside, net.vip).ttl(ttl);
+            let outcome = node.comes_in(&request);
+            let client = SocketAddr::new(net.outside.ip(), outcome.ports().0);
+            outcome.becomes(&request.from(client).to(net.endpoint));
+        }
+        let masked = open(node, net, &udp(net.outside, net.vip).ttl(2));
+        let answer = udp(net.endpoint, masked).ttl(1);
+        let client = SocketAddr::new(net.outside.ip(), masked.port());
+        node.comes_in(&answer).becomes(&answer.clone().to(client));
+    });
+}
+
+#[test]
+fn a_packet_larger_than_the_way_out_is_the_stacks() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        let largest = 1500 - 8 - if net.is_v4() { 20 } else { 40 };
+        open(
+            node,
+            net,
+            &udp(net.outside, net.vip).carrying(&vec![1; largest]),
+        );
+        let request = udp(net.outside, net.vip).carrying(&vec![1; largest + 1]);
+        let outcome = node.comes_in(&request);
+        let client = SocketAddr::new(net.outside.ip(), outcome.ports().0);
+        outcome.becomes(&request.from(client).to(net.endpoint));
+    });
+}
+
+#[test]
+fn the_two_ways_are_one_flow() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        let request = udp(net.outside, net.vip);
+        let masked = open(node, net, &request);
+        node.route_packets(false);
+        let client = SocketAddr::new(net.outside.ip(), masked.port());
+        let between = request.clone().from(client).to(net.endpoint);
+        node.comes_in(&request).becomes(&between);
+        node.goes_out(&between)
+            .becomes(&between.clone().from(masked));
+        node.route_packets(true);
+        assert_eq!(open(node, net, &request), masked);
+        assert_eq!(node.flows().len(), 1);
+    });
+}
+
+#[test]
+fn what_was_sent_out_is_not_translated_again() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        let request = udp(net.outside, net.vip);
+        let masked = open(node, net, &request);
+        node.goes_out(&request.from(masked).to(net.endpoint).ttl(63))
+            .is_untouched();
+        node.goes_out(&udp(net.vip, net.outside).ttl(63))
+            .is_untouched();
+    });
+}
+
+#[test]
+fn fragments_leave_together() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        let request = udp(net.outside, net.vip).carrying(&[4; 300]);
+        let pieces = request.fragments(104);
+        let masked = masked(net, &node.comes_in(&pieces[0]));
+        let left = request.clone().from(masked).to(net.endpoint).ttl(63);
+        for (piece, left) in pieces.iter().zip(left.fragments(104)) {
+            node.comes_in(piece).is_sent_out_as(&left);
+        }
+        let answer = udp(net.endpoint, masked).carrying(&[5; 300]);
+        let left = answer.clone().from(net.vip).to(net.outside).ttl(63);
+        for (piece, left) in answer.fragments(104).iter().zip(left.fragments(104)) {
+            node.comes_in(piece).is_sent_out_as(&left);
+        }
+    });
+}
