@@ -14,9 +14,6 @@ use super::pins::Pins;
 use super::shards::SHARD_LIMIT;
 use crate::sys::bpf::{Map, Outer, Table};
 
-/// Flows with their keys.
-type Entries<F> = Vec<(FlowKey<F>, Flow<F>)>;
-
 /// The shards are opened again this often while one changes its map under us.
 const RETRIES: u32 = 8;
 
