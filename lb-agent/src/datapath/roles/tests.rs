@@ -218,7 +218,7 @@ fn dummies_hold_addresses_and_carry_nothing() {
 
 #[test]
 fn listed_devices_are_told_apart_as_others_and_reasons_are_given() {
-    let picture = picture(
+    let mut picture = picture(
         vec![
             device(1, "lo", LinkKind::Loopback),
             veth(2, "eth0"),
@@ -230,6 +230,7 @@ fn listed_devices_are_told_apart_as_others_and_reasons_are_given() {
         ],
         vec![address(2, "192.0.2.1/24")],
     );
+    picture.default_routes = vec![2];
     let list = Selection::list(&["lo", "eth0", "pod1", "dummy0", "eth1", "absent"]);
     assert_eq!(roles(&picture, &list), ["u eth0", "p pod1", "u dummy0"]);
     let left_out = picture.choose(&list, &[]).left_out;
