@@ -129,12 +129,21 @@ pub(crate) struct Transport {
 pub(crate) trait Wire: Tables {
     /// Protocol number of the family's ICMP.
     const ICMP: u8;
+    /// Whether an address can be the source of no packet that is to be answered: loopback, unspecified,
+    /// multicast, broadcast and reserved ones (RFC 1122 §3.2.1.3, RFC 4291 §2.5, §2.7).
+    fn is_martian(source: &Self::Addr) -> bool;
     /// Reads the network header at `offset`; `None` if it is broken or of a kind we leave alone.
     fn network(skb: &Skb, offset: u32) -> Option<Network<Self>>;
 }
 
 impl Wire for V4 {
     const ICMP: u8 = ICMP;
+
+    #[inline(always)]
+    fn is_martian(source: &Address4) -> bool {
+        let first = source.octets[0];
+        first == 0 || first == 127 || first >= 224
+    }
 
     #[inline(always)]
     fn network(skb: &Skb, offset: u32) -> Option<Network<V4>> {
@@ -169,6 +178,12 @@ impl Wire for V6 {
     const ICMP: u8 = ICMPV6;
 
     #[inline(always)]
+    fn is_martian(source: &Address6) -> bool {
+        let [a, b, c, d] = source.words();
+        source.octets[0] == 0xff || a | b | c == 0 && d & !1_u32.to_be() == 0
+    }
+
+    #[inline(always)]
     fn network(skb: &Skb, offset: u32) -> Option<Network<V6>> {
         let header: Ipv6 = skb.load(offset)?;
         if (u32::from_be(header.version_class_label) >> 28) != 6 {
@@ -191,7 +206,11 @@ impl Wire for V6 {
             match found.protocol {
                 // Hop-by-hop, routing, destination options (RFC 8200 §4).
                 0 | 43 | 60 => {
-                    let [next, length]: [u8; 2] = skb.load(found.transport)?;
+                    let [next, length, _, segments_left]: [u8; 4] = skb.load(found.transport)?;
+                    if found.protocol == 43 && segments_left != 0 {
+                        // The destination is only the next stop.
+                        return None;
+                    }
                     found.protocol = next;
                     found.transport += (u32::from(length) + 1) * 8;
                 }

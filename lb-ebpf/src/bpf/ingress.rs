@@ -3,7 +3,7 @@
 //!
 //! Packet → is the address ours? → flow → frontend → endpoint → new flow → rewrite → onwards.
 
-use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, NODE, TOMBSTONE};
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, NODE, NODE_LOCAL, TOMBSTONE};
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, OUTSIDE, POD};
 use lb_ebpf::abi::frontend::{KIND, LOCAL_POLICY, SOURCE_RANGES};
@@ -101,6 +101,10 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
     if uses == 0 {
         return unknown_address::<F>(settings, &network);
     }
+    if F::is_martian(&network.source) {
+        count(counter::MALFORMED);
+        return NEXT;
+    }
     let Some(work) = F::work() else { return NEXT };
     work.network = network;
     if network.protocol != TCP && network.protocol != UDP {
@@ -170,14 +174,14 @@ fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let Some(found) = found else {
         return no_frontend(work, uses, settings);
     };
-    if found.flags & SOURCE_RANGES != 0 && !admitted::<F>(found.service, work.network.source) {
-        count(counter::SOURCE_RANGE_DROPPED);
-        return DROP;
-    }
     // A segment of a connection we never saw open belongs to somebody else, such as the proxy that ran here
     // before us.
     if protocol == TCP && !is_clean_syn(flags) {
         return NEXT;
+    }
+    if found.flags & SOURCE_RANGES != 0 && !admitted::<F>(found.service, work.network.source) {
+        count(counter::SOURCE_RANGE_DROPPED);
+        return DROP;
     }
     let internal = found.flags & KIND == frontend::CLUSTER_IP;
     let local_policy = found.flags & LOCAL_POLICY != 0;
@@ -273,7 +277,7 @@ fn no_frontend<F: ServiceCidrs>(work: &Work<F>, uses: u32, settings: &Settings) 
 
 /// Not TCP or UDP.
 #[inline(always)]
-fn other_protocol<F: Answer, const SCOPE: u8>(skb: Skb) -> i32 {
+fn other_protocol<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let Some(work) = F::work() else {
         return NEXT;
     };
@@ -288,7 +292,13 @@ fn other_protocol<F: Answer, const SCOPE: u8>(skb: Skb) -> i32 {
         }
     }
     if work.uses & CLUSTER_IP == 0 {
-        return NEXT;
+        if work.uses & (EXTERNAL | NODE | NODE_LOCAL) != 0 {
+            return NEXT;
+        }
+        return match settings() {
+            Some(settings) => unknown_address::<F>(settings, &work.network),
+            None => NEXT,
+        };
     }
     // Echo and the rest are refused, as nftables does (spec E18, D4).
     step::REJECT
