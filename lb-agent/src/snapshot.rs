@@ -3,11 +3,15 @@
 //! API objects are converted on receipt and dropped, so memory follows what we use of them. Nothing here
 //! knows Kubernetes types, maps or clocks.
 
+mod event;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
+
+pub use event::{Event, Kind};
 
 /// An IP family.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -161,39 +165,6 @@ pub struct Node {
     pub pod_cidrs: Vec<Cidr>,
     /// KEP-3836: being deleted, or tainted by the cluster autoscaler.
     pub draining: bool,
-}
-
-/// A change of the cluster, as a source reports it.
-///
-/// A source first reports everything that exists between `Begin` and `Complete`. A later `Begin` … `Complete`
-/// is a new complete list: what it does not name is gone.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub enum Event {
-    Begin(Kind),
-    Complete(Kind),
-    /// Changes of this kind cannot be followed at present.
-    Lost(Kind),
-    /// They can again.
-    Found(Kind),
-    Service(Box<Service>),
-    /// The Service is gone or is no longer ours (headless, ExternalName, hidden by label).
-    ServiceGone(ObjectName),
-    Slice(Box<Slice>),
-    SliceGone(ObjectName),
-    Node(Box<Node>),
-    NodeGone,
-    /// Prefixes of one ServiceCIDR object, replacing its earlier ones.
-    ServiceCidr(Arc<str>, Vec<Cidr>),
-    ServiceCidrGone(Arc<str>),
-}
-
-/// A kind of object a source lists.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Kind {
-    Services,
-    Slices,
-    Node,
-    ServiceCidrs,
 }
 
 /// What an event changed. Empty for a report of what was known already.

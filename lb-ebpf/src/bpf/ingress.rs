@@ -155,11 +155,11 @@ fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     if SCOPE == POD {
         // What a pod answers to itself also comes in here (see `forward`).
         work.reply = work.key;
-        if let Some(place) = work.find_reply() {
-            if work.flow.flags & HAIRPIN != 0 {
-                place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
-                return back_to_client(skb, work);
-            }
+        if let Some(place) = work.find_reply()
+            && work.flow.flags & HAIRPIN != 0
+        {
+            place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
+            return back_to_client(skb, work);
         }
     }
     if !work.transport.present {

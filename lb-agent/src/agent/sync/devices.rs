@@ -1,0 +1,70 @@
+//! This node's devices and addresses, as they come and go.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use tracing::{info, warn};
+
+use super::Sync;
+use crate::datapath::{self, Picture};
+
+impl Sync {
+    /// Takes in a new picture of this node's devices and addresses.
+    pub(in crate::agent) fn see_node(&mut self, picture: Picture) -> anyhow::Result<()> {
+        let mut own: Vec<IpAddr> = picture
+            .addresses
+            .iter()
+            .map(|own| own.address)
+            .filter(|address| !datapath::is_unroutable(*address))
+            .collect();
+        own.sort_unstable();
+        own.dedup();
+        self.node_changed |= own != self.own_addresses || self.picture.is_none();
+        self.own_addresses = own;
+        self.picture = Some(picture);
+        if self.complete() {
+            self.follow_devices()?;
+            if self.node_changed {
+                self.write(Instant::now())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the right devices have packet programs. Waits for the Node object, which may tell an uplink from a
+    /// pod's device.
+    pub(super) fn follow_devices(&mut self) -> anyhow::Result<()> {
+        let Some(picture) = &self.picture else {
+            return Ok(());
+        };
+        let node_addresses = self.snapshot.node().map(|node| node.addresses.as_slice());
+        let choice = picture.choose(&self.selection, node_addresses.unwrap_or_default());
+        if choice.left_out != self.left_out {
+            for (device, reason) in &choice.left_out {
+                if !self.left_out.contains_key(device) {
+                    warn!(
+                        device,
+                        reason, "left a device out: services are not served on it"
+                    );
+                }
+            }
+            self.left_out = choice.left_out;
+            let shown = self.left_out.iter();
+            let shown = shown.map(|(name, reason)| (name.clone(), (*reason).to_owned()));
+            let shown = shown.collect();
+            self.health
+                .describe(|status| status.devices_left_out = shown);
+        }
+        let changes = self.datapath.set_devices(&choice.chosen)?;
+        for (device, error) in &changes.failed {
+            warn!(
+                device,
+                error, "could not attach the packet programs; trying again at the next change"
+            );
+        }
+        if !changes.attached.is_empty() || !changes.forgotten.is_empty() {
+            info!(attached = ?changes.attached, forgotten = changes.forgotten.len(), "followed this node's devices");
+        }
+        Ok(())
+    }
+}

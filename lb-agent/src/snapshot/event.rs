@@ -1,0 +1,38 @@
+//! What a source reports.
+
+use std::sync::Arc;
+
+use super::{Cidr, Node, ObjectName, Service, Slice};
+
+/// A change of the cluster, as a source reports it.
+///
+/// A source first reports everything that exists between `Begin` and `Complete`. A later `Begin` … `Complete`
+/// is a new complete list: what it does not name is gone.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Event {
+    Begin(Kind),
+    Complete(Kind),
+    /// Changes of this kind cannot be followed at present.
+    Lost(Kind),
+    /// They can again.
+    Found(Kind),
+    Service(Box<Service>),
+    /// The Service is gone or is no longer ours (headless, ExternalName, hidden by label).
+    ServiceGone(ObjectName),
+    Slice(Box<Slice>),
+    SliceGone(ObjectName),
+    Node(Box<Node>),
+    NodeGone,
+    /// Prefixes of one ServiceCIDR object, replacing its earlier ones.
+    ServiceCidr(Arc<str>, Vec<Cidr>),
+    ServiceCidrGone(Arc<str>),
+}
+
+/// A kind of object a source lists.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Kind {
+    Services,
+    Slices,
+    Node,
+    ServiceCidrs,
+}
