@@ -4,12 +4,12 @@
 
 use lb_ebpf::abi::address::CLUSTER_IP;
 use lb_ebpf::abi::family::{V4, V6};
-use lb_ebpf::abi::flow::{HAIRPIN, OUTSIDE};
+use lb_ebpf::abi::flow::{CLIENT_CLOSED, HAIRPIN, OUTSIDE};
 use lb_ebpf::abi::{TCP, UDP, counter};
 use lb_ebpf::tcp_state::Speaker;
 
-use crate::flow::{key, reply_entry};
-use crate::header::{IPV4, IPV6, NETWORK, Wire, transport};
+use crate::flow::{end, key, reply_entry};
+use crate::header::{ACK, IPV4, IPV6, NETWORK, SYN, Wire, transport};
 use crate::icmp_error::{self, Quoted};
 use crate::lookup::{address_use, now, settings};
 use crate::masquerade;
@@ -74,6 +74,14 @@ fn run<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let Some(place) = place else {
         return masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT);
     };
+    if network.protocol == TCP
+        && transport.flags & (SYN | ACK) == SYN | ACK
+        && work.flow.state >= CLIENT_CLOSED
+    {
+        // The endpoint opens a new connection: the client dialled it directly, from the port of a flow that ended.
+        end(work);
+        return NEXT;
+    }
     if work.flow.flags & HAIRPIN != 0 {
         // Those answers come to ingress; this packet only looks like one.
         return NEXT;

@@ -129,6 +129,13 @@ pub(crate) fn remove<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut Fl
     release_replies(key, flow, reply);
 }
 
+/// Removes the flow at hand and the reply entry that led to it. Out of line for the caller's stack.
+#[inline(never)]
+pub(crate) fn end<F: Tables>(work: &Work<F>) {
+    shard::remove(F::flows(), slot(key_check(&work.forward)), &work.forward);
+    shard::remove(F::replies(), slot(key_check(&work.reply)), &work.reply);
+}
+
 impl<F: Tables> Place<F> {
     /// Notes a packet: its time, at most once a second, and what its flags say. `flow` is the copy.
     #[inline(always)]

@@ -133,11 +133,13 @@ impl Kernel {
                 &["192.0.2.10/24", "2001:db8:2::10/64 nodad"],
             )?,
         ];
-        // A host that routes nothing gives every packet to its stack, which is the way the oracle knows; the fast
-        // way has fixtures of its own.
-        for family in ["ipv4", "ipv6"] {
-            let switch = format!("/proc/sys/net/{family}/conf/all/forwarding");
-            std::fs::write(&switch, "0").with_context(|| switch.clone())?;
+        // The uplink forwards nothing, so its packets take the way through the stack, which is the one the oracle
+        // knows. The fast way has fixtures of its own.
+        for (device, forwarding) in [("all", "1"), ("up0", "0")] {
+            for family in ["ipv4", "ipv6"] {
+                let switch = format!("/proc/sys/net/{family}/conf/{device}/forwarding");
+                std::fs::write(&switch, forwarding).with_context(|| switch.clone())?;
+            }
         }
         for route in [
             "route add 10.244.1.0/24 dev pod0",

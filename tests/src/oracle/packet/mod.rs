@@ -128,6 +128,12 @@ enum Ports {
 }
 
 impl Oracle {
+    /// A service's address, or one that no service has, is no address to leave the node with (D4, D5).
+    fn is_stray(&self, destination: std::net::IpAddr) -> bool {
+        let uses = self.tables.uses(destination);
+        uses.cluster_ip || uses == tables::Use::default() && self.tables.is_nobodys(destination)
+    }
+
     /// Judges what `hook` did with `bytes`, and remembers what follows from it. `ours` are frames that a program sent
     /// back out of their device; they leave as they are.
     pub fn judge(&mut self, hook: Hook, ours: bool, bytes: &[u8], seen: &Seen) -> Judgement {
@@ -145,7 +151,7 @@ impl Oracle {
                 return Ok(());
             }
             Err(Unreadable::Malformed)
-                if hook.is_ingress()
+                if (hook.is_ingress() || hook == Hook::OutEgress)
                     && seen.action == DROP
                     && self.tolerates(Deviation::MalformedRefused) =>
             {
@@ -156,6 +162,10 @@ impl Oracle {
                 return passes(bytes, seen);
             }
         };
+        if hook == Hook::OutEgress && self.is_stray(frame.packet.destination) {
+            self.count(counter::STRAY_DROPPED);
+            return is_dropped(seen);
+        }
         if frame.packet.is_first() && !frame.packet.has_sound_transport() {
             // Whoever is no business of ours is not looked at that closely.
             let ours = self.tables.uses(frame.packet.destination) != tables::Use::default();
