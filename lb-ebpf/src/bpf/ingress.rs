@@ -261,10 +261,19 @@ fn no_frontend<F: ServiceCidrs>(work: &Work<F>, uses: u32, settings: &Settings) 
             protocol: UDP,
             zero: 0,
         };
-        if TOMBSTONES
+        // Not in its first second: a datagram may have been sent before.
+        let lapsed = TOMBSTONES
             .get(0)
-            .is_some_and(|table| table.get_ptr(key).is_some())
-        {
+            .and_then(|table| table.get_ptr(key))
+            .is_some_and(
+                // SAFETY: an element of the table; reused, it tells another's time, seconds off at worst.
+                |found| {
+                    now().saturating_sub(unsafe {
+                        core::ptr::read_volatile(&raw const (*found).since)
+                    }) > 1
+                },
+            );
+        if lapsed {
             count(counter::TOMBSTONE_REJECTED);
             return step::REJECT;
         }
