@@ -4,12 +4,12 @@
 
 use lb_ebpf::abi::address::CLUSTER_IP;
 use lb_ebpf::abi::family::{V4, V6};
-use lb_ebpf::abi::flow::{CLIENT_CLOSED, HAIRPIN, OUTSIDE};
+use lb_ebpf::abi::flow::{CLOSED, HAIRPIN, OUTSIDE};
 use lb_ebpf::abi::{TCP, UDP, counter};
 use lb_ebpf::tcp_state::Speaker;
 
 use crate::flow::{end, key, reply_entry};
-use crate::header::{ACK, IPV4, IPV6, NETWORK, SYN, Wire, transport};
+use crate::header::{ACK, FIN, IPV4, IPV6, NETWORK, RST, SYN, Wire, transport};
 use crate::icmp_error::{self, Quoted};
 use crate::lookup::{address_use, now, settings};
 use crate::masquerade;
@@ -75,8 +75,8 @@ fn run<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
         return masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT);
     };
     if network.protocol == TCP
-        && transport.flags & (SYN | ACK) == SYN | ACK
-        && work.flow.state >= CLIENT_CLOSED
+        && transport.flags & (FIN | SYN | RST | ACK) == SYN | ACK
+        && work.flow.state == CLOSED
     {
         // The endpoint opens a new connection: the client dialled it directly, from the port of a flow that ended.
         end(work);
