@@ -262,17 +262,12 @@ fn no_frontend<F: ServiceCidrs>(work: &Work<F>, uses: u32, settings: &Settings) 
             zero: 0,
         };
         // Not in its first second: a datagram may have been sent before.
-        let lapsed = TOMBSTONES
-            .get(0)
-            .and_then(|table| table.get_ptr(key))
-            .is_some_and(
-                // SAFETY: an element of the table; reused, it tells another's time, seconds off at worst.
-                |found| {
-                    now().saturating_sub(unsafe {
-                        core::ptr::read_volatile(&raw const (*found).since)
-                    }) > 1
-                },
-            );
+        let found = TOMBSTONES.get(0).and_then(|table| table.get_ptr(key));
+        let lapsed = found.is_some_and(|found| {
+            // SAFETY: an element of the table; reused, it tells another's time, seconds off at worst.
+            let since = unsafe { core::ptr::read_volatile(&raw const (*found).since) };
+            now().saturating_sub(since) > 1
+        });
         if lapsed {
             count(counter::TOMBSTONE_REJECTED);
             return step::REJECT;
