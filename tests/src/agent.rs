@@ -75,7 +75,7 @@ impl Agent {
         let namespace = self.settings.place.namespace.clone();
         let outcome = eventually(
             "the agent answers 200 on /healthz",
-            Duration::from_secs(20),
+            Duration::from_secs(60),
             || {
                 if let Some(status) = self.exit_status()? {
                     bail!("the agent ended ({status})");
@@ -121,7 +121,8 @@ impl Agent {
         );
         let status = eventually(
             "the agent ends after SIGTERM",
-            Duration::from_secs(10),
+            // The kernel lets go of watched files after a grace period, which takes seconds on a starved machine.
+            Duration::from_secs(60),
             || self.exit_status(),
         )?;
         self.process = None;

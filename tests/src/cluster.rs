@@ -21,6 +21,7 @@ use lb_agent::snapshot::Family;
 
 use crate::address::{self, CLIENT, FAMILIES};
 use crate::agent::{Agent, SocketLb};
+use crate::backlog;
 use crate::cgroup;
 use crate::link::{self, Layout, Socket, Station, Wire};
 use crate::manifests::Object;
@@ -94,6 +95,7 @@ impl Builder {
 
     /// Builds everything and waits until the agents are ready.
     pub fn build(self) -> Result<Cluster> {
+        backlog::lengthen();
         let scope = Scope::new()?;
         // From here on, whatever fails, dropping the cluster removes what was made.
         let mut cluster = Cluster::unwired(&self, scope);

@@ -11,6 +11,7 @@
 
 pub mod address;
 pub mod agent;
+pub mod backlog;
 pub mod bench;
 pub mod capture;
 pub mod cgroup;

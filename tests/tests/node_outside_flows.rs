@@ -217,8 +217,11 @@ in_both_layouts! {
 
 /// Waits until each flood has had 200 more answers.
 fn wait_for_more(floods: &[Flood<'_>]) -> Result<()> {
-    for flood in floods {
-        let before = flood.report()?.answered();
+    let before: Vec<u64> = floods
+        .iter()
+        .map(|flood| Ok(flood.report()?.answered()))
+        .collect::<Result<_>>()?;
+    for (flood, before) in floods.iter().zip(before) {
         let more = eventually(
             "200 more requests are answered",
             Duration::from_secs(20),
