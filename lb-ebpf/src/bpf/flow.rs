@@ -23,7 +23,10 @@ use crate::shard::{self, slot};
 use crate::work::Work;
 
 /// Other source ports tried when the client's own is taken.
-const PORT_TRIES: u32 = 4;
+const PORT_TRIES: u32 = 8;
+
+/// Distance between the tries: were they neighbours, taken ports would gather in runs.
+const PORT_STRIDE: u32 = 1009;
 
 /// Where a record lies in its table.
 #[derive(Clone, Copy)]
@@ -285,7 +288,7 @@ impl<F: Tables> Work<F> {
             if self.claim_all(settings, now) {
                 return self.enter();
             }
-            offset = if offset + 1 < size { offset + 1 } else { 0 };
+            offset = (offset + PORT_STRIDE) % size;
         }
         Opening::Full
     }

@@ -24,7 +24,10 @@ pub(crate) fn find<K, V>(shards: &Shards<K, V>, slot: u32, key: &K) -> Option<*m
         return Some(value);
     }
     let former = shards.get(slot + 1)?;
-    let value = former.get_ptr_mut(key)?;
+    let Some(value) = former.get_ptr_mut(key) else {
+        // It may have moved between the two looks. It never moves back.
+        return current.get_ptr_mut(key);
+    };
     // SAFETY: an element of the former map; should it be reused this instant, its check word tells.
     let moved = current.insert(key, unsafe { &*value }, IF_ABSENT).is_ok();
     match current.get_ptr_mut(key) {
