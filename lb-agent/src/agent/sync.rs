@@ -213,7 +213,11 @@ impl Sync {
         if !self.failed.is_empty() && Instant::now() >= self.retry_at {
             self.dirty.extend(self.failed.drain());
         }
-        if self.complete() && (!self.dirty.is_empty() || self.node_changed || self.cidrs_changed) {
+        let due = !self.ready && Instant::now() >= self.retry_at
+            || !self.dirty.is_empty()
+            || self.node_changed
+            || self.cidrs_changed;
+        if self.complete() && due {
             self.write(Instant::now())?;
         }
         self.measure();
@@ -260,7 +264,10 @@ impl Sync {
             }
         }
         self.execute(plans);
-        if !self.ready {
+        // Ready means serving: not while the tables take nothing at all. A Service that could not be written keeps
+        // nobody from the others.
+        let refused = self.node_changed || changed > 0 && self.failed.len() == changed;
+        if !self.ready && !refused {
             self.become_ready(received)?;
         }
         self.checks.set(self.health_ports());
