@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use crate::progress::{elapsed, say};
 use crate::runner::{self, Outcome};
 use crate::setup::{self, Need};
-use crate::{build, build_ebpf, check, demo};
+use crate::{build, build_ebpf, check, demo, fuzz};
 
 /// What a stage came to.
 struct Stage {
@@ -50,6 +50,9 @@ pub(crate) fn run(filter: Option<&str>) -> Result<bool> {
             stage("check", &mut check::sources);
         }
         stage("agent", &mut || build::agent(&[]).map(drop));
+        if filter.is_none() {
+            stage("fuzz", &mut || fuzz::campaign(1_000_000, 1));
+        }
         stage("kubernetes", &mut kubernetes);
         stage("tests", &mut || {
             outcome = runner::run(cargo_test(filter))?;

@@ -31,6 +31,8 @@ pub(crate) trait Answer: Rewrite + NodeAddress + Quoted {
     fn reset(scratch: &mut Scratch, network: &Network<Self>, tcp: &Tcp) -> u32;
     /// Bytes of the packet that a port-unreachable quotes: the network header and 8 more.
     const QUOTE: u32;
+    /// Whether the packet ends before what is to be quoted.
+    fn is_short(skb: &Skb, network: &Network<Self>) -> bool;
     /// Where the quote lies in the scratch buffer.
     const QUOTE_AT: usize;
     /// Builds a port-unreachable around the quote; gives the frame's length.
@@ -63,8 +65,8 @@ pub(crate) fn reject<F: Answer>(skb: Skb) -> i32 {
         }
         F::reset(scratch, network, &answer_numbers(skb, network, &tcp))
     } else {
-        // With options or extension headers in between the quote would not be what it seems.
-        if network.transport != network.offset + F::QUOTE - 8 {
+        // With options or extension headers in between the quote would not be what it seems, nor with padding.
+        if network.transport != network.offset + F::QUOTE - 8 || F::is_short(skb, network) {
             return DROP;
         }
         // SAFETY: the buffer holds the quote at that place.
@@ -229,6 +231,12 @@ impl Answer for V4 {
     const QUOTE_AT: usize = E + 20 + 8;
 
     #[inline(always)]
+    fn is_short(skb: &Skb, network: &Network<Self>) -> bool {
+        let total = skb.load::<u16>(network.offset + 2);
+        total.is_none_or(|total| u32::from(u16::from_be(total)) < Self::QUOTE)
+    }
+
+    #[inline(always)]
     fn reset(scratch: &mut Scratch, network: &Network<V4>, tcp: &Tcp) -> u32 {
         ipv4(scratch, network, TCP, 20);
         tcp_tail(scratch, E + 20, tcp);
@@ -251,6 +259,12 @@ impl Answer for V4 {
 impl Answer for V6 {
     const QUOTE: u32 = 48;
     const QUOTE_AT: usize = E + 40 + 8;
+
+    #[inline(always)]
+    fn is_short(skb: &Skb, network: &Network<Self>) -> bool {
+        let payload = skb.load::<u16>(network.offset + 4);
+        payload.is_none_or(|payload| u16::from_be(payload) < 8)
+    }
 
     #[inline(always)]
     fn reset(scratch: &mut Scratch, network: &Network<V6>, tcp: &Tcp) -> u32 {

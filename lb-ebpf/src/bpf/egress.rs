@@ -74,16 +74,16 @@ fn run<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let Some(place) = place else {
         return masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT);
     };
+    if work.flow.flags & HAIRPIN != 0 {
+        // Those answers come to ingress; this packet only looks like one.
+        return NEXT;
+    }
     if network.protocol == TCP
         && transport.flags & (FIN | SYN | RST | ACK) == SYN | ACK
         && work.flow.state == CLOSED
     {
         // The endpoint opens a new connection: the client dialled it directly, from the port of a flow that ended.
         end(work);
-        return NEXT;
-    }
-    if work.flow.flags & HAIRPIN != 0 {
-        // Those answers come to ingress; this packet only looks like one.
         return NEXT;
     }
     place.touch(

@@ -142,7 +142,8 @@ impl Wire for V4 {
     #[inline(always)]
     fn is_martian(source: &Address4) -> bool {
         let first = source.octets[0];
-        first == 0 || first == 127 || first >= 224
+        // As Linux: class E is like any other but for the broadcast address.
+        first == 0 || first == 127 || first & 0xf0 == 224 || source.word() == u32::MAX
     }
 
     #[inline(always)]

@@ -8,7 +8,7 @@ use lb_ebpf::abi::flow::{FlowKey, MASQUERADE, MASQUERADED};
 use lb_ebpf::abi::{TCP, UDP};
 
 use crate::flow::find;
-use crate::header::{Network, Part};
+use crate::header::{ICMPV6, Network, Part};
 use crate::report::count;
 use crate::rewrite::{Checksum, End, Rewrite};
 use crate::skb::{PSEUDO, Skb};
@@ -173,7 +173,8 @@ fn quote<F: Quoted>(skb: &Skb, network: &Network<F>) -> Option<(Message, Quote<F
 #[inline(always)]
 pub(crate) fn is_error<F: Quoted>(skb: &Skb, network: &Network<F>) -> bool {
     match skb.load::<u8>(network.transport) {
-        Some(kind) => F::message(kind).0 != Message::Other,
+        // All of ICMPv6's errors are below 128, also those yet to come (RFC 4443 §2.1).
+        Some(kind) => F::message(kind).0 != Message::Other || F::ICMP == ICMPV6 && kind < 128,
         None => true,
     }
 }

@@ -12,6 +12,7 @@ use lb_agent::datapath::{Config, Datapath};
 use lb_agent::plan::Write;
 use lb_agent::sys::bpf::{Map, Outer, Program, Table, WriteMode};
 use lb_ebpf::abi::device::{Device, POD, UPLINK};
+use lb_ebpf::abi::socket::Tombstone;
 use lb_ebpf::abi::{FLOW_SHARDS, Record, table};
 
 use super::records;
@@ -225,6 +226,13 @@ impl Kernel {
         writes.extend(wanted.iter().cloned());
         let applied = self.datapath.apply(&[&writes]);
         ensure!(applied.failures.is_empty(), "{:?}", applied.failures);
+        for write in &wanted {
+            if let Write::Tombstone { key, .. } = write {
+                // Old enough to answer: in their first second they do not.
+                let tombstones = self.datapath.tables().tombstones.table();
+                tombstones.put(key, &Tombstone::default(), WriteMode::Any)?;
+            }
+        }
         self.written = wanted;
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What leaves towards a pod or the world: replies get the Service's address back, masqueraded packets this node's.
 
-use super::flows::Speaker;
+use super::flows::{Speaker, State, is_accepting};
 use super::wire::Tuple;
 use super::{Judgement, Met, Oracle};
 
@@ -14,6 +14,11 @@ impl Oracle {
         if let Some(flow) = self.flows.reply(&key).cloned()
             && !flow.hairpin
         {
+            if flow.state == State::Closed && packet.flags().is_some_and(is_accepting) {
+                // The endpoint accepts a new connection: the client dialled it directly, from the same port.
+                self.flows.close(&flow.key);
+                return met.passes();
+            }
             self.hear(&flow.key, Speaker::Endpoint, packet.flags());
             return met.continues_as(flow.asked().reversed());
         }

@@ -128,6 +128,11 @@ pub fn is_clean_syn(flags: u8) -> bool {
     flags & (SYN | ACK | FIN | RST) == SYN
 }
 
+/// The answer to a clean SYN that takes the connection.
+pub fn is_accepting(flags: u8) -> bool {
+    flags & (SYN | ACK | FIN | RST) == SYN | ACK
+}
+
 /// The table of flows with the index by which replies find theirs.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Flows {

@@ -4,7 +4,7 @@ use lb_ebpf::abi::counter;
 
 use super::flows::Flow;
 use super::wire::{Frame, ICMP, ICMP6, Packet, Tuple, word};
-use super::{Deviation, Hook, Judgement, Met, NEXT, Oracle, Seen, is};
+use super::{Hook, Judgement, Met, NEXT, Oracle, Seen, is};
 
 /// Destination unreachable, redirect, time exceeded, parameter problem; for ICMPv6 all below 128 and
 /// redirect. Source quench is no more (RFC 6633).
@@ -86,16 +86,12 @@ impl Oracle {
     fn judge_foreign_error(&mut self, met: &Met<'_>) -> Judgement {
         let destination = met.frame.packet.destination;
         if met.hook.is_ingress() && self.tables.is_nobodys(destination) {
-            let lingering = self.tables.uses(destination).lingering;
-            if lingering && met.seen.action == NEXT && self.tolerates(Deviation::LingeringPassed) {
-                return met.passes();
-            }
             self.count(counter::CIDR_DROPPED);
             return met.is_dropped();
         }
-        let answers = met.hook.is_ingress() && self.tables.uses(destination).cluster_ip;
-        if answers && met.seen.action != NEXT && self.tolerates(Deviation::ErrorAnswered) {
-            return Ok(());
+        if met.hook.is_ingress() && self.tables.uses(destination).cluster_ip {
+            // No error answers an error (RFC 1122 §3.2.2, RFC 4443 §2.4).
+            return met.is_dropped();
         }
         met.passes()
     }

@@ -4,7 +4,7 @@ use lb_ebpf::abi::counter;
 
 use super::flows::{Flow, FlowKey, Remembered, Side, Speaker, is_clean_syn};
 use super::tables::{Endpoint, Frontend, Kind, Service};
-use super::wire::{Frame, TCP, Tuple, UDP};
+use super::wire::{Frame, Tuple, UDP};
 use super::{DROP, Deviation, Judgement, Met, NEXT, OPENED, Oracle, REDIRECT, answer};
 
 /// Who is to be seen as the sender.
@@ -62,11 +62,6 @@ impl Oracle {
             return self.judge_refusal(met);
         }
         if self.tables.is_nobodys(destination) {
-            let without_ports = !matches!(met.frame.packet.protocol, TCP | UDP);
-            let passed = uses.lingering && without_ports && met.seen.action == NEXT;
-            if passed && self.tolerates(Deviation::LingeringPassed) {
-                return Ok(());
-            }
             self.count(counter::CIDR_DROPPED);
             return met.is_dropped();
         }
@@ -95,11 +90,7 @@ impl Oracle {
             && !service.ranges.is_empty()
             && !service.ranges.iter().any(|r| r.holds(tuple.source));
         let opens = protocol == UDP || flags.is_some_and(is_clean_syn);
-        if !opens
-            && (!barred
-                || met.seen.action == NEXT
-                || !self.tolerates(Deviation::SourceRangeBeforeSyn))
-        {
+        if !opens {
             return met.passes();
         }
         if barred {
@@ -304,10 +295,6 @@ impl Oracle {
             return Ok(());
         }
         self.count(counter::PACKET_REJECTED);
-        let padded = !met.frame.trailer.is_empty() && met.seen.action == REDIRECT;
-        if padded && self.tolerates(Deviation::PaddingAcknowledged) {
-            return Ok(());
-        }
         refused(met)
     }
 }
@@ -331,5 +318,5 @@ fn refused(met: &Met<'_>) -> Judgement {
 /// Options, extension headers, or only a part.
 fn is_odd(packet: &super::wire::Packet) -> bool {
     let plain = if packet.is_v4() { 20 } else { 40 };
-    packet.piece.is_some() || packet.head.len() > plain
+    packet.piece.is_some() || packet.head.len() > plain || packet.load.len() < 8
 }

@@ -84,17 +84,10 @@ pub struct Seen {
 /// `fixtures/fuzz/known` keeps an example of each.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Deviation {
-    /// An ICMP error to a ClusterIP about no flow of ours is answered with another (RFC 1122 §3.2.2, RFC 4443 §2.4).
-    ErrorAnswered,
-    /// A segment without a flow that opens none is dropped for its source, not passed.
-    SourceRangeBeforeSyn,
-    /// A reset acknowledges the link layer's padding as if it were data.
-    PaddingAcknowledged,
-    /// Protocols without ports pass to an address that a Service had, although it is nobody's now (D5).
-    LingeringPassed,
     /// A datagram whose length field cannot be true is answered or dropped, not passed.
     MalformedRefused,
-    /// Refused, but with IPv4 options, IPv6 extension headers or as a fragment: dropped without an answer.
+    /// Refused, but with IPv4 options, IPv6 extension headers, as a fragment or with less than the eight bytes that an
+    /// answer quotes: dropped without one.
     RefusedSilently,
 }
 
@@ -162,7 +155,9 @@ impl Oracle {
                 return passes(bytes, seen);
             }
         };
-        if hook == Hook::OutEgress && self.is_stray(frame.packet.destination) {
+        // With stops to go its destination is not the one it is bound for.
+        let stray = self.is_stray(frame.packet.destination) && !frame.packet.waypoint;
+        if hook == Hook::OutEgress && stray {
             self.count(counter::STRAY_DROPPED);
             return is_dropped(seen);
         }
@@ -185,7 +180,18 @@ impl Oracle {
             }
             return passes(bytes, seen);
         }
-        if frame.packet.waypoint || (hook.is_ingress() && is_martian(&frame.packet)) {
+        if frame.packet.waypoint {
+            return passes(bytes, seen);
+        }
+        if hook.is_ingress() && is_martian(&frame.packet) {
+            // What goes to nobody's address is dropped whoever sends it.
+            let destination = frame.packet.destination;
+            if self.tables.is_nobodys(destination) && !self.tables.uses(destination).lingering {
+                self.count(counter::CIDR_DROPPED);
+                if seen.action == DROP {
+                    return Ok(());
+                }
+            }
             return passes(bytes, seen);
         }
         if icmp::is_error(&frame.packet) {
@@ -408,8 +414,9 @@ fn equal_sums(wanted: &[u8], got: &[u8]) -> bool {
 /// Loopback, multicast and unspecified addresses belong to no client and no Service.
 pub fn is_martian(packet: &Packet) -> bool {
     let odd = |address: IpAddr| {
-        let broadcast = matches!(address, IpAddr::V4(a) if a.is_broadcast());
-        address.is_loopback() || address.is_multicast() || address.is_unspecified() || broadcast
+        // RFC 1122 §3.2.1.3 (a), (c); the rest of class E is as good as any other address to Linux.
+        let special = matches!(address, IpAddr::V4(a) if a.is_broadcast() || a.octets()[0] == 0);
+        address.is_loopback() || address.is_multicast() || address.is_unspecified() || special
     };
     odd(packet.source) || odd(packet.destination)
 }
