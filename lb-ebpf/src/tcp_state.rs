@@ -3,6 +3,7 @@
 use crate::abi::flow::{CLIENT_CLOSED, CLOSED, ENDPOINT_CLOSED, ESTABLISHED, NEW};
 use crate::abi::settings::Settings;
 use crate::abi::{TCP, UDP};
+use crate::here_and_now::read;
 
 /// Who sent a packet of a flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,10 +51,7 @@ pub const fn next(state: u8, protocol: u8, flags: u8, speaker: Speaker) -> u8 {
     }
 }
 
-/// Seconds a flow may rest in a state.
-///
-/// All values are read before one is chosen: the compiler would otherwise choose an offset into the settings,
-/// and the verifier lets only programs with `CAP_PERFMON` add different offsets on different paths.
+/// Seconds a flow may rest in a state. All values are read before one is chosen, see [`read`].
 #[inline(always)]
 pub fn timeout(settings: &Settings, protocol: u8, state: u8) -> u32 {
     let new = read(&settings.timeout_new);
@@ -68,13 +66,6 @@ pub fn timeout(settings: &Settings, protocol: u8, state: u8) -> u32 {
         (CLIENT_CLOSED | ENDPOINT_CLOSED, _) => closing,
         _ => closed,
     }
-}
-
-/// Reads a value here and now, see [`timeout`].
-#[inline(always)]
-pub fn read<T: Copy>(value: &T) -> T {
-    // SAFETY: a reference is valid for reads.
-    unsafe { core::ptr::read_volatile(value) }
 }
 
 #[cfg(test)]

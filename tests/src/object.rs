@@ -213,22 +213,27 @@ impl Node {
 
     /// A pod's frame on its way to the host.
     pub fn pod_sends(&self, frame: &impl Frame) -> Outcome {
-        self.run("pod_ingress", self.pod, self.received, frame)
+        self.run("pod_ingress", (self.pod, self.pod), frame)
     }
 
     /// A frame on its way to a pod.
     pub fn pod_gets(&self, frame: &impl Frame) -> Outcome {
-        self.run("pod_egress", self.pod, self.received, frame)
+        self.run("pod_egress", (self.uplink, self.pod), frame)
     }
 
     /// A frame that comes in by the uplink.
     pub fn comes_in(&self, frame: &impl Frame) -> Outcome {
-        self.run("out_ingress", self.uplink, self.received, frame)
+        self.run("out_ingress", (self.uplink, self.uplink), frame)
     }
 
-    /// A frame that leaves by the uplink.
+    /// A frame that was forwarded and leaves by the uplink.
     pub fn goes_out(&self, frame: &impl Frame) -> Outcome {
-        self.run("out_egress", self.uplink, self.received, frame)
+        self.run("out_egress", (self.pod, self.uplink), frame)
+    }
+
+    /// A frame of this node's own that leaves by the uplink.
+    pub fn sends(&self, frame: &impl Frame) -> Outcome {
+        self.run("out_egress", (0, self.uplink), frame)
     }
 
     /// The frame by each of the four packet programs.
@@ -241,20 +246,13 @@ impl Node {
         ]
     }
 
-    fn run(
-        &self,
-        name: &'static str,
-        device: u32,
-        received: Received,
-        frame: &impl Frame,
-    ) -> Outcome {
+    fn run(&self, name: &'static str, devices: (u32, u32), frame: &impl Frame) -> Outcome {
         let frame = frame.frame();
-        run::run(name, self.programs[name].as_fd(), device, received, &frame).unwrap_or_else(
-            |error| {
-                let words = crate::packet::text::describe(&frame).join("\n    ");
-                panic!("running {name} on\n    {words}\nfailed: {error}")
-            },
-        )
+        let program = self.programs[name].as_fd();
+        run::run(name, program, devices, self.received, &frame).unwrap_or_else(|error| {
+            let words = crate::packet::text::describe(&frame).join("\n    ");
+            panic!("running {name} on\n    {words}\nfailed: {error}")
+        })
     }
 
     /// Whether the host routes packets. Where it does not, route lookups fail and every packet is the stack's.

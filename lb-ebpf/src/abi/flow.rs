@@ -82,6 +82,8 @@ pub const LOCAL_ENDPOINT: u8 = 2;
 /// `new_source` is an address of this node. Where the flow is met only its port is put in; the address follows
 /// on egress of the device the packet leaves by, so that the host's stack sees client and endpoint.
 pub const MASQUERADE: u8 = 4;
+/// The client is this node itself: what comes back is given all its own addresses where it comes in.
+pub const OWN_CLIENT: u8 = 8;
 
 /// State: only the client has spoken.
 pub const NEW: u8 = 0;

@@ -41,7 +41,7 @@ pub(crate) trait Answer: Rewrite + NodeAddress + Quoted {
 
 /// Refuses a packet so that its sender learns at once.
 #[inline(never)]
-pub(crate) fn reject<F: Answer>(skb: Skb) -> i32 {
+pub(crate) fn reject<F: Answer, const WAY: u64>(skb: Skb) -> i32 {
     let Some(work) = F::work() else { return DROP };
     let (skb, network) = (&skb, &work.network);
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
@@ -110,7 +110,7 @@ pub(crate) fn reject<F: Answer>(skb: Skb) -> i32 {
         return DROP;
     }
     count(counter::PACKET_REJECTED);
-    skb.send_back()
+    skb.send_back::<WAY>()
 }
 
 /// The header of an RST that answers `tcp`.

@@ -2,12 +2,14 @@
 //! endpoints become answers of the service again. What leaves by an uplink towards an endpoint may have to get
 //! an address of this node.
 
-use lb_ebpf::abi::address::CLUSTER_IP;
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL};
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{CLOSED, HAIRPIN, OUTSIDE};
 use lb_ebpf::abi::{TCP, UDP, counter};
 use lb_ebpf::tcp_state::Speaker;
 
+use crate::answer::Answer;
+use crate::fast::Hop;
 use crate::flow::{end, key, reply_entry};
 use crate::header::{ACK, FIN, IPV4, IPV6, NETWORK, RST, SYN, Wire, transport};
 use crate::icmp_error::{self, Quoted};
@@ -17,7 +19,10 @@ use crate::report::count;
 use crate::rewrite::{End, Rewrite, rewrite};
 use crate::service_cidr::ServiceCidrs;
 use crate::skb::Skb;
-use crate::{DROP, NEXT};
+use crate::{DROP, NEXT, own};
+
+/// The caller is to take the packet for one of this node's own. Far from any action's number.
+const OWN_PACKET: i32 = 200;
 
 /// Entry point.
 #[inline(always)]
@@ -29,8 +34,17 @@ pub(crate) fn egress<const SCOPE: u8>(skb: &Skb) -> i32 {
     }
 }
 
+#[inline(always)]
+fn run<F: Answer + Hop + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
+    let action = answer::<F, SCOPE>(skb);
+    if SCOPE == OUTSIDE && action == OWN_PACKET {
+        return own::leaves::<F>(skb);
+    }
+    action
+}
+
 #[inline(never)]
-fn run<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
+fn answer<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let Some(network) = F::network(&skb, NETWORK) else {
         return NEXT;
     };
@@ -40,6 +54,9 @@ fn run<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     if SCOPE == OUTSIDE {
         // Nobody translated this packet, so it must not leave: the next router would send it back (spec D4, D5).
         let uses = address_use::<F>(&network.destination);
+        if uses & (CLUSTER_IP | EXTERNAL) != 0 && skb.is_own() {
+            return OWN_PACKET;
+        }
         if uses & CLUSTER_IP != 0 || uses == 0 && F::in_service_cidr(settings, network.destination)
         {
             count(counter::STRAY_DROPPED);

@@ -11,7 +11,7 @@ use core::ptr::null_mut;
 
 use crate::DROP;
 use crate::forward::Route;
-use crate::rewrite::{End, Rewrite, rewrite};
+use crate::rewrite::{Rewrite, rewrite_both};
 use crate::skb::Skb;
 use crate::work::Work;
 
@@ -52,52 +52,40 @@ fn way_out<F: Hop>(skb: &Skb, work: &Work<F>, destination: F::Addr) -> u32 {
 /// Sends a client's packet to its endpoint, or says [`NO`] with the packet untouched.
 #[inline(never)]
 pub(crate) fn to_endpoint<F: Hop>(skb: Skb, work: &Work<F>) -> i32 {
-    let (network, transport, flow) = (&work.network, &work.transport, &work.flow);
-    let device = way_out(&skb, work, F::read(&flow.new_destination));
-    if device == 0 {
-        return NO;
-    }
-    let done = rewrite(
-        &skb,
-        network,
-        transport,
-        End::Destination,
-        flow.new_destination,
-        flow.new_destination_port,
-    ) && rewrite(
-        &skb,
-        network,
-        transport,
-        End::Source,
-        flow.new_source,
-        flow.new_source_port,
-    ) && F::hop(&skb, network.offset);
-    if done { send(device) } else { DROP }
+    let flow = &work.flow;
+    translate(
+        skb,
+        work,
+        (&flow.new_source, flow.new_source_port),
+        (&flow.new_destination, flow.new_destination_port),
+    )
 }
 
 /// Sends an endpoint's answer to its client, or says [`NO`] with the packet untouched.
 #[inline(never)]
 pub(crate) fn to_client<F: Hop>(skb: Skb, work: &Work<F>) -> i32 {
-    let (network, transport, to) = (&work.network, &work.transport, &work.forward);
-    let device = way_out(&skb, work, F::read(&to.source));
+    let asked = &work.forward;
+    translate(
+        skb,
+        work,
+        (&asked.destination, asked.destination_port),
+        (&asked.source, asked.source_port),
+    )
+}
+
+/// Gives a packet these ends and a hop, and sends it.
+#[inline(always)]
+fn translate<F: Hop>(
+    skb: Skb,
+    work: &Work<F>,
+    source: (&F::Addr, u16),
+    destination: (&F::Addr, u16),
+) -> i32 {
+    let device = way_out(&skb, work, F::read(destination.0));
     if device == 0 {
         return NO;
     }
-    let done = rewrite(
-        &skb,
-        network,
-        transport,
-        End::Destination,
-        to.source,
-        to.source_port,
-    ) && rewrite(
-        &skb,
-        network,
-        transport,
-        End::Source,
-        to.destination,
-        to.destination_port,
-    ) && F::hop(&skb, network.offset);
+    let done = rewrite_both(&skb, work, source, destination) && F::hop(&skb, work.network.offset);
     if done { send(device) } else { DROP }
 }
 

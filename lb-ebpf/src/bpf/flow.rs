@@ -8,7 +8,7 @@ use core::ptr::{copy_nonoverlapping, read_volatile, write_volatile};
 use lb_ebpf::abi::endpoint;
 use lb_ebpf::abi::flow::{
     CLIENT_CLOSED, CLOSED, Flow, FlowKey, HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, MASQUERADED, NEW,
-    POD, key_check,
+    OWN_CLIENT, POD, key_check,
 };
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{TCP, UDP, counter};
@@ -226,7 +226,12 @@ impl<F: Tables> Work<F> {
     #[inline(always)]
     pub(crate) fn open(&mut self, settings: &Settings, now: u32) -> Opening {
         let (chosen, masquerade) = (&self.endpoint, self.masquerade);
-        let hairpin = chosen.address == self.key.source && self.key.scope == POD;
+        // What a node sends to itself takes the way of a pod's answer to itself.
+        let hairpin = if self.own {
+            !masquerade
+        } else {
+            chosen.address == self.key.source && self.key.scope == POD
+        };
         let flow = &mut self.flow;
         let (dialled, client, own) = (
             F::read(&self.key.destination),
@@ -253,6 +258,9 @@ impl<F: Tables> Work<F> {
         };
         if chosen.flags & endpoint::LOCAL != 0 {
             flow.flags |= LOCAL_ENDPOINT;
+        }
+        if self.own {
+            flow.flags |= OWN_CLIENT;
         }
         flow.zero = 0;
         flow.service = chosen.service;

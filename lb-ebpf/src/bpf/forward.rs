@@ -18,7 +18,7 @@ const AF_INET6: u8 = 10;
 
 /// Sends a client's packet on to its endpoint, by the flow at hand.
 #[inline(never)]
-pub(crate) fn to_endpoint<F: Rewrite + Route>(skb: Skb) -> i32 {
+pub(crate) fn to_endpoint<F: Rewrite + Route, const WAY: u64>(skb: Skb) -> i32 {
     let Some(work) = F::work() else { return DROP };
     let (network, transport, flow) = (&work.network, &work.transport, &work.flow);
     let (client, new) = (F::read(&network.source), F::read(&flow.new_source));
@@ -45,7 +45,7 @@ pub(crate) fn to_endpoint<F: Rewrite + Route>(skb: Skb) -> i32 {
         return DROP;
     }
     if flow.flags & HAIRPIN != 0 {
-        return turn_around(&skb);
+        return turn_around::<WAY>(&skb);
     }
     // A masqueraded flow is routed in both directions: its answers are addressed to the host.
     if flow.flags & (LOCAL_ENDPOINT | MASQUERADE) == LOCAL_ENDPOINT {
@@ -54,10 +54,10 @@ pub(crate) fn to_endpoint<F: Rewrite + Route>(skb: Skb) -> i32 {
     NEXT
 }
 
-/// Gives a pod its answer to itself. As it sees the service's address as its peer, the answer is addressed
+/// Gives a client its answer to itself. As it sees the service's address as its peer, the answer is addressed
 /// there and comes to ingress like any packet of a client.
 #[inline(always)]
-pub(crate) fn back_to_client<F: Rewrite>(skb: Skb, work: &Work<F>) -> i32 {
+pub(crate) fn back_to_client<F: Rewrite, const WAY: u64>(skb: Skb, work: &Work<F>) -> i32 {
     let (network, transport, to) = (&work.network, &work.transport, &work.forward);
     if !rewrite(
         &skb,
@@ -76,12 +76,12 @@ pub(crate) fn back_to_client<F: Rewrite>(skb: Skb, work: &Work<F>) -> i32 {
     ) {
         return DROP;
     }
-    turn_around(&skb)
+    turn_around::<WAY>(&skb)
 }
 
-/// Back out of the device the packet came in on, to the pod.
+/// Back to whoever sent the packet.
 #[inline(always)]
-pub(crate) fn turn_around(skb: &Skb) -> i32 {
+pub(crate) fn turn_around<const WAY: u64>(skb: &Skb) -> i32 {
     let Some(macs) = skb.load::<[u8; 12]>(0) else {
         return DROP;
     };
@@ -92,7 +92,7 @@ pub(crate) fn turn_around(skb: &Skb) -> i32 {
     if !skb.store(0, &swapped) {
         return DROP;
     }
-    skb.send_back()
+    skb.send_back::<WAY>()
 }
 
 /// On a bridge, addresses the frame to an endpoint on the same bridge.

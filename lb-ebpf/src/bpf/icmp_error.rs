@@ -4,7 +4,7 @@
 use lb_ebpf::abi::address::Address4;
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{FlowKey, MASQUERADE, MASQUERADED};
+use lb_ebpf::abi::flow::{FlowKey, MASQUERADE, MASQUERADED, OWN_CLIENT};
 use lb_ebpf::abi::{TCP, UDP};
 
 use crate::flow::find;
@@ -281,7 +281,8 @@ pub(crate) fn from_client<F: Quoted, const SCOPE: u8>(skb: Skb, work: &mut Work<
 }
 
 /// An error about a packet that left masqueraded: it becomes one about the packet as the client's host routed
-/// it, and goes on to the client. Egress there does the rest.
+/// it, and goes on to the client. Egress there does the rest. To this node's own processes it is at once one about what
+/// they sent.
 #[inline(always)]
 fn about_masqueraded<F: Quoted>(skb: &Skb, work: &mut Work<F>, quote: &Quote<F>) -> i32 {
     reversed(&mut work.reply, quote, MASQUERADED);
@@ -289,7 +290,25 @@ fn about_masqueraded<F: Quoted>(skb: &Skb, work: &mut Work<F>, quote: &Quote<F>)
         return NOT_OURS;
     }
     let client = work.forward.source;
-    let done = quoted_end(skb, quote, End::Source, client, quote.source_port)
+    let own = work.flow.flags & OWN_CLIENT != 0;
+    let asked = &work.forward;
+    if own
+        && !quoted_end(
+            skb,
+            quote,
+            End::Destination,
+            asked.destination,
+            asked.destination_port,
+        )
+    {
+        return DROP;
+    }
+    let port = if own {
+        asked.source_port
+    } else {
+        quote.source_port
+    };
+    let done = quoted_end(skb, quote, End::Source, client, port)
         && F::outer(skb, &work.network, End::Destination, client, quote.checksum);
     if !done {
         return DROP;

@@ -4,6 +4,7 @@
 //! Packet → is the address ours? → flow → frontend → endpoint → new flow → rewrite → onwards.
 
 use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, NODE, NODE_LOCAL, TOMBSTONE};
+use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, OUTSIDE, POD};
 use lb_ebpf::abi::frontend::{KIND, LOCAL_POLICY, SOURCE_RANGES};
@@ -21,22 +22,24 @@ use crate::icmp_error;
 use crate::lookup::{address_use, dialled_frontend, now, settings};
 use crate::maps::TOMBSTONES;
 use crate::masquerade::{self, Origin, returns};
+use crate::own::OWN;
 use crate::report::count;
 use crate::select::{Set, Verdict, choose};
 use crate::service_cidr::ServiceCidrs;
-use crate::skb::Skb;
+use crate::skb::{OUT, Skb};
 use crate::source_range::admitted;
 use crate::work::Work;
 use crate::{DROP, NEXT};
 
 /// Steps that a function asks its caller to take, so that their stacks do not add up. Far from any action's
 /// number.
-mod step {
-    pub(super) const NEW_FLOW: i32 = 100;
-    pub(super) const OPEN: i32 = 103;
-    pub(super) const OTHER_PROTOCOL: i32 = 104;
-    pub(super) const TO_ENDPOINT: i32 = 101;
-    pub(super) const REJECT: i32 = 102;
+pub(crate) mod step {
+    pub(crate) const NEW_FLOW: i32 = 100;
+    pub(crate) const TO_ENDPOINT: i32 = 101;
+    pub(crate) const REJECT: i32 = 102;
+    pub(crate) const OPEN: i32 = 103;
+    pub(crate) const OTHER_PROTOCOL: i32 = 104;
+    pub(crate) const BACK: i32 = 105;
 }
 
 /// Entry point.
@@ -69,9 +72,9 @@ fn run<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
                     return action;
                 }
             }
-            to_endpoint::<F>(skb)
+            to_endpoint::<F, OUT>(skb)
         }
-        step::REJECT => reject::<F>(skb),
+        step::REJECT => reject::<F, OUT>(skb),
         _ => action,
     }
 }
@@ -145,7 +148,7 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
 
 /// The first packet of a flow.
 #[inline(never)]
-fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
+pub(crate) fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };
@@ -159,7 +162,7 @@ fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
             && work.flow.flags & HAIRPIN != 0
         {
             place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
-            return back_to_client(skb, work);
+            return back_to_client::<F, OUT>(skb, work);
         }
     }
     if !work.transport.present {
@@ -186,8 +189,9 @@ fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let internal = found.flags & KIND == frontend::CLUSTER_IP;
     let local_policy = found.flags & LOCAL_POLICY != 0;
     let origin = origin::<F, SCOPE>(settings, work.network.source);
-    // The external policy does not bind local pods (spec D13).
-    let set = if local_policy && (internal || origin != Origin::LocalPod) {
+    // The external policy binds neither local pods nor the node itself (spec D13, D14).
+    let free = origin == Origin::LocalPod || SCOPE == OWN;
+    let set = if local_policy && (internal || !free) {
         Set::Local
     } else {
         Set::Cluster
@@ -201,13 +205,18 @@ fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
         }
         Verdict::Translate => {}
     }
-    work.masquerade = masquerade::wanted(
-        settings,
-        internal,
-        local_policy,
-        origin,
-        choice.endpoint.flags,
-    );
+    work.own = SCOPE == OWN;
+    work.masquerade = if SCOPE == OWN {
+        choice.endpoint.flags & (HOST | LOCAL) != HOST | LOCAL
+    } else {
+        masquerade::wanted(
+            settings,
+            internal,
+            local_policy,
+            origin,
+            choice.endpoint.flags,
+        )
+    };
     work.endpoint = choice.endpoint;
     work.generation = choice.generation;
     step::OPEN
@@ -232,7 +241,7 @@ fn origin<F: ServiceCidrs, const SCOPE: u8>(settings: &Settings, source: F::Addr
 
 /// Enters the new flow.
 #[inline(never)]
-fn open_flow<F: Answer>(skb: Skb) -> i32 {
+pub(crate) fn open_flow<F: Answer>(skb: Skb) -> i32 {
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };

@@ -18,6 +18,7 @@ mod ingress;
 mod lookup;
 mod maps;
 mod masquerade;
+mod own;
 mod report;
 mod rewrite;
 mod select;

@@ -11,7 +11,7 @@ use core::mem::zeroed;
 use lb_ebpf::abi::address::{Address4, Address6, NODE, NODE_LOCAL};
 use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{LOCAL_ENDPOINT, MASQUERADED, OUTSIDE};
+use lb_ebpf::abi::flow::{LOCAL_ENDPOINT, MASQUERADED, OUTSIDE, OWN_CLIENT};
 use lb_ebpf::abi::settings::{MASQUERADE_ALL, SNAT_LOCAL, Settings};
 use lb_ebpf::tcp_state::Speaker;
 
@@ -19,7 +19,7 @@ use crate::fast::{self, Hop};
 use crate::forward::Route;
 use crate::lookup::now;
 use crate::maps::DEVICES;
-use crate::rewrite::{End, Rewrite, rewrite};
+use crate::rewrite::{End, Rewrite, rewrite, rewrite_both};
 use crate::skb::Skb;
 use crate::work::Work;
 use crate::{DROP, NEXT};
@@ -98,6 +98,19 @@ pub(crate) fn answered<F: Hop>(skb: Skb, work: &mut Work<F>) -> i32 {
         Speaker::Endpoint,
         now(),
     );
+    if work.flow.flags & OWN_CLIENT != 0 {
+        let to = &work.forward;
+        return if rewrite_both(
+            &skb,
+            work,
+            (&to.destination, to.destination_port),
+            (&to.source, to.source_port),
+        ) {
+            NEXT
+        } else {
+            DROP
+        };
+    }
     if work.forward.scope == OUTSIDE && work.flow.flags & LOCAL_ENDPOINT == 0 {
         let action = fast::to_client(skb, work);
         if action != fast::NO {

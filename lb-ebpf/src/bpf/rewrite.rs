@@ -5,10 +5,11 @@
 
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::{TCP, UDP};
-use lb_ebpf::tcp_state::read;
+use lb_ebpf::here_and_now::read;
 
 use crate::header::{Network, Transport, Wire};
 use crate::skb::{PSEUDO, Skb, ZERO_IS_NONE};
+use crate::work::Work;
 
 /// Which end of a packet is changed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -137,4 +138,23 @@ pub(crate) fn rewrite<F: Rewrite>(
     let (old, new) = (old_port.to_be(), port.to_be());
     skb.replace_l4(checksum.offset, old.into(), new.into(), 2, checksum.flags)
         && skb.store(port_at, &new)
+}
+
+/// Gives the packet at hand both ends anew.
+#[inline(always)]
+pub(crate) fn rewrite_both<F: Rewrite>(
+    skb: &Skb,
+    work: &Work<F>,
+    source: (&F::Addr, u16),
+    destination: (&F::Addr, u16),
+) -> bool {
+    let (network, transport) = (&work.network, &work.transport);
+    rewrite(
+        skb,
+        network,
+        transport,
+        End::Destination,
+        *destination.0,
+        destination.1,
+    ) && rewrite(skb, network, transport, End::Source, *source.0, source.1)
 }

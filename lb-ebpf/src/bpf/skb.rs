@@ -29,6 +29,12 @@ const ROOM_AFTER_MAC: u32 = 1;
 #[derive(Clone, Copy)]
 pub(crate) struct Skb(*mut __sk_buff);
 
+/// Back out of the device that a packet came in on.
+pub(crate) const OUT: u64 = 0;
+
+/// Back in from the device that a packet leaves by: `BPF_F_INGRESS`.
+pub(crate) const IN: u64 = 1;
+
 impl Skb {
     #[inline(always)]
     pub(crate) fn new(ctx: &TcContext) -> Self {
@@ -195,11 +201,18 @@ impl Skb {
         unsafe { bpf_skb_adjust_room(self.0, -bytes, ROOM_AFTER_MAC, 0) == 0 }
     }
 
-    /// Sends the packet out of the device it came in on; the value ends the program.
+    /// Sends the packet back the way it came, [`OUT`] of the device or [`IN`]; the value ends the program.
     #[inline(always)]
-    pub(crate) fn send_back(&self) -> i32 {
+    pub(crate) fn send_back<const WAY: u64>(&self) -> i32 {
         // SAFETY: the helper has no preconditions.
-        unsafe { bpf_redirect(self.device(), 0) as i32 }
+        unsafe { bpf_redirect(self.device(), WAY) as i32 }
+    }
+
+    /// Whether the packet is this host's own: it came in on no device.
+    #[inline(always)]
+    pub(crate) fn is_own(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).ingress_ifindex)) == 0 }
     }
 
     /// For helpers that take the context itself.

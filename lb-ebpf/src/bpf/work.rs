@@ -19,6 +19,8 @@ pub(crate) struct Work<F: Family> {
     /// Endpoint chosen for a new flow, and its generation.
     pub(crate) endpoint: Endpoint<F>,
     pub(crate) generation: u32,
+    /// Whether the new flow's client is this node itself.
+    pub(crate) own: bool,
     /// Whether the new flow is to be masqueraded.
     pub(crate) masquerade: bool,
     /// Address of this node that a new flow is to be masqueraded with.

@@ -271,7 +271,12 @@ impl Kernel {
         // `struct __sk_buff` of include/uapi/linux/bpf.h as words.
         let mut context = [0u32; 48];
         context[2] = mark;
-        context[9] = if hook.is_ingress() { device } else { 0 };
+        // What leaves is forwarded, not the host's own.
+        context[9] = if hook.is_ingress() {
+            device
+        } else {
+            self.devices[1 - usize::from(hook.side() as u8)]
+        };
         context[10] = device;
         let mut block = TestRun {
             program: self.programs[&hook].as_fd().as_raw_fd() as u32,

@@ -14,8 +14,9 @@ const REDIRECT: i32 = 7;
 const TEST_RUN: libc::c_long = 10;
 /// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE` (Linux 6.16).
 const CHECKSUM_COMPLETE: u32 = 1 << 2;
-/// Size of `struct __sk_buff`, and where in it the interface index is.
+/// Size of `struct __sk_buff`, and where in it the interface indices are: where the frame came in, and where it is.
 const SK_BUFF: usize = 192;
+const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 
 /// How the frame's checksum was treated by the device it is said to come from.
@@ -59,15 +60,16 @@ struct Attributes {
     zero: u32,
 }
 
-/// Runs a program once on a frame that is said to pass a device.
+/// Runs a program once on a frame that is said to have come in by one device (0: by none) and to pass another.
 pub(super) fn run(
     name: &'static str,
     program: BorrowedFd<'_>,
-    device: u32,
+    (from, device): (u32, u32),
     received: Received,
     frame: &[u8],
 ) -> io::Result<Outcome> {
     let mut context = [0u8; SK_BUFF];
+    context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&from.to_ne_bytes());
     context[IFINDEX..IFINDEX + 4].copy_from_slice(&device.to_ne_bytes());
     let mut bytes = vec![0u8; frame.len() + 512];
     let mut attributes = Attributes {

@@ -79,12 +79,17 @@ impl Described {
 
     /// An endpoint on another node.
     pub fn endpoint(self, at: SocketAddr) -> Self {
-        self.with_endpoint(at, false)
+        self.with_endpoint(at, false, false)
     }
 
     /// An endpoint on this node.
     pub fn local_endpoint(self, at: SocketAddr) -> Self {
-        self.with_endpoint(at, true)
+        self.with_endpoint(at, true, false)
+    }
+
+    /// A server of this node itself.
+    pub fn host_endpoint(self, at: SocketAddr) -> Self {
+        self.with_endpoint(at, true, true)
     }
 
     /// `sessionAffinity: ClientIP`.
@@ -118,12 +123,12 @@ impl Described {
         self
     }
 
-    fn with_endpoint(mut self, at: SocketAddr, local: bool) -> Self {
+    fn with_endpoint(mut self, at: SocketAddr, local: bool, host: bool) -> Self {
         self.0.endpoints.push(Endpoint {
             address: at.ip(),
             port: at.port(),
             local,
-            host: false,
+            host,
             serving: true,
             cluster: true,
             in_local_set: local,

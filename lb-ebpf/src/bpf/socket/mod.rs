@@ -94,51 +94,53 @@ pub(crate) fn sendmsg6(ctx: &SockAddrContext) -> i32 {
 /// IPv4 `recvmsg`.
 #[inline(always)]
 pub(crate) fn recvmsg4(ctx: &SockAddrContext) -> i32 {
-    let call = Call::new(ctx);
-    if let Some((address, port)) = sender::<V4>(&call, call.v4()) {
-        call.set_v4(address);
-        call.set_port(port);
-    }
-    ALLOW
+    show4(&Call::new(ctx), sender::<V4>)
 }
 
 /// IPv6 `recvmsg`, which also reports IPv4-mapped senders.
 #[inline(always)]
 pub(crate) fn recvmsg6(ctx: &SockAddrContext) -> i32 {
-    let call = Call::new(ctx);
-    if let Some(mapped) = call.mapped() {
-        if let Some((address, port)) = sender::<V4>(&call, mapped) {
-            call.set_mapped(address);
-            call.set_port(port);
-        }
-    } else if let Some((address, port)) = sender::<V6>(&call, call.v6()) {
-        call.set_v6(address);
-        call.set_port(port);
-    }
-    ALLOW
+    show6(&Call::new(ctx), sender::<V4>, sender::<V6>)
 }
 
 /// IPv4 `getpeername`.
 #[inline(always)]
 pub(crate) fn peername4(ctx: &SockAddrContext) -> i32 {
-    let call = Call::new(ctx);
-    if let Some((address, port)) = service_of::<V4>(&call, call.v4()) {
+    show4(&Call::new(ctx), service_of::<V4>)
+}
+
+/// IPv6 `getpeername`, also of sockets that dialled an IPv4-mapped address.
+#[inline(always)]
+pub(crate) fn peername6(ctx: &SockAddrContext) -> i32 {
+    show6(&Call::new(ctx), service_of::<V4>, service_of::<V6>)
+}
+
+/// Address and port of a peer.
+type Peer<F> = (<F as Family>::Addr, u16);
+
+/// Shows the peer that `known` names for the call's.
+#[inline(always)]
+fn show4(call: &Call, known: impl FnOnce(&Call, <V4 as Family>::Addr) -> Option<Peer<V4>>) -> i32 {
+    if let Some((address, port)) = known(call, call.v4()) {
         call.set_v4(address);
         call.set_port(port);
     }
     ALLOW
 }
 
-/// IPv6 `getpeername`.
+/// As [`show4`], for calls that carry either family.
 #[inline(always)]
-pub(crate) fn peername6(ctx: &SockAddrContext) -> i32 {
-    let call = Call::new(ctx);
-    if let Some(mapped) = call.mapped() {
-        if let Some((address, port)) = service_of::<V4>(&call, mapped) {
+fn show6(
+    call: &Call,
+    mapped: impl FnOnce(&Call, <V4 as Family>::Addr) -> Option<Peer<V4>>,
+    plain: impl FnOnce(&Call, <V6 as Family>::Addr) -> Option<Peer<V6>>,
+) -> i32 {
+    if let Some(address) = call.mapped() {
+        if let Some((address, port)) = mapped(call, address) {
             call.set_mapped(address);
             call.set_port(port);
         }
-    } else if let Some((address, port)) = service_of::<V6>(&call, call.v6()) {
+    } else if let Some((address, port)) = plain(call, call.v6()) {
         call.set_v6(address);
         call.set_port(port);
     }

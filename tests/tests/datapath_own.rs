@@ -1,0 +1,129 @@
+//! What this node's own processes send to services past the socket hooks, met where it leaves by the uplink.
+
+use std::net::SocketAddr;
+
+use lb_ebpf::abi::counter;
+use lb_ebpf::abi::flow::{HAIRPIN, MASQUERADE, OWN_CLIENT};
+use lb_tests::object::{Described, Net, Node, POOL, in_both_families, tcp_service, udp_service};
+use lb_tests::packet::{Body, Packet, tcp, too_big, udp};
+
+fn services(net: &Net) -> [Described; 2] {
+    [
+        tcp_service("web", net.family),
+        udp_service("web", net.family),
+    ]
+    .map(|service| service.cluster_ip(net.service).load_balancer(net.vip))
+}
+
+fn serve(node: &mut Node, net: &Net) {
+    services(net)
+        .into_iter()
+        .for_each(|service| node.serve(service.endpoint(net.endpoint)));
+}
+
+fn own(net: &Net) -> SocketAddr {
+    SocketAddr::new(net.node, 40_000)
+}
+
+fn requests(dialled: SocketAddr, net: &Net) -> [Packet; 2] {
+    [tcp(own(net), dialled).syn(), udp(own(net), dialled)]
+}
+
+fn answer(request: &Packet, from: SocketAddr, to: SocketAddr) -> Packet {
+    match request.body {
+        Body::Tcp(_) => tcp(from, to).syn_ack(),
+        _ => udp(from, to),
+    }
+}
+
+/// Opens a flow; this node as the endpoint sees it.
+fn open(node: &Node, net: &Net, request: &Packet) -> SocketAddr {
+    let outcome = node.sends(request);
+    let port = outcome.ports().0;
+    assert!((POOL.0..=POOL.1).contains(&port), "{}", outcome.story());
+    let masked = SocketAddr::new(net.node, port);
+    let left = request.clone().from(masked).to(net.endpoint);
+    outcome.is_sent_out_as(&left.ttl(request.ttl - 1));
+    masked
+}
+
+#[test]
+fn a_request_leaves_translated_and_its_answer_comes_in_as_the_services() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        for dialled in [net.service, net.vip] {
+            for request in requests(dialled, net) {
+                let masked = open(node, net, &request);
+                let answer = answer(&request, net.endpoint, masked);
+                let expected = answer.clone().from(dialled).to(own(net));
+                // By whichever device the endpoint is reached.
+                node.comes_in(&answer).becomes(&expected);
+                node.pod_sends(&answer).becomes(&expected);
+            }
+        }
+        let flags = MASQUERADE | OWN_CLIENT;
+        assert!(node.flows().iter().all(|flow| flow.flags & flags == flags));
+    });
+}
+
+#[test]
+fn an_error_about_a_request_is_about_what_was_sent() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        let [request, _] = requests(net.service, net);
+        let masked = open(node, net, &request);
+        let left = request.clone().from(masked).to(net.endpoint);
+        let error = too_big(net.router, 1300, &left);
+        // The quote's transport checksum stays, as nobody can check it.
+        let quoted = request.with_checksum_of(&left);
+        node.comes_in(&error)
+            .becomes(&too_big(net.router, 1300, &quoted));
+    });
+}
+
+#[test]
+fn a_server_of_this_node_sees_the_service_as_its_client() {
+    in_both_families(|node, net| {
+        let server = SocketAddr::new(net.node, 8080);
+        services(net)
+            .into_iter()
+            .for_each(|service| node.serve(service.host_endpoint(server)));
+        for request in requests(net.service, net) {
+            let client = SocketAddr::new(net.service.ip(), own(net).port());
+            let turned = request.clone().from(client).to(server).turned_back();
+            node.sends(&request).is_turned_back_as(&turned);
+            let answer = answer(&request, server, client);
+            let back = answer.clone().from(net.service).to(own(net)).turned_back();
+            node.sends(&answer).is_turned_back_as(&back);
+        }
+        assert!(node.flows().iter().all(|flow| flow.flags & HAIRPIN != 0));
+    });
+}
+
+#[test]
+fn without_endpoints_and_on_undefined_ports_requests_are_refused() {
+    in_both_families(|node, net| {
+        services(net)
+            .into_iter()
+            .for_each(|service| node.serve(service));
+        for dialled in [net.service, SocketAddr::new(net.service.ip(), 9)] {
+            for request in requests(dialled, net) {
+                assert!(node.sends(&request).turns_back());
+            }
+        }
+        assert_eq!(node.count_of(counter::PACKET_REJECTED), 4);
+    });
+}
+
+#[test]
+fn what_belongs_to_nobody_does_not_leave() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        // No flow, and none is opened by a segment in the middle.
+        node.sends(&tcp(own(net), net.service).flags(0x10))
+            .is_dropped();
+        // A VIP may be somebody else's on other ports.
+        node.sends(&tcp(own(net), SocketAddr::new(net.vip.ip(), 9)).syn())
+            .is_untouched();
+    });
+}
