@@ -11,5 +11,5 @@ pub mod abi;
 pub mod checksum;
 pub mod clock;
 pub mod flow_keys;
-pub mod here_and_now;
 pub mod tcp_state;
+pub mod volatile;

@@ -3,7 +3,7 @@
 use crate::abi::flow::{CLIENT_CLOSED, CLOSED, ENDPOINT_CLOSED, ESTABLISHED, NEW};
 use crate::abi::settings::Settings;
 use crate::abi::{TCP, UDP};
-use crate::here_and_now::read;
+use crate::volatile::read;
 
 /// Who sent a packet of a flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

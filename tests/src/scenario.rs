@@ -8,12 +8,12 @@ use anyhow::{Context as _, Result, ensure};
 use lb_agent::snapshot::Family;
 
 use crate::address::FAMILIES;
-use crate::agent::SocketLb;
+use crate::agent::{Agent, SocketLb};
 use crate::cluster::{Builder, Cluster};
 use crate::link::Layout;
 use crate::manifests::{Condition, EndpointSlice, Service};
 use crate::pod::Pod;
-use crate::traffic::Peer;
+use crate::traffic::{Flood, Peer};
 use crate::wait::eventually;
 
 /// The port a [`Web`] service has, in TCP and UDP.
@@ -240,5 +240,37 @@ pub fn check_even(counts: &[u64]) -> Result<()> {
         !uneven,
         "{counts:?} is no even spread: expected about {share:.0} ± {deviation:.0} each"
     );
+    Ok(())
+}
+
+/// Lets traffic run while the agents are killed, come back and are stopped; none of it may fail or wait.
+pub fn outlive_agents(cluster: &Cluster, floods: Vec<Flood<'_>>) -> Result<()> {
+    wait_for_more(&floods)?;
+    for act in [Agent::kill9, Agent::restart, Agent::stop] {
+        cluster.each_agent(act)?;
+        wait_for_more(&floods)?;
+    }
+    for flood in floods {
+        let tally = flood.finish()?;
+        ensure!(tally.failed() == 0, "{tally:#?}");
+        ensure!(tally.slowest_micros < 1_000_000, "{tally:#?}");
+    }
+    Ok(())
+}
+
+/// Waits for all at once: the longer the agents are dead, the fuller the flow tables, which then do not grow.
+fn wait_for_more(floods: &[Flood<'_>]) -> Result<()> {
+    let before: Vec<u64> = floods
+        .iter()
+        .map(|flood| Ok(flood.report()?.answered()))
+        .collect::<Result<_>>()?;
+    for (flood, before) in floods.iter().zip(before) {
+        let more = eventually(
+            "200 more requests are answered",
+            Duration::from_secs(20),
+            || Ok((flood.report()?.answered() >= before + 200).then_some(())),
+        );
+        more.with_context(|| format!("{:#?}", flood.report()))?;
+    }
     Ok(())
 }

@@ -6,15 +6,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use lb_agent::snapshot::Family;
 use lb_tests::address::{self, FAMILIES};
-use lb_tests::agent::Agent;
 use lb_tests::capture::Capture;
 use lb_tests::cluster::Cluster;
 use lb_tests::in_both_layouts;
 use lb_tests::link::Layout;
 use lb_tests::manifests::Service;
 use lb_tests::peer::protocol::{Direction, Pattern};
-use lb_tests::scenario::{PORT, SOON, TARGET, Web};
-use lb_tests::traffic::{Flood, Peer};
+use lb_tests::scenario::{PORT, SOON, TARGET, Web, outlive_agents};
+use lb_tests::traffic::Peer;
 use lb_tests::wait::eventually;
 
 const NODE_PORT: u16 = 30_001;
@@ -171,19 +170,7 @@ in_both_layouts! {
                 floods.push(client.flood(pattern, vip(family, 1), 2, Duration::from_millis(20))?);
             }
         }
-        wait_for_more(&floods)?;
-        cluster.each_agent(Agent::kill9)?;
-        wait_for_more(&floods)?;
-        cluster.each_agent(Agent::restart)?;
-        wait_for_more(&floods)?;
-        cluster.each_agent(Agent::stop)?;
-        wait_for_more(&floods)?;
-        for flood in floods {
-            let tally = flood.finish()?;
-            assert_eq!(tally.failed(), 0, "{tally:#?}");
-            assert!(tally.slowest_micros < 1_000_000, "{tally:#?}");
-        }
-        Ok(())
+        outlive_agents(&cluster, floods)
     }
 
     /// Nothing that belongs to a translated flow is ever seen outside with an endpoint's address (E14), and the
@@ -213,21 +200,4 @@ in_both_layouts! {
         }
         Ok(())
     }
-}
-
-/// Waits until each flood has had 200 more answers.
-fn wait_for_more(floods: &[Flood<'_>]) -> Result<()> {
-    let before: Vec<u64> = floods
-        .iter()
-        .map(|flood| Ok(flood.report()?.answered()))
-        .collect::<Result<_>>()?;
-    for (flood, before) in floods.iter().zip(before) {
-        let more = eventually(
-            "200 more requests are answered",
-            Duration::from_secs(20),
-            || Ok((flood.report()?.answered() >= before + 200).then_some(())),
-        );
-        more.with_context(|| format!("{:#?}", flood.report()))?;
-    }
-    Ok(())
 }

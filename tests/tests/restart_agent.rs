@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
 use lb_tests::address::FAMILIES;
 use lb_tests::agent::Agent;
 use lb_tests::in_every_case;
 use lb_tests::peer::protocol::{FailureKind, Pattern};
-use lb_tests::scenario::Web;
-use lb_tests::traffic::Flood;
-use lb_tests::wait::eventually;
+use lb_tests::scenario::{Web, outlive_agents};
 
 /// Every record the agent writes into a table.
 const WRITES: &str = "beeline_table_writes_total";
@@ -27,19 +24,7 @@ in_every_case! {
                 floods.push(client.flood(pattern, web.vip(family)?, 2, Duration::from_millis(2))?);
             }
         }
-        wait_for_more(&floods)?;
-        cluster.each_agent(Agent::kill9)?;
-        wait_for_more(&floods)?;
-        cluster.each_agent(Agent::restart)?;
-        wait_for_more(&floods)?;
-        cluster.each_agent(Agent::stop)?;
-        wait_for_more(&floods)?;
-        for flood in floods {
-            let tally = flood.finish()?;
-            assert_eq!(tally.failed(), 0, "{tally:#?}");
-            assert!(tally.slowest_micros < 1_000_000, "{tally:#?}");
-        }
-        Ok(())
+        outlive_agents(&cluster, floods)
     }
 
     fn an_agent_that_comes_back_writes_nothing_when_nothing_changed(case: Case) {
@@ -98,17 +83,4 @@ in_every_case! {
         }
         Ok(())
     }
-}
-
-/// Waits until each flood has had 200 more answers.
-fn wait_for_more(floods: &[Flood<'_>]) -> Result<()> {
-    for flood in floods {
-        let before = flood.report()?.answered();
-        eventually(
-            "200 more requests are answered",
-            Duration::from_secs(20),
-            || Ok((flood.report()?.answered() >= before + 200).then_some(())),
-        )?;
-    }
-    Ok(())
 }

@@ -16,7 +16,7 @@ use crate::icmp_error::{self, Quoted};
 use crate::lookup::{address_use, now, settings};
 use crate::masquerade;
 use crate::report::count;
-use crate::rewrite::{End, Rewrite, rewrite};
+use crate::rewrite::{Rewrite, rewrite_answer};
 use crate::service_cidr::ServiceCidrs;
 use crate::skb::Skb;
 use crate::{DROP, NEXT, own};
@@ -55,6 +55,9 @@ fn answer<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
         // Nobody translated this packet, so it must not leave: the next router would send it back (spec D4, D5).
         let uses = address_use::<F>(&network.destination);
         if uses & (CLUSTER_IP | EXTERNAL) != 0 && skb.is_own() {
+            let Some(work) = F::work() else { return NEXT };
+            work.network = network;
+            work.uses = uses;
             return OWN_PACKET;
         }
         if uses & CLUSTER_IP != 0 || uses == 0 && F::in_service_cidr(settings, network.destination)
@@ -110,23 +113,9 @@ fn answer<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
         Speaker::Endpoint,
         now(),
     );
-    let to = &work.forward;
-    if rewrite(
-        &skb,
-        &network,
-        &transport,
-        End::Source,
-        to.destination,
-        to.destination_port,
-    ) && rewrite(
-        &skb,
-        &network,
-        &transport,
-        End::Destination,
-        to.source,
-        to.source_port,
-    ) {
-        return NEXT;
+    if rewrite_answer(&skb, work) {
+        NEXT
+    } else {
+        DROP
     }
-    DROP
 }

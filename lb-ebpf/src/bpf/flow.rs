@@ -127,7 +127,7 @@ pub(crate) fn find<F: Tables>(key: &FlowKey<F>, out: &mut Flow<F>) -> Option<Pla
 /// Removes a flow: first the record, so that nobody finds half a flow, then the entries that name it. `reply`
 /// is overwritten.
 #[inline(always)]
-pub(crate) fn remove<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut FlowKey<F>) {
+fn remove<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut FlowKey<F>) {
     shard::remove(F::flows(), slot(key_check(key)), key);
     release_replies(key, flow, reply);
 }
@@ -166,7 +166,7 @@ impl<F: Tables> Place<F> {
 
 /// Whether a flow still stands, for a packet of its client.
 #[inline(always)]
-pub(crate) fn lives<F: Tables>(
+fn lives<F: Tables>(
     flow: &Flow<F>,
     settings: &Settings,
     protocol: u8,
@@ -203,6 +203,25 @@ impl<F: Tables> Work<F> {
         self.key.protocol = self.network.protocol;
         self.key.scope = scope;
         self.key.zero = 0;
+    }
+
+    /// Whether the packet at hand, under `key`, is its client's next one in a flow that stands; then `flow` is the
+    /// record. A flow that does not stand any more is removed.
+    #[inline(always)]
+    pub(crate) fn goes_on(&mut self, settings: &Settings, flags: u8, now: u32) -> bool {
+        let protocol = self.key.protocol;
+        let Some(place) = find(&self.key, &mut self.flow) else {
+            return false;
+        };
+        if lives(&self.flow, settings, protocol, flags, now) {
+            place.touch(&self.flow, protocol, flags, Speaker::Client, now);
+            return true;
+        }
+        if protocol == UDP {
+            count(counter::FLOW_MOVED);
+        }
+        remove(&self.key, &self.flow, &mut self.reply);
+        false
     }
 
     /// The flow whose replies have `reply`: its forward key and record.

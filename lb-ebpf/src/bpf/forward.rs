@@ -8,7 +8,7 @@ use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT, MASQUERADE};
 
 use crate::maps::{DEVICES, Tables};
-use crate::rewrite::{End, Rewrite, rewrite};
+use crate::rewrite::{End, Rewrite, rewrite, rewrite_answer};
 use crate::skb::Skb;
 use crate::work::Work;
 use crate::{DROP, NEXT};
@@ -58,22 +58,7 @@ pub(crate) fn to_endpoint<F: Rewrite + Route, const WAY: u64>(skb: Skb) -> i32 {
 /// there and comes to ingress like any packet of a client.
 #[inline(always)]
 pub(crate) fn back_to_client<F: Rewrite, const WAY: u64>(skb: Skb, work: &Work<F>) -> i32 {
-    let (network, transport, to) = (&work.network, &work.transport, &work.forward);
-    if !rewrite(
-        &skb,
-        network,
-        transport,
-        End::Source,
-        to.destination,
-        to.destination_port,
-    ) || !rewrite(
-        &skb,
-        network,
-        transport,
-        End::Destination,
-        to.source,
-        to.source_port,
-    ) {
+    if !rewrite_answer(&skb, work) {
         return DROP;
     }
     turn_around::<WAY>(&skb)

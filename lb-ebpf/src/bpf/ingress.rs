@@ -15,7 +15,7 @@ use lb_ebpf::tcp_state::{Speaker, is_clean_syn};
 
 use crate::answer::{Answer, reject};
 use crate::fast::{self, Hop};
-use crate::flow::{Opening, find, lives, remove};
+use crate::flow::Opening;
 use crate::forward::{back_to_client, to_endpoint};
 use crate::header::{IPV4, IPV6, NETWORK, Network, transport};
 use crate::icmp_error;
@@ -125,22 +125,8 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
         }
     }
     work.set_key(SCOPE);
-    let now = now();
-    if let Some(place) = find(&work.key, &mut work.flow) {
-        if lives(&work.flow, settings, network.protocol, transport.flags, now) {
-            place.touch(
-                &work.flow,
-                network.protocol,
-                transport.flags,
-                Speaker::Client,
-                now,
-            );
-            return step::TO_ENDPOINT;
-        }
-        if network.protocol == UDP {
-            count(counter::FLOW_MOVED);
-        }
-        remove(&work.key, &work.flow, &mut work.reply);
+    if work.goes_on(settings, transport.flags, now()) {
+        return step::TO_ENDPOINT;
     }
     work.uses = uses;
     step::NEW_FLOW

@@ -19,7 +19,7 @@ use crate::fast::{self, Hop};
 use crate::forward::Route;
 use crate::lookup::now;
 use crate::maps::DEVICES;
-use crate::rewrite::{End, Rewrite, rewrite, rewrite_both};
+use crate::rewrite::{End, Rewrite, rewrite, rewrite_answer};
 use crate::skb::Skb;
 use crate::work::Work;
 use crate::{DROP, NEXT};
@@ -99,13 +99,7 @@ pub(crate) fn answered<F: Hop>(skb: Skb, work: &mut Work<F>) -> i32 {
         now(),
     );
     if work.flow.flags & OWN_CLIENT != 0 {
-        let to = &work.forward;
-        return if rewrite_both(
-            &skb,
-            work,
-            (&to.destination, to.destination_port),
-            (&to.source, to.source_port),
-        ) {
+        return if rewrite_answer(&skb, work) {
             NEXT
         } else {
             DROP

@@ -13,11 +13,10 @@ use lb_ebpf::tcp_state::Speaker;
 
 use crate::answer::{Answer, reject};
 use crate::fast::{self, Hop};
-use crate::flow::{find, lives, remove};
 use crate::forward::{back_to_client, to_endpoint};
-use crate::header::{NETWORK, transport};
+use crate::header::transport;
 use crate::ingress::{new_flow, open_flow, step};
-use crate::lookup::{address_use, now, settings};
+use crate::lookup::{now, settings};
 use crate::report::count;
 use crate::service_cidr::ServiceCidrs;
 use crate::skb::{IN, Skb};
@@ -45,16 +44,13 @@ pub(crate) fn leaves<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
     }
 }
 
-/// Finds the packet's flow, if it has one.
+/// Finds the packet's flow, if it has one. Its header and the use of its address are in `work` already.
 #[inline(never)]
 fn known_flow<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
-    let (Some(settings), Some(network), Some(work)) =
-        (settings(), F::network(&skb, NETWORK), F::work())
-    else {
+    let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };
-    work.network = network;
-    work.uses = address_use::<F>(&network.destination);
+    let network = work.network;
     if network.protocol != TCP && network.protocol != UDP {
         return NEXT;
     }
@@ -77,20 +73,11 @@ fn known_flow<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
         );
         return step::BACK;
     }
-    if let Some(place) = find(&work.key, &mut work.flow) {
-        if lives(&work.flow, settings, network.protocol, transport.flags, now) {
-            place.touch(
-                &work.flow,
-                network.protocol,
-                transport.flags,
-                Speaker::Client,
-                now,
-            );
-            return step::TO_ENDPOINT;
-        }
-        remove(&work.key, &work.flow, &mut work.reply);
+    if work.goes_on(settings, transport.flags, now) {
+        step::TO_ENDPOINT
+    } else {
+        step::NEW_FLOW
     }
-    step::NEW_FLOW
 }
 
 /// Gives this node its own server's answer. Out of line for the stack of what else the caller calls.

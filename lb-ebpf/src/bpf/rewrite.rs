@@ -5,7 +5,7 @@
 
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::{TCP, UDP};
-use lb_ebpf::here_and_now::read;
+use lb_ebpf::volatile::read;
 
 use crate::header::{Network, Transport, Wire};
 use crate::skb::{PSEUDO, Skb, ZERO_IS_NONE};
@@ -157,4 +157,16 @@ pub(crate) fn rewrite_both<F: Rewrite>(
         *destination.0,
         destination.1,
     ) && rewrite(skb, network, transport, End::Source, *source.0, source.1)
+}
+
+/// Makes an endpoint's answer the service's answer to the client of the flow at hand.
+#[inline(always)]
+pub(crate) fn rewrite_answer<F: Rewrite>(skb: &Skb, work: &Work<F>) -> bool {
+    let asked = &work.forward;
+    rewrite_both(
+        skb,
+        work,
+        (&asked.destination, asked.destination_port),
+        (&asked.source, asked.source_port),
+    )
 }

@@ -1,7 +1,6 @@
 //! What a new agent finds, and what it makes of tables that no agent of ours can have left.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use lb_ebpf::abi::endpoint::EndpointState;
 
@@ -152,64 +151,4 @@ fn damage(state: &mut KernelState, random: &mut Random) {
             state.names[index].0 = wild;
         }
     }
-}
-
-/// `cargo test --release -p lb-agent plan_cost -- --ignored --nocapture`
-#[test]
-#[ignore = "a measurement, not a test"]
-fn plan_cost_of_ten_thousand_services() {
-    let address = |n: u32| std::net::Ipv4Addr::from(n).to_string();
-    let make = |service: u32, first: u32| {
-        let endpoints = (first..first + 10)
-            .map(|n| endpoint(&address(0x0a00_0000 + service * 16 + n)))
-            .collect();
-        vec![port(
-            &format!("service-{service}"),
-            &address(0x0a60_0000 + service),
-            endpoints,
-        )]
-    };
-    let before = resident();
-    let mut ledger = Ledger::default();
-    (0..10_000).for_each(|s| drop(ledger.apply(&object(&format!("service-{s}")), make(s, 0))));
-    println!(
-        "resident: {} KiB, names included, {} service ports",
-        resident() - before,
-        ledger.service_ports()
-    );
-    let all: Vec<_> = (0..10_000)
-        .map(|service| (object(&format!("service-{service}")), make(service, 0)))
-        .collect();
-    let again = all.clone();
-    let mut ledger = Ledger::default();
-    let (start, mut writes) = (busy(), 0);
-    for (name, ports) in all {
-        writes += ledger.apply(&name, ports).writes.len();
-    }
-    println!("first list: {writes} writes in {:?}", (busy() - start));
-    let start = busy();
-    for (name, ports) in again {
-        assert!(ledger.apply(&name, ports).is_empty());
-    }
-    println!("unchanged list: {:?}", (busy() - start));
-    let changes: Vec<_> = (0..10_000)
-        .map(|s| (object(&format!("service-{s}")), make(s, 1)))
-        .collect();
-    let start = busy();
-    for (name, ports) in changes {
-        let plan = ledger.apply(&name, ports);
-        ledger.release(plan.retire);
-    }
-    println!("one endpoint changed: {:?} each", (busy() - start) / 10_000);
-}
-
-/// Time this thread has had a processor.
-fn busy() -> Duration {
-    let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    Duration::from_nanos(schedstat.split(' ').next().unwrap().parse().unwrap())
-}
-
-fn resident() -> i64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<i64>().unwrap() * 4
 }
