@@ -7,8 +7,8 @@ use lb_ebpf::abi::{TCP, UDP, counter};
 
 use crate::lookup::now;
 use crate::maps::{FRAGMENTS, Tables};
+use crate::packet::{ETHERNET, Packet};
 use crate::report::count;
-use crate::skb::{ETHERNET, Skb};
 
 /// Ethertype of IPv4.
 pub(crate) const IPV4: u16 = 0x0800;
@@ -133,7 +133,7 @@ pub(crate) trait Wire: Tables {
     /// multicast, broadcast and reserved ones (RFC 1122 §3.2.1.3, RFC 4291 §2.5, §2.7).
     fn is_martian(source: &Self::Addr) -> bool;
     /// Reads the network header at `offset`; `None` if it is broken or of a kind we leave alone.
-    fn network(skb: &Skb, offset: u32) -> Option<Network<Self>>;
+    fn network(skb: &impl Packet, offset: u32) -> Option<Network<Self>>;
 }
 
 impl Wire for V4 {
@@ -147,7 +147,7 @@ impl Wire for V4 {
     }
 
     #[inline(always)]
-    fn network(skb: &Skb, offset: u32) -> Option<Network<V4>> {
+    fn network(skb: &impl Packet, offset: u32) -> Option<Network<V4>> {
         let header: Ipv4 = skb.load(offset)?;
         let length = u32::from(header.version_ihl & 15) * 4;
         if header.version_ihl >> 4 != 4
@@ -185,7 +185,7 @@ impl Wire for V6 {
     }
 
     #[inline(always)]
-    fn network(skb: &Skb, offset: u32) -> Option<Network<V6>> {
+    fn network(skb: &impl Packet, offset: u32) -> Option<Network<V6>> {
         let header: Ipv6 = skb.load(offset)?;
         if (u32::from_be(header.version_class_label) >> 28) != 6 {
             return None;
@@ -248,13 +248,22 @@ impl Wire for V6 {
 /// Reads the transport header of a TCP or UDP packet. A first fragment teaches the later ones their ports;
 /// a later fragment whose first one was not seen is left to the stack.
 #[inline(always)]
-pub(crate) fn transport<F: Wire>(skb: &Skb, network: &Network<F>, scope: u8) -> Option<Transport> {
+pub(crate) fn transport<F: Wire, P: Packet>(
+    skb: &P,
+    network: &Network<F>,
+    scope: u8,
+) -> Option<Transport> {
     if network.part == Part::Later {
-        return later_fragment(network, scope);
+        let found = later_fragment(network, scope);
+        if found.is_none() && !P::SEEN_AGAIN {
+            count(counter::FRAGMENT_UNKNOWN);
+        }
+        return found;
     }
+    let (_, at) = P::headers(network);
     let found = match network.protocol {
         TCP => {
-            let header = skb.load::<WholeTcp>(network.transport)?.first;
+            let header = skb.load::<WholeTcp>(at)?.first;
             Transport {
                 source_port: u16::from_be(header.source_port),
                 destination_port: u16::from_be(header.destination_port),
@@ -263,7 +272,7 @@ pub(crate) fn transport<F: Wire>(skb: &Skb, network: &Network<F>, scope: u8) -> 
             }
         }
         UDP => {
-            let header: Udp = skb.load(network.transport)?;
+            let header: Udp = skb.load(at)?;
             if u16::from_be(header.length) < 8 {
                 // A jumbogram's zero (RFC 2675) too: nobody load-balances those.
                 return None;
@@ -303,10 +312,7 @@ fn fragment_key<F: Wire>(network: &Network<F>, scope: u8) -> FragmentKey {
 
 #[inline(always)]
 fn later_fragment<F: Wire>(network: &Network<F>, scope: u8) -> Option<Transport> {
-    let Some(known) = FRAGMENTS.get_ptr(fragment_key(network, scope)) else {
-        count(counter::FRAGMENT_UNKNOWN);
-        return None;
-    };
+    let known = FRAGMENTS.get_ptr(fragment_key(network, scope))?;
     // SAFETY: an element of the table; both ports are read in one go.
     let ports = unsafe { core::ptr::read_volatile(known) };
     Some(Transport {
