@@ -21,6 +21,7 @@ use std::panic;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::{env, fs};
 
 use anyhow::{Context as _, Result};
 use lb_agent::datapath::pins::Pins;
@@ -49,6 +50,9 @@ use space::{BPFFS, Space};
 
 /// First and last source port that the programs may use in place of a client's own.
 pub const POOL: (u16, u16) = (20_000, 20_999);
+
+/// Names the file of another object than the agent's: one may be tried without a build of the agent.
+const OBJECT: &str = "BEELINE_OBJECT";
 
 /// One node: tables, programs, a pod-facing device and an uplink.
 #[derive(Debug)]
@@ -112,7 +116,14 @@ impl Node {
             bpffs: Path::new(BPFFS).to_owned(),
             packet_hook: None,
         };
-        let datapath = Datapath::open(&config).context("loading the object")?;
+        let datapath = match env::var_os(OBJECT) {
+            Some(file) => {
+                let object = fs::read(&file).with_context(|| format!("reading {file:?}"))?;
+                Datapath::open_object(&config, &object)
+            }
+            None => Datapath::open(&config),
+        };
+        let datapath = datapath.context("loading the object")?;
         let pins = Pins::new(Path::new(BPFFS));
         let mut programs = BTreeMap::new();
         for name in ["pod_ingress", "pod_egress", "out_ingress", "out_egress"] {
@@ -330,7 +341,7 @@ fn set_forwarding(on: bool) -> Result<()> {
     for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         let path = Path::new("/proc/sys/net").join(switch);
         let value = if on { "1" } else { "0" };
-        std::fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
+        fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use lb_ebpf::tcp_state::Speaker;
 use crate::answer::Answer;
 use crate::fast::Hop;
 use crate::flow::{end, key, reply_entry};
-use crate::header::{ACK, FIN, IPV4, IPV6, NETWORK, RST, SYN, Wire, transport};
+use crate::header::{ACK, FIN, IPV4, IPV6, RST, SYN, Wire, transport};
 use crate::icmp_error::{self, Quoted};
 use crate::lookup::{address_use, now, settings};
 use crate::masquerade;
@@ -23,6 +23,9 @@ use crate::{DROP, NEXT, own};
 
 /// The caller is to take the packet for one of this node's own. Far from any action's number.
 const OWN_PACKET: i32 = 200;
+
+/// The caller is to take the packet for an ICMP message: here the stacks would add up.
+const ICMP_MESSAGE: i32 = 201;
 
 /// Entry point.
 #[inline(always)]
@@ -36,16 +39,19 @@ pub(crate) fn egress<const SCOPE: u8>(skb: &Skb) -> i32 {
 
 #[inline(always)]
 fn run<F: Answer + Hop + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let action = answer::<F, SCOPE>(skb);
-    if SCOPE == OUTSIDE && action == OWN_PACKET {
-        return own::leaves::<F>(skb);
+    match answer::<F, SCOPE>(skb) {
+        OWN_PACKET if SCOPE == OUTSIDE => own::leaves::<F>(skb),
+        ICMP_MESSAGE => match F::work() {
+            Some(work) => icmp_error::to_client::<F, SCOPE>(skb, work),
+            None => NEXT,
+        },
+        action => action,
     }
-    action
 }
 
 #[inline(never)]
 fn answer<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let Some(network) = F::network(&skb, NETWORK) else {
+    let Some(network) = F::outer_network(&skb) else {
         return NEXT;
     };
     let Some(settings) = settings() else {
@@ -72,7 +78,7 @@ fn answer<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
         }
         let Some(work) = F::work() else { return NEXT };
         work.network = network;
-        return icmp_error::to_client::<F, SCOPE>(skb, work);
+        return ICMP_MESSAGE;
     }
     let Some(transport) = transport(&skb, &network, SCOPE) else {
         return NEXT;

@@ -108,10 +108,11 @@ pub(crate) struct Network<F: Family> {
     pub(crate) transport: u32,
     pub(crate) protocol: u8,
     pub(crate) part: Part,
-    /// Zero: without it two bytes would be padding, and copying those is a read of uninitialised stack.
-    #[expect(dead_code, reason = "it only fills what would be padding")]
-    pub(crate) zero: u16,
+    /// The header's own checksum as on the wire; IPv6 has none.
+    pub(crate) checksum: u16,
     pub(crate) identification: u32,
+    /// Time to live. Wide, as copying padding is a read of uninitialised stack.
+    pub(crate) hops: u32,
 }
 
 /// What we need of a transport header. Ports are in host order.
@@ -134,6 +135,12 @@ pub(crate) trait Wire: Tables {
     fn is_martian(source: &Self::Addr) -> bool;
     /// Reads the network header at `offset`; `None` if it is broken or of a kind we leave alone.
     fn network(skb: &impl Packet, offset: u32) -> Option<Network<Self>>;
+    /// Reads the packet's own network header.
+    fn outer_network(skb: &impl Packet) -> Option<Network<Self>>;
+    /// Reads what is behind a network header without options or extensions.
+    fn plain_transport<T: Copy>(skb: &impl Packet) -> Option<T>;
+    /// Where that is.
+    const PLAIN_TRANSPORT: u32;
 }
 
 impl Wire for V4 {
@@ -146,33 +153,50 @@ impl Wire for V4 {
         first == 0 || first == 127 || first & 0xf0 == 224 || source.word() == u32::MAX
     }
 
+    const PLAIN_TRANSPORT: u32 = NETWORK + 20;
+
     #[inline(always)]
     fn network(skb: &impl Packet, offset: u32) -> Option<Network<V4>> {
-        let header: Ipv4 = skb.load(offset)?;
-        let length = u32::from(header.version_ihl & 15) * 4;
-        if header.version_ihl >> 4 != 4
-            || length < 20
-            || u32::from(u16::from_be(header.total_length)) < length
-        {
-            return None;
-        }
-        let fragment = u16::from_be(header.fragment);
-        let part = match (fragment & 0x1fff, fragment & 0x2000) {
-            (0, 0) => Part::Whole,
-            (0, _) => Part::First,
-            _ => Part::Later,
-        };
-        Some(Network {
-            source: header.source,
-            destination: header.destination,
-            offset,
-            transport: offset + length,
-            protocol: header.protocol,
-            part,
-            zero: 0,
-            identification: u32::from(u16::from_be(header.identification)),
-        })
+        understand4(&skb.load(offset)?, offset)
     }
+
+    #[inline(always)]
+    fn outer_network(skb: &impl Packet) -> Option<Network<V4>> {
+        understand4(&skb.load_at::<Ipv4, NETWORK>()?, NETWORK)
+    }
+
+    #[inline(always)]
+    fn plain_transport<T: Copy>(skb: &impl Packet) -> Option<T> {
+        skb.load_at::<T, { V4::PLAIN_TRANSPORT }>()
+    }
+}
+
+#[inline(always)]
+fn understand4(header: &Ipv4, offset: u32) -> Option<Network<V4>> {
+    let length = u32::from(header.version_ihl & 15) * 4;
+    if header.version_ihl >> 4 != 4
+        || length < 20
+        || u32::from(u16::from_be(header.total_length)) < length
+    {
+        return None;
+    }
+    let fragment = u16::from_be(header.fragment);
+    let part = match (fragment & 0x1fff, fragment & 0x2000) {
+        (0, 0) => Part::Whole,
+        (0, _) => Part::First,
+        _ => Part::Later,
+    };
+    Some(Network {
+        source: header.source,
+        destination: header.destination,
+        offset,
+        transport: offset + length,
+        protocol: header.protocol,
+        part,
+        checksum: header.checksum,
+        identification: u32::from(u16::from_be(header.identification)),
+        hops: u32::from(header.ttl),
+    })
 }
 
 impl Wire for V6 {
@@ -184,65 +208,82 @@ impl Wire for V6 {
         source.octets[0] == 0xff || a | b | c == 0 && d & !1_u32.to_be() == 0
     }
 
+    const PLAIN_TRANSPORT: u32 = NETWORK + 40;
+
     #[inline(always)]
     fn network(skb: &impl Packet, offset: u32) -> Option<Network<V6>> {
-        let header: Ipv6 = skb.load(offset)?;
-        if (u32::from_be(header.version_class_label) >> 28) != 6 {
-            return None;
-        }
-        let mut found = Network {
-            source: header.source,
-            destination: header.destination,
-            offset,
-            transport: offset + 40,
-            protocol: header.next_header,
-            part: Part::Whole,
-            zero: 0,
-            identification: 0,
-        };
-        if matches!(found.protocol, TCP | UDP | ICMPV6) {
-            return Some(found);
-        }
-        for _ in 0..EXTENSIONS {
-            match found.protocol {
-                // Hop-by-hop, routing, destination options (RFC 8200 §4).
-                0 | 43 | 60 => {
-                    let [next, length, _, segments_left]: [u8; 4] = skb.load(found.transport)?;
-                    if found.protocol == 43 && segments_left != 0 {
-                        // The destination is only the next stop.
-                        return None;
-                    }
-                    found.protocol = next;
-                    found.transport += (u32::from(length) + 1) * 8;
-                }
-                // Fragment header (RFC 8200 §4.5).
-                44 => {
-                    let header: [u32; 2] = skb.load(found.transport)?;
-                    let [next, _, high, low] = header[0].to_ne_bytes();
-                    let offset_flags = u16::from_be_bytes([high, low]);
-                    found.protocol = next;
-                    found.transport += 8;
-                    found.identification = u32::from_be(header[1]);
-                    found.part = match (offset_flags >> 3, offset_flags & 1) {
-                        (0, 0) => Part::Whole,
-                        (0, _) => Part::First,
-                        _ => Part::Later,
-                    };
-                    if found.part == Part::Later {
-                        return Some(found);
-                    }
-                }
-                // Authentication header (RFC 4302): length in words, minus two.
-                51 => {
-                    let [next, length]: [u8; 2] = skb.load(found.transport)?;
-                    found.protocol = next;
-                    found.transport += (u32::from(length) + 2) * 4;
-                }
-                _ => return Some(found),
-            }
-        }
-        None
+        understand6(skb, &skb.load(offset)?, offset)
     }
+
+    #[inline(always)]
+    fn outer_network(skb: &impl Packet) -> Option<Network<V6>> {
+        understand6(skb, &skb.load_at::<Ipv6, NETWORK>()?, NETWORK)
+    }
+
+    #[inline(always)]
+    fn plain_transport<T: Copy>(skb: &impl Packet) -> Option<T> {
+        skb.load_at::<T, { V6::PLAIN_TRANSPORT }>()
+    }
+}
+
+#[inline(always)]
+fn understand6(skb: &impl Packet, header: &Ipv6, offset: u32) -> Option<Network<V6>> {
+    if (u32::from_be(header.version_class_label) >> 28) != 6 {
+        return None;
+    }
+    let mut found = Network {
+        source: header.source,
+        destination: header.destination,
+        offset,
+        transport: offset + 40,
+        protocol: header.next_header,
+        part: Part::Whole,
+        checksum: 0,
+        identification: 0,
+        hops: u32::from(header.hop_limit),
+    };
+    if matches!(found.protocol, TCP | UDP | ICMPV6) {
+        return Some(found);
+    }
+    for _ in 0..EXTENSIONS {
+        match found.protocol {
+            // Hop-by-hop, routing, destination options (RFC 8200 §4).
+            0 | 43 | 60 => {
+                let [next, length, _, segments_left]: [u8; 4] = skb.load(found.transport)?;
+                if found.protocol == 43 && segments_left != 0 {
+                    // The destination is only the next stop.
+                    return None;
+                }
+                found.protocol = next;
+                found.transport += (u32::from(length) + 1) * 8;
+            }
+            // Fragment header (RFC 8200 §4.5).
+            44 => {
+                let header: [u32; 2] = skb.load(found.transport)?;
+                let [next, _, high, low] = header[0].to_ne_bytes();
+                let offset_flags = u16::from_be_bytes([high, low]);
+                found.protocol = next;
+                found.transport += 8;
+                found.identification = u32::from_be(header[1]);
+                found.part = match (offset_flags >> 3, offset_flags & 1) {
+                    (0, 0) => Part::Whole,
+                    (0, _) => Part::First,
+                    _ => Part::Later,
+                };
+                if found.part == Part::Later {
+                    return Some(found);
+                }
+            }
+            // Authentication header (RFC 4302): length in words, minus two.
+            51 => {
+                let [next, length]: [u8; 2] = skb.load(found.transport)?;
+                found.protocol = next;
+                found.transport += (u32::from(length) + 2) * 4;
+            }
+            _ => return Some(found),
+        }
+    }
+    None
 }
 
 /// Reads the transport header of a TCP or UDP packet. A first fragment teaches the later ones their ports;
@@ -263,7 +304,7 @@ pub(crate) fn transport<F: Wire, P: Packet>(
     let (_, at) = P::headers(network);
     let found = match network.protocol {
         TCP => {
-            let header = skb.load::<WholeTcp>(at)?.first;
+            let header = load_transport::<F, WholeTcp>(skb, at)?.first;
             Transport {
                 source_port: u16::from_be(header.source_port),
                 destination_port: u16::from_be(header.destination_port),
@@ -272,7 +313,7 @@ pub(crate) fn transport<F: Wire, P: Packet>(
             }
         }
         UDP => {
-            let header: Udp = skb.load(at)?;
+            let header = load_transport::<F, Udp>(skb, at)?;
             if u16::from_be(header.length) < 8 {
                 // A jumbogram's zero (RFC 2675) too: nobody load-balances those.
                 return None;
@@ -296,6 +337,15 @@ pub(crate) fn transport<F: Wire, P: Packet>(
         let _ = FRAGMENTS.insert(fragment_key(network, scope), value, 0);
     }
     Some(found)
+}
+
+#[inline(always)]
+fn load_transport<F: Wire, T: Copy>(skb: &impl Packet, at: u32) -> Option<T> {
+    if at == F::PLAIN_TRANSPORT {
+        F::plain_transport(skb)
+    } else {
+        skb.load(at)
+    }
 }
 
 #[inline(always)]

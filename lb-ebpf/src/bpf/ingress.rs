@@ -17,7 +17,7 @@ use crate::answer::{Answer, reject};
 use crate::fast::{self, Hop};
 use crate::flow::Opening;
 use crate::forward::{back, to_endpoint};
-use crate::header::{IPV4, IPV6, NETWORK, Network, transport};
+use crate::header::{IPV4, IPV6, Network, transport};
 use crate::icmp_error;
 use crate::lookup::{address_use, dialled_frontend, now, settings};
 use crate::maps::TOMBSTONES;
@@ -95,7 +95,7 @@ pub(crate) fn fast_to_endpoint<F: Hop>(skb: impl Packet) -> i32 {
 /// Finds out what the packet is, and its flow if it has one.
 #[inline(never)]
 fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let Some(network) = F::network(&skb, NETWORK) else {
+    let Some(network) = F::outer_network(&skb) else {
         count(counter::MALFORMED);
         return NEXT;
     };

@@ -31,6 +31,12 @@ pub(crate) trait Packet: Copy {
     /// Reads a header. `T` is made of integers and arrays of such.
     fn load<T: Copy>(&self, offset: u32) -> Option<T>;
 
+    /// As [`Packet::load`], for a place that is known beforehand and so may be looked at directly.
+    #[inline(always)]
+    fn load_at<T: Copy, const OFFSET: u32>(&self) -> Option<T> {
+        self.load(OFFSET)
+    }
+
     /// Writes a header without regard to a sum of the whole packet that the device may have made: every such
     /// change of ours comes with one of a checksum that makes up for it.
     fn store<T: Copy>(&self, offset: u32, value: &T) -> bool;
@@ -40,9 +46,6 @@ pub(crate) trait Packet: Copy {
 
     /// Updates an IPv4 header's checksum for a changed word.
     fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool;
-
-    /// Updates an IPv4 header's checksum for a changed half-word.
-    fn replace_l3_half(&self, offset: u32, old: u16, new: u16) -> bool;
 
     /// Updates a transport checksum for a changed value of `size` bytes.
     fn replace_l4(&self, offset: u32, old: u32, new: u32, size: u64, flags: u64) -> bool;

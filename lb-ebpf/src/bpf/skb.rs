@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
-use core::ptr::{addr_of, null_mut, read_volatile};
+use core::ptr::{addr_of, null_mut, read_unaligned, read_volatile};
 
 use crate::header::{Network, Wire};
 use crate::packet::{FOUND, NO_NEIGHBOUR, PSEUDO, Packet};
@@ -141,6 +141,21 @@ impl Packet for Skb {
         }
     }
 
+    /// Without a call where the bytes are in the packet's linear part, as headers mostly are. Offsets that vary are
+    /// not for this: the verifier lets only programs with `CAP_PERFMON` add them to a pointer into a packet.
+    #[inline(always)]
+    fn load_at<T: Copy, const OFFSET: u32>(&self) -> Option<T> {
+        // SAFETY: the comparison shows the verifier that the bytes are there. Whatever they are, `T` takes them.
+        unsafe {
+            let start = read_volatile(addr_of!((*self.0).data)) as usize;
+            let end = read_volatile(addr_of!((*self.0).data_end)) as usize;
+            if start + OFFSET as usize + size_of::<T>() <= end {
+                return Some(read_unaligned((start + OFFSET as usize) as *const T));
+            }
+        }
+        self.load(OFFSET)
+    }
+
     #[inline(always)]
     fn store<T: Copy>(&self, offset: u32, value: &T) -> bool {
         // SAFETY: `value` is readable for its size.
@@ -173,12 +188,6 @@ impl Packet for Skb {
     fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool {
         // SAFETY: the helper checks the offset.
         unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 4) == 0 }
-    }
-
-    #[inline(always)]
-    fn replace_l3_half(&self, offset: u32, old: u16, new: u16) -> bool {
-        // SAFETY: the helper checks the offset.
-        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 2) == 0 }
     }
 
     #[inline(always)]
