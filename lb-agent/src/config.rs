@@ -9,9 +9,13 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+mod api_server;
+mod conntrack;
 mod nodeport;
 mod pods;
 
+pub use api_server::{ApiServer, ServerAddress};
+pub use conntrack::{Conntrack, Timeout};
 pub use nodeport::NodePortAddresses;
 pub use pods::{DetectLocalMode, Detection, LocalPods, PodCidrs};
 
@@ -43,6 +47,8 @@ pub struct Config {
     pub masquerade_all: bool,
     /// Whether endpoints of this node see their clients' addresses.
     pub snat_local: SnatLocal,
+    /// What netfilter is set to.
+    pub conntrack: Conntrack,
     /// Address of `/healthz`, `/livez` and `/readyz`.
     pub healthz_bind: BindAddress,
     /// Address of `/metrics`.

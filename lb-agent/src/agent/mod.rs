@@ -4,6 +4,7 @@
 //! it. Nothing is taken down when it ends: the kernel goes on forwarding by the last state.
 
 mod adoption;
+mod conntrack;
 mod gauges;
 mod node;
 mod settings;
@@ -43,6 +44,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     let refused = Arc::new(Refused::default());
     describe(&config, &health);
+    // First of all: flows live no longer than netfilter's.
+    initialise(&config);
 
     let datapath = Datapath::open(&datapath::Config {
         bpffs: config.bpffs.clone(),
@@ -92,6 +95,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     info!("ending; traffic goes on by the last state");
     Ok(())
+}
+
+/// Changes the settings of the system that the configuration asks for, where we may.
+pub fn initialise(config: &Config) {
+    conntrack::apply(&config.conntrack);
 }
 
 fn describe(config: &Config, health: &Health) {

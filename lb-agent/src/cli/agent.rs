@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::CommandError;
+use super::conntrack::ConntrackArgs;
 use super::logging::LogFormat;
 use crate::config::{
     self, BindAddress, Config, DetectLocalMode, Detection, Devices, NodePortAddresses, PodCidrs,
@@ -74,6 +75,11 @@ pub struct AgentArgs {
     snat_local: SnatLocal,
     /// Address of /healthz, /livez and /readyz; off for none
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256", value_parser = healthz_bind)]
+    #[command(flatten)]
+    conntrack: ConntrackArgs,
+    /// Only change the system's settings that need privileges (--conntrack-…), then end
+    #[arg(long)]
+    pub init_only: bool,
     healthz_bind_address: BindAddress,
     /// Address of /metrics; off for none
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249", value_parser = metrics_bind)]
@@ -131,6 +137,7 @@ fn host_name() -> Result<String, CommandError> {
     let read = std::fs::read_to_string(HOSTNAME).map_err(|error| error.to_string());
     read.and_then(|name| config::node_name(&name).map_err(|refused| refused.to_string()))
         .map_err(|cause| CommandError {
+            conntrack: (&self.conntrack).into(),
             what: format!("no node name from {HOSTNAME}"),
             cause,
             next: "give the Node object's name with --node-name or NODE_NAME".into(),
@@ -169,6 +176,7 @@ mod tests {
             Command::Agent(args) => args.config().unwrap(),
             other => panic!("{other:?}"),
         }
+    use crate::config::{Conntrack, Timeout};
     }
 
     #[test]
@@ -196,7 +204,9 @@ mod tests {
     fn flags_become_settings() {
         let config = config(
             "--manifests /m --hostname-override n2 --socket-lb off --socket-lb-peer endpoint --devices a,b \
-             --cgroup /c --healthz-bind-address off",
+             --cgroup /c --healthz-bind-address off --conntrack-max-per-core 0 --conntrack-udp-timeout 10s \
+             --conntrack-tcp-timeout-close-wait 0 --conntrack-tcp-be-liberal",
+        assert_eq!(config.conntrack, Conntrack::default());
         );
         assert_eq!(config.source, SourceConfig::Manifests("/m".into()));
         assert_eq!(config.node_name, "n2");
@@ -222,5 +232,14 @@ mod tests {
             let error = Cli::try_parse_from(line.split_whitespace()).expect_err(flags);
             assert_eq!(error.exit_code(), 2, "{flags}");
         }
+        let conntrack = Conntrack {
+            max_per_core: 0,
+            tcp_close_wait: Timeout(None),
+            tcp_be_liberal: true,
+            udp: Timeout(Some(10)),
+            ..Conntrack::default()
+        };
+        assert_eq!(config.conntrack, conntrack);
     }
 }
+            "--conntrack-udp-timeout 10",

@@ -2,7 +2,7 @@
 //!
 //! | file | what is there |
 //! | --- | --- |
-//! | [`agent`] | flags of `beeline agent` → `Config` |
+//! | [`agent`], `conntrack` | flags of `beeline agent` → `Config` |
 //! | `read` | live tables out of the pins |
 //! | [`live`] | tables joined into services, frontends and endpoints (pure) |
 //! | `query` | which services a command is about |
@@ -13,6 +13,7 @@
 pub mod agent;
 mod ask;
 mod endpoint;
+mod conntrack;
 mod flow;
 pub mod live;
 pub mod logging;
