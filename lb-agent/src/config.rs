@@ -60,7 +60,7 @@ pub struct Config {
 #[serde(rename_all = "camelCase")]
 pub enum SourceConfig {
     /// The API server, with the pod's service account.
-    InCluster,
+    InCluster(ApiServer),
     /// The API server, as this file says.
     Kubeconfig(PathBuf),
     /// A directory of manifests.
@@ -133,7 +133,7 @@ impl std::error::Error for Refused {}
 impl fmt::Display for SourceConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SourceConfig::InCluster => f.write_str("API server (service account)"),
+            SourceConfig::InCluster(_) => f.write_str("API server (service account)"),
             SourceConfig::Kubeconfig(file) => {
                 write!(f, "API server (kubeconfig {})", file.display())
             }

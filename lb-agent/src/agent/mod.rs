@@ -147,17 +147,17 @@ async fn follow_cluster(
     refused: Arc<Refused>,
 ) -> anyhow::Result<()> {
     let options = Options::default();
-    let kubeconfig = match config.source {
+    let access = match config.source {
         SourceConfig::Manifests(directory) => {
             return DirectorySource::new(directory, config.node_name, options, refused)
                 .run(events)
                 .await;
         }
-        SourceConfig::Kubeconfig(file) => Some(file),
-        SourceConfig::InCluster => None,
+        SourceConfig::Kubeconfig(file) => kubernetes::Access::Kubeconfig(file),
+        SourceConfig::InCluster(api_server) => kubernetes::Access::ServiceAccount(api_server),
     };
     let settings = kubernetes::Settings {
-        kubeconfig,
+        access,
         node_name: config.node_name,
         options,
     };
