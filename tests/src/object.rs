@@ -116,14 +116,7 @@ impl Node {
             bpffs: Path::new(BPFFS).to_owned(),
             packet_hook: None,
         };
-        let datapath = match env::var_os(OBJECT) {
-            Some(file) => {
-                let object = fs::read(&file).with_context(|| format!("reading {file:?}"))?;
-                Datapath::open_object(&config, &object)
-            }
-            None => Datapath::open(&config),
-        };
-        let datapath = datapath.context("loading the object")?;
+        let datapath = open(&config)?;
         let pins = Pins::new(Path::new(BPFFS));
         let mut programs = BTreeMap::new();
         for name in ["pod_ingress", "pod_egress", "out_ingress", "out_egress"] {
@@ -315,6 +308,18 @@ impl Node {
         assert!(now > seconds, "the machine runs for only {now} s");
         self.flows.set_last_used(now - seconds).expect("written");
     }
+}
+
+/// Loads the agent's object, or the one that is to be tried.
+fn open(config: &Config) -> Result<Datapath> {
+    let datapath = match env::var_os(OBJECT) {
+        Some(file) => {
+            let object = fs::read(&file).with_context(|| format!("reading {file:?}"))?;
+            Datapath::open_object(config, &object)
+        }
+        None => Datapath::open(config),
+    };
+    datapath.context("loading the object")
 }
 
 /// A pod's veth, and an uplink with addresses and a router.

@@ -25,9 +25,6 @@ pub(crate) const SYN: u8 = 2;
 pub(crate) const RST: u8 = 4;
 pub(crate) const ACK: u8 = 16;
 
-/// Extension headers we walk over before we give up (RFC 8200 allows more, nobody sends them).
-const EXTENSIONS: usize = 6;
-
 /// IPv4 header without options, as on the wire.
 #[repr(C, align(4))]
 #[derive(Clone, Copy)]
@@ -124,27 +121,37 @@ pub(crate) struct Transport {
     pub(crate) flags: u8,
     /// Whether the packet has a transport header at all; later fragments have not.
     pub(crate) present: bool,
+    /// Where in the header its checksum is; 0 without a header.
+    pub(crate) checksum: u8,
+    /// Zero: what would be padding.
+    #[expect(dead_code, reason = "it only fills what would be padding")]
+    pub(crate) zero: u8,
 }
+
+/// Where a header's checksum is.
+pub(crate) const TCP_CHECKSUM: u8 = 16;
+pub(crate) const UDP_CHECKSUM: u8 = 6;
 
 /// Families as they are on the wire.
 pub(crate) trait Wire: Tables {
     /// Protocol number of the family's ICMP.
     const ICMP: u8;
+    /// Length of the network header without options or extension headers.
+    const HEADER: u32;
     /// Whether an address can be the source of no packet that is to be answered: loopback, unspecified,
     /// multicast, broadcast and reserved ones (RFC 1122 §3.2.1.3, RFC 4291 §2.5, §2.7).
     fn is_martian(source: &Self::Addr) -> bool;
     /// Reads the network header at `offset`; `None` if it is broken or of a kind we leave alone.
-    fn network(skb: &impl Packet, offset: u32) -> Option<Network<Self>>;
+    fn network<P: Packet>(skb: &P, offset: u32) -> Option<Network<Self>>;
     /// Reads the packet's own network header.
-    fn outer_network(skb: &impl Packet) -> Option<Network<Self>>;
+    fn outer_network<P: Packet>(skb: &P) -> Option<Network<Self>>;
     /// Reads what is behind a network header without options or extensions.
     fn plain_transport<T: Copy>(skb: &impl Packet) -> Option<T>;
-    /// Where that is.
-    const PLAIN_TRANSPORT: u32;
 }
 
 impl Wire for V4 {
     const ICMP: u8 = ICMP;
+    const HEADER: u32 = 20;
 
     #[inline(always)]
     fn is_martian(source: &Address4) -> bool {
@@ -153,21 +160,19 @@ impl Wire for V4 {
         first == 0 || first == 127 || first & 0xf0 == 224 || source.word() == u32::MAX
     }
 
-    const PLAIN_TRANSPORT: u32 = NETWORK + 20;
-
     #[inline(always)]
-    fn network(skb: &impl Packet, offset: u32) -> Option<Network<V4>> {
+    fn network<P: Packet>(skb: &P, offset: u32) -> Option<Network<V4>> {
         understand4(&skb.load(offset)?, offset)
     }
 
     #[inline(always)]
-    fn outer_network(skb: &impl Packet) -> Option<Network<V4>> {
+    fn outer_network<P: Packet>(skb: &P) -> Option<Network<V4>> {
         understand4(&skb.load_at::<Ipv4, NETWORK>()?, NETWORK)
     }
 
     #[inline(always)]
     fn plain_transport<T: Copy>(skb: &impl Packet) -> Option<T> {
-        skb.load_at::<T, { V4::PLAIN_TRANSPORT }>()
+        skb.load_at::<T, { NETWORK + V4::HEADER }>()
     }
 }
 
@@ -201,6 +206,7 @@ fn understand4(header: &Ipv4, offset: u32) -> Option<Network<V4>> {
 
 impl Wire for V6 {
     const ICMP: u8 = ICMPV6;
+    const HEADER: u32 = 40;
 
     #[inline(always)]
     fn is_martian(source: &Address6) -> bool {
@@ -208,82 +214,143 @@ impl Wire for V6 {
         source.octets[0] == 0xff || a | b | c == 0 && d & !1_u32.to_be() == 0
     }
 
-    const PLAIN_TRANSPORT: u32 = NETWORK + 40;
-
     #[inline(always)]
-    fn network(skb: &impl Packet, offset: u32) -> Option<Network<V6>> {
+    fn network<P: Packet>(skb: &P, offset: u32) -> Option<Network<V6>> {
         understand6(skb, &skb.load(offset)?, offset)
     }
 
     #[inline(always)]
-    fn outer_network(skb: &impl Packet) -> Option<Network<V6>> {
+    fn outer_network<P: Packet>(skb: &P) -> Option<Network<V6>> {
         understand6(skb, &skb.load_at::<Ipv6, NETWORK>()?, NETWORK)
     }
 
     #[inline(always)]
     fn plain_transport<T: Copy>(skb: &impl Packet) -> Option<T> {
-        skb.load_at::<T, { V6::PLAIN_TRANSPORT }>()
+        skb.load_at::<T, { NETWORK + V6::HEADER }>()
     }
 }
 
 #[inline(always)]
-fn understand6(skb: &impl Packet, header: &Ipv6, offset: u32) -> Option<Network<V6>> {
+fn understand6<P: Packet>(skb: &P, header: &Ipv6, offset: u32) -> Option<Network<V6>> {
     if (u32::from_be(header.version_class_label) >> 28) != 6 {
         return None;
     }
-    let mut found = Network {
+    let mut walk = Walk {
+        at: offset + V6::HEADER,
+        identification: 0,
+        protocol: header.next_header,
+        part: Part::Whole,
+        zero: 0,
+    };
+    if P::WALKS && !matches!(walk.protocol, TCP | UDP | ICMPV6) && !walk.on(*skb) {
+        return None;
+    }
+    Some(Network {
         source: header.source,
         destination: header.destination,
         offset,
-        transport: offset + 40,
-        protocol: header.next_header,
-        part: Part::Whole,
+        transport: walk.at,
+        protocol: walk.protocol,
+        part: walk.part,
         checksum: 0,
-        identification: 0,
+        identification: walk.identification,
         hops: u32::from(header.hop_limit),
-    };
-    if matches!(found.protocol, TCP | UDP | ICMPV6) {
-        return Some(found);
-    }
-    for _ in 0..EXTENSIONS {
-        match found.protocol {
-            // Hop-by-hop, routing, destination options (RFC 8200 §4).
-            0 | 43 | 60 => {
-                let [next, length, _, segments_left]: [u8; 4] = skb.load(found.transport)?;
-                if found.protocol == 43 && segments_left != 0 {
-                    // The destination is only the next stop.
-                    return None;
-                }
-                found.protocol = next;
-                found.transport += (u32::from(length) + 1) * 8;
-            }
-            // Fragment header (RFC 8200 §4.5).
-            44 => {
-                let header: [u32; 2] = skb.load(found.transport)?;
-                let [next, _, high, low] = header[0].to_ne_bytes();
-                let offset_flags = u16::from_be_bytes([high, low]);
-                found.protocol = next;
-                found.transport += 8;
-                found.identification = u32::from_be(header[1]);
-                found.part = match (offset_flags >> 3, offset_flags & 1) {
-                    (0, 0) => Part::Whole,
-                    (0, _) => Part::First,
-                    _ => Part::Later,
-                };
-                if found.part == Part::Later {
-                    return Some(found);
-                }
-            }
-            // Authentication header (RFC 4302): length in words, minus two.
-            51 => {
-                let [next, length]: [u8; 2] = skb.load(found.transport)?;
-                found.protocol = next;
-                found.transport += (u32::from(length) + 2) * 4;
-            }
-            _ => return Some(found),
+    })
+}
+
+/// Where a walk over IPv6 extension headers has come to.
+struct Walk {
+    at: u32,
+    identification: u32,
+    protocol: u8,
+    part: Part,
+    /// Zero: what would be padding.
+    #[expect(dead_code, reason = "it only fills what would be padding")]
+    zero: u16,
+}
+
+impl Walk {
+    /// Walks to the transport header, or to a later fragment's data; false if there is no way.
+    ///
+    /// Six steps (RFC 8200 allows more, nobody sends them), written out: a loader without CAP_PERFMON has its
+    /// loops followed beyond their end, as a CPU that mispredicts might go on, and this one would have no other
+    /// ("sequence of 8193 jumps is too complex").
+    #[inline(always)]
+    fn on<P: Packet>(&mut self, skb: P) -> bool {
+        let mut step = extension(skb, self);
+        if step == WALK {
+            step = extension(skb, self);
         }
+        if step == WALK {
+            step = extension(skb, self);
+        }
+        if step == WALK {
+            step = extension(skb, self);
+        }
+        if step == WALK {
+            step = extension(skb, self);
+        }
+        if step == WALK {
+            step = extension(skb, self);
+        }
+        step == ARRIVED
     }
-    None
+}
+
+/// What a step led to: perhaps another extension header, an end, nothing we know.
+const WALK: u32 = 0;
+const ARRIVED: u32 = 1;
+const LOST: u32 = 2;
+
+/// Steps over an IPv6 extension header, if there is one where the walk has come to.
+#[inline(never)]
+fn extension<P: Packet>(skb: P, walk: &mut Walk) -> u32 {
+    match walk.protocol {
+        // Hop-by-hop, routing, destination options (RFC 8200 §4).
+        0 | 43 | 60 => {
+            let Some([next, length, _, segments_left]) = skb.load::<[u8; 4]>(walk.at) else {
+                return LOST;
+            };
+            if walk.protocol == 43 && segments_left != 0 {
+                // The destination is only the next stop.
+                return LOST;
+            }
+            walk.protocol = next;
+            walk.at += (u32::from(length) + 1) * 8;
+            WALK
+        }
+        // Fragment header (RFC 8200 §4.5).
+        44 => {
+            let Some(header) = skb.load::<[u32; 2]>(walk.at) else {
+                return LOST;
+            };
+            let [next, _, high, low] = header[0].to_ne_bytes();
+            let offset_flags = u16::from_be_bytes([high, low]);
+            walk.protocol = next;
+            walk.at += 8;
+            walk.identification = u32::from_be(header[1]);
+            walk.part = match (offset_flags >> 3, offset_flags & 1) {
+                (0, 0) => Part::Whole,
+                (0, _) => Part::First,
+                _ => Part::Later,
+            };
+            if walk.part == Part::Later {
+                ARRIVED
+            } else {
+                WALK
+            }
+        }
+        // Authentication header (RFC 4302): length in words, minus two.
+        51 => {
+            let Some([next, length]) = skb.load::<[u8; 2]>(walk.at) else {
+                return LOST;
+            };
+            walk.protocol = next;
+            walk.at += (u32::from(length) + 2) * 4;
+            WALK
+        }
+        _ => ARRIVED,
+    }
 }
 
 /// Reads the transport header of a TCP or UDP packet. A first fragment teaches the later ones their ports;
@@ -295,11 +362,7 @@ pub(crate) fn transport<F: Wire, P: Packet>(
     scope: u8,
 ) -> Option<Transport> {
     if network.part == Part::Later {
-        let found = later_fragment(network, scope);
-        if found.is_none() && !P::SEEN_AGAIN {
-            count(counter::FRAGMENT_UNKNOWN);
-        }
-        return found;
+        return later_fragment(network, scope);
     }
     let (_, at) = P::headers(network);
     let found = match network.protocol {
@@ -310,6 +373,8 @@ pub(crate) fn transport<F: Wire, P: Packet>(
                 destination_port: u16::from_be(header.destination_port),
                 flags: header.flags,
                 present: true,
+                checksum: TCP_CHECKSUM,
+                zero: 0,
             }
         }
         UDP => {
@@ -323,6 +388,8 @@ pub(crate) fn transport<F: Wire, P: Packet>(
                 destination_port: u16::from_be(header.destination_port),
                 flags: 0,
                 present: true,
+                checksum: UDP_CHECKSUM,
+                zero: 0,
             }
         }
         _ => return None,
@@ -341,7 +408,7 @@ pub(crate) fn transport<F: Wire, P: Packet>(
 
 #[inline(always)]
 fn load_transport<F: Wire, T: Copy>(skb: &impl Packet, at: u32) -> Option<T> {
-    if at == F::PLAIN_TRANSPORT {
+    if at == NETWORK + F::HEADER {
         F::plain_transport(skb)
     } else {
         skb.load(at)
@@ -362,7 +429,10 @@ fn fragment_key<F: Wire>(network: &Network<F>, scope: u8) -> FragmentKey {
 
 #[inline(always)]
 fn later_fragment<F: Wire>(network: &Network<F>, scope: u8) -> Option<Transport> {
-    let known = FRAGMENTS.get_ptr(fragment_key(network, scope))?;
+    let Some(known) = FRAGMENTS.get_ptr(fragment_key(network, scope)) else {
+        count(counter::FRAGMENT_UNKNOWN);
+        return None;
+    };
     // SAFETY: an element of the table; both ports are read in one go.
     let ports = unsafe { core::ptr::read_volatile(known) };
     Some(Transport {
@@ -370,6 +440,8 @@ fn later_fragment<F: Wire>(network: &Network<F>, scope: u8) -> Option<Transport>
         destination_port: ports.destination_port,
         flags: 0,
         present: false,
+        checksum: 0,
+        zero: 0,
     })
 }
 

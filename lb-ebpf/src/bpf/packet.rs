@@ -2,7 +2,8 @@
 
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 
-use crate::header::{Network, Wire};
+use crate::header::{Network, Transport, Wire};
+use crate::rewrite::Checksum;
 
 /// Length of an Ethernet header.
 pub(crate) const ETHERNET: u32 = 14;
@@ -19,11 +20,14 @@ pub(crate) const TOO_BIG: i64 = 8;
 
 /// Handle of a packet; its methods' boolean answers say whether the packet had the bytes asked for.
 pub(crate) trait Packet: Copy {
-    /// Whether a later program of ours meets the packet if this one lets it go on: that one counts it.
-    const SEEN_AGAIN: bool;
+    /// Whether headers can be read anywhere; else those of plain packets alone, at offsets known when compiling.
+    const WALKS: bool;
 
     /// Where the network and the transport header are.
     fn headers<F: Wire>(network: &Network<F>) -> (u32, u32);
+
+    /// The checksum of the transport header.
+    fn checksum<F: Wire>(network: &Network<F>, transport: &Transport) -> Checksum;
 
     /// Interface the program sits on.
     fn device(&self) -> u32;

@@ -6,10 +6,9 @@
 
 use lb_ebpf::abi::address::{Address4, Address6};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::{TCP, UDP};
 use lb_ebpf::checksum::{replaced, sum_words};
 
-use crate::header::{Network, Wire};
+use crate::header::{Network, TCP_CHECKSUM, UDP_CHECKSUM, Wire};
 use crate::packet::{PSEUDO, Packet, ZERO_IS_NONE};
 use crate::work::Work;
 
@@ -31,6 +30,19 @@ pub(crate) struct Checksum {
 }
 
 impl Checksum {
+    /// That of a header at `transport`, in which it is `within`.
+    #[inline(always)]
+    pub(crate) fn of(transport: u32, within: u8) -> Self {
+        if within == 0 {
+            return Self::NONE;
+        }
+        Self {
+            offset: transport + u32::from(within),
+            // Worked out instead of chosen, as a choice is another path to verify for all that follows.
+            flags: u64::from(within & UDP_CHECKSUM & !TCP_CHECKSUM & 2) * (ZERO_IS_NONE / 2),
+        }
+    }
+
     pub(crate) const NONE: Self = Self {
         offset: 0,
         flags: 0,
@@ -300,18 +312,7 @@ pub(crate) struct Ends<F: Family> {
 #[inline(always)]
 fn rewrite_ends<F: Rewrite, P: Packet>(skb: &P, work: &Work<F>, new: &Ends<F>) -> bool {
     let (network, transport) = (&work.network, &work.transport);
-    let (_, transport_at) = P::headers(network);
-    let checksum = match (transport.present, network.protocol) {
-        (true, TCP) => Checksum {
-            offset: transport_at + 16,
-            flags: 0,
-        },
-        (true, UDP) => Checksum {
-            offset: transport_at + 6,
-            flags: ZERO_IS_NONE,
-        },
-        _ => Checksum::NONE,
-    };
+    let checksum = P::checksum(network, transport);
     // A later fragment has neither ports nor a checksum.
     if checksum.offset == 0 {
         return F::put_ends(skb, network, new, Behind::Data);

@@ -10,8 +10,9 @@ use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, null_mut, read_unaligned, read_volatile};
 
-use crate::header::{Network, Wire};
+use crate::header::{Network, Transport, Wire};
 use crate::packet::{FOUND, NO_NEIGHBOUR, PSEUDO, Packet};
+use crate::rewrite::Checksum;
 
 /// `BPF_F_IPV6` (Linux 6.16): the pseudo header's change leaves `skb->csum` right.
 const IPV6: u64 = 1 << 7;
@@ -109,11 +110,16 @@ impl Skb {
 }
 
 impl Packet for Skb {
-    const SEEN_AGAIN: bool = false;
+    const WALKS: bool = true;
 
     #[inline(always)]
     fn headers<F: Wire>(network: &Network<F>) -> (u32, u32) {
         (network.offset, network.transport)
+    }
+
+    #[inline(always)]
+    fn checksum<F: Wire>(network: &Network<F>, transport: &Transport) -> Checksum {
+        Checksum::of(network.transport, transport.checksum)
     }
 
     #[inline(always)]
