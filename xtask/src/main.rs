@@ -48,9 +48,8 @@ enum Command {
     Cluster(cluster::Cluster),
     /// Have upstream's own end-to-end tests judge Beeline on such a cluster. Needs root.
     E2e(e2e::Options),
-    /// Measure. Needs root.
-    #[command(subcommand)]
-    Bench(bench::Bench),
+    /// Measure: see docs/benchmarks.md. Needs root.
+    Bench(bench::Options),
     /// Run every check and every test. Needs root.
     Test {
         /// Run only the tests whose names contain this, and leave out the checks.

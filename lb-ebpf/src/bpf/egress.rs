@@ -21,8 +21,10 @@ use crate::service_cidr::ServiceCidrs;
 use crate::skb::Skb;
 use crate::{DROP, NEXT, own};
 
-/// The caller is to take the packet for one of this node's own. Far from any action's number.
+/// Steps that `answer` asks its caller to take, so that their stacks do not add up: the packet is one of this
+/// node's own, or an ICMP message. Far from any action's number.
 const OWN_PACKET: i32 = 200;
+const MESSAGE: i32 = 201;
 
 /// Entry point.
 #[inline(always)]
@@ -37,6 +39,12 @@ pub(crate) fn egress<const SCOPE: u8>(skb: &Skb) -> i32 {
 #[inline(always)]
 fn run<F: Answer + Hop + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let action = answer::<F, SCOPE>(skb);
+    if action == MESSAGE {
+        return match F::work() {
+            Some(work) => icmp_error::to_client::<F, SCOPE>(skb, work),
+            None => NEXT,
+        };
+    }
     if SCOPE == OUTSIDE && action == OWN_PACKET {
         return own::leaves::<F>(skb);
     }
@@ -72,7 +80,7 @@ fn answer<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
         }
         let Some(work) = F::work() else { return NEXT };
         work.network = network;
-        return icmp_error::to_client::<F, SCOPE>(skb, work);
+        return MESSAGE;
     }
     let Some(transport) = transport(&skb, &network, SCOPE) else {
         return NEXT;

@@ -19,6 +19,7 @@ mod lookup;
 mod maps;
 mod masquerade;
 mod own;
+mod packet;
 mod report;
 mod rewrite;
 mod select;
