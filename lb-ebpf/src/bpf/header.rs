@@ -5,6 +5,7 @@ use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::fragment::{Fragment, FragmentKey};
 use lb_ebpf::abi::{TCP, UDP, counter};
 
+use crate::extension::{Led, walk};
 use crate::lookup::now;
 use crate::maps::{FRAGMENTS, Tables};
 use crate::report::count;
@@ -24,9 +25,6 @@ pub(crate) const FIN: u8 = 1;
 pub(crate) const SYN: u8 = 2;
 pub(crate) const RST: u8 = 4;
 pub(crate) const ACK: u8 = 16;
-
-/// Extension headers we walk over before we give up (RFC 8200 allows more, nobody sends them).
-const EXTENSIONS: usize = 6;
 
 /// IPv4 header without options, as on the wire.
 #[repr(C, align(4))]
@@ -106,6 +104,8 @@ pub(crate) struct Network<F: Family> {
     pub(crate) offset: u32,
     /// Offset of the transport header (of the data, in a later fragment).
     pub(crate) transport: u32,
+    /// Where the packet says that it ends. Short frames go on, with padding.
+    pub(crate) end: u32,
     pub(crate) protocol: u8,
     pub(crate) part: Part,
     /// Zero: without it two bytes would be padding, and copying those is a read of uninitialised stack.
@@ -132,8 +132,27 @@ pub(crate) trait Wire: Tables {
     /// Whether an address can be the source of no packet that is to be answered: loopback, unspecified,
     /// multicast, broadcast and reserved ones (RFC 1122 §3.2.1.3, RFC 4291 §2.5, §2.7).
     fn is_martian(source: &Self::Addr) -> bool;
-    /// Reads the network header at `offset`; `None` if it is broken or of a kind we leave alone.
+    /// Reads the network header at `offset`, of a packet or of the beginning of one that is quoted; `None` if it is broken
+    /// or of a kind we leave alone.
     fn network(skb: &Skb, offset: u32) -> Option<Network<Self>>;
+}
+
+/// Reads the network header of the packet in a frame, which must be there up to its end.
+#[inline(always)]
+pub(crate) fn packet<F: Wire>(skb: &Skb) -> Option<Network<F>> {
+    let network = F::network(skb, NETWORK)?;
+    (network.end <= skb.length()).then_some(network)
+}
+
+/// Where a packet ends whose header starts at `start` and says that `said` bytes follow. More than the header can say it
+/// leaves open: no sender but a local one, whose frames are still to be cut, has such packets.
+#[inline(always)]
+fn end(skb: &Skb, start: u32, said: u16) -> u32 {
+    if said == 0 && skb.is_segmented() {
+        skb.length()
+    } else {
+        start + u32::from(said)
+    }
 }
 
 impl Wire for V4 {
@@ -150,10 +169,8 @@ impl Wire for V4 {
     fn network(skb: &Skb, offset: u32) -> Option<Network<V4>> {
         let header: Ipv4 = skb.load(offset)?;
         let length = u32::from(header.version_ihl & 15) * 4;
-        if header.version_ihl >> 4 != 4
-            || length < 20
-            || u32::from(u16::from_be(header.total_length)) < length
-        {
+        let end = end(skb, offset, u16::from_be(header.total_length));
+        if header.version_ihl >> 4 != 4 || length < 20 || end < offset + length {
             return None;
         }
         let fragment = u16::from_be(header.fragment);
@@ -167,6 +184,7 @@ impl Wire for V4 {
             destination: header.destination,
             offset,
             transport: offset + length,
+            end,
             protocol: header.protocol,
             part,
             zero: 0,
@@ -195,6 +213,7 @@ impl Wire for V6 {
             destination: header.destination,
             offset,
             transport: offset + 40,
+            end: end(skb, offset + 40, u16::from_be(header.payload_length)),
             protocol: header.next_header,
             part: Part::Whole,
             zero: 0,
@@ -203,45 +222,15 @@ impl Wire for V6 {
         if matches!(found.protocol, TCP | UDP | ICMPV6) {
             return Some(found);
         }
-        for _ in 0..EXTENSIONS {
-            match found.protocol {
-                // Hop-by-hop, routing, destination options (RFC 8200 §4).
-                0 | 43 | 60 => {
-                    let [next, length, _, segments_left]: [u8; 4] = skb.load(found.transport)?;
-                    if found.protocol == 43 && segments_left != 0 {
-                        // The destination is only the next stop.
-                        return None;
-                    }
-                    found.protocol = next;
-                    found.transport += (u32::from(length) + 1) * 8;
-                }
-                // Fragment header (RFC 8200 §4.5).
-                44 => {
-                    let header: [u32; 2] = skb.load(found.transport)?;
-                    let [next, _, high, low] = header[0].to_ne_bytes();
-                    let offset_flags = u16::from_be_bytes([high, low]);
-                    found.protocol = next;
-                    found.transport += 8;
-                    found.identification = u32::from_be(header[1]);
-                    found.part = match (offset_flags >> 3, offset_flags & 1) {
-                        (0, 0) => Part::Whole,
-                        (0, _) => Part::First,
-                        _ => Part::Later,
-                    };
-                    if found.part == Part::Later {
-                        return Some(found);
-                    }
-                }
-                // Authentication header (RFC 4302): length in words, minus two.
-                51 => {
-                    let [next, length]: [u8; 2] = skb.load(found.transport)?;
-                    found.protocol = next;
-                    found.transport += (u32::from(length) + 2) * 4;
-                }
-                _ => return Some(found),
-            }
+        let led = Led::from_number(walk(skb.raw(), found.transport, found.protocol.into()));
+        if led.transport == 0 || led.transport > found.end {
+            return None;
         }
-        None
+        found.transport = led.transport;
+        found.protocol = led.protocol;
+        found.part = led.part;
+        found.identification = led.identification;
+        Some(found)
     }
 }
 
@@ -252,30 +241,9 @@ pub(crate) fn transport<F: Wire>(skb: &Skb, network: &Network<F>, scope: u8) -> 
     if network.part == Part::Later {
         return later_fragment(network, scope);
     }
-    let found = match network.protocol {
-        TCP => {
-            let header = skb.load::<WholeTcp>(network.transport)?.first;
-            Transport {
-                source_port: u16::from_be(header.source_port),
-                destination_port: u16::from_be(header.destination_port),
-                flags: header.flags,
-                present: true,
-            }
-        }
-        UDP => {
-            let header: Udp = skb.load(network.transport)?;
-            if u16::from_be(header.length) < 8 {
-                // A jumbogram's zero (RFC 2675) too: nobody load-balances those.
-                return None;
-            }
-            Transport {
-                source_port: u16::from_be(header.source_port),
-                destination_port: u16::from_be(header.destination_port),
-                flags: 0,
-                present: true,
-            }
-        }
-        _ => return None,
+    let Some(found) = whole_transport(skb, network) else {
+        count(counter::MALFORMED);
+        return None;
     };
     if network.part == Part::First {
         let value = Fragment {
@@ -287,6 +255,47 @@ pub(crate) fn transport<F: Wire>(skb: &Skb, network: &Network<F>, scope: u8) -> 
         let _ = FRAGMENTS.insert(fragment_key(network, scope), value, 0);
     }
     Some(found)
+}
+
+/// Reads a transport header, which must lie within its packet.
+#[inline(always)]
+fn whole_transport<F: Wire>(skb: &Skb, network: &Network<F>) -> Option<Transport> {
+    let at = network.transport;
+    match network.protocol {
+        TCP => {
+            if at + size_of::<WholeTcp>() as u32 > network.end {
+                return None;
+            }
+            let header = skb.load::<WholeTcp>(at)?.first;
+            Some(Transport {
+                source_port: u16::from_be(header.source_port),
+                destination_port: u16::from_be(header.destination_port),
+                flags: header.flags,
+                present: true,
+            })
+        }
+        UDP => {
+            let header: Udp = skb.load(at)?;
+            let length = u32::from(u16::from_be(header.length));
+            // Of a first fragment only the header has to be here.
+            let needed = if network.part == Part::First {
+                8
+            } else {
+                length
+            };
+            if length < 8 || at + needed > network.end {
+                // A jumbogram's zero (RFC 2675) too: nobody load-balances those.
+                return None;
+            }
+            Some(Transport {
+                source_port: u16::from_be(header.source_port),
+                destination_port: u16::from_be(header.destination_port),
+                flags: 0,
+                present: true,
+            })
+        }
+        _ => None,
+    }
 }
 
 #[inline(always)]

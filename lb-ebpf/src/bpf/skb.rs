@@ -41,11 +41,31 @@ impl Skb {
         Self(ctx.skb.skb)
     }
 
+    /// From the context itself.
+    #[inline(always)]
+    pub(crate) fn from_raw(skb: *mut __sk_buff) -> Self {
+        Self(skb)
+    }
+
     /// Ethertype, host order.
     #[inline(always)]
     pub(crate) fn ethertype(&self) -> u16 {
         // SAFETY: a field of the context.
         u16::from_be(unsafe { read_volatile(addr_of!((*self.0).protocol)) } as u16)
+    }
+
+    /// Bytes of the whole frame.
+    #[inline(always)]
+    pub(crate) fn length(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).len)) }
+    }
+
+    /// Whether the frame stands for several packets that are still to be cut, or were put together.
+    #[inline(always)]
+    pub(crate) fn is_segmented(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).gso_size)) != 0 }
     }
 
     /// Interface the program sits on.
@@ -105,14 +125,16 @@ impl Skb {
         }
     }
 
-    /// Writes `length` bytes, at most what `buffer` holds.
+    /// Writes `length` bytes, at most what `buffer` holds, and keeps `skb->csum` right.
     #[inline(always)]
     pub(crate) fn store_bytes(&self, offset: u32, buffer: &[u8; 256], length: u32) -> bool {
         if length == 0 || length > 256 {
             return false;
         }
         // SAFETY: `buffer` is readable for `length`.
-        unsafe { bpf_skb_store_bytes(self.0, offset, buffer.as_ptr().cast(), length, 0) == 0 }
+        unsafe {
+            bpf_skb_store_bytes(self.0, offset, buffer.as_ptr().cast(), length, RECOMPUTE) == 0
+        }
     }
 
     /// Updates an IPv4 header's checksum for a changed word.

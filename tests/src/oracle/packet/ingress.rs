@@ -3,7 +3,7 @@
 use lb_ebpf::abi::counter;
 
 use super::flows::{Flow, FlowKey, Remembered, Side, Speaker, is_clean_syn};
-use super::tables::{Endpoint, Frontend, Kind, Service};
+use super::tables::{Endpoint, Frontend, Kind, Service, Use};
 use super::wire::{Frame, Tuple, UDP};
 use super::{DROP, Deviation, Judgement, Met, NEXT, OPENED, Oracle, REDIRECT, answer};
 
@@ -23,6 +23,9 @@ impl Oracle {
             return self.judge_unknown_protocol(met);
         };
         let key = (met.hook.side(), packet.protocol, tuple);
+        if self.tables.uses(tuple.destination) == Use::default() {
+            return self.judge_direct(met, key);
+        }
         if let Some(flow) = self.hairpin_reply(&key) {
             self.hear(&flow.key, Speaker::Endpoint, packet.flags());
             return met.returns_as(flow.asked().reversed());
@@ -36,8 +39,7 @@ impl Oracle {
             let stuck = flow.state == OPENED && self.is_gone(&flow);
             let renewed = (flow.is_closing() || stuck) && packet.flags().is_some_and(is_clean_syn);
             if !renewed {
-                self.hear(&key, Speaker::Client, packet.flags());
-                return continues(met, &flow);
+                return self.goes_on(met, flow);
             }
             self.flows.close(&key);
         }
@@ -48,6 +50,23 @@ impl Oracle {
         self.judge_new(met, key)
     }
 
+    /// A client's next packet in a conversation.
+    pub(super) fn goes_on(&mut self, met: &Met<'_>, mut flow: Flow) -> Judgement {
+        if flow.renumbered {
+            let got = Frame::read(&met.seen.frame)
+                .ok()
+                .and_then(|frame| frame.packet.tuple());
+            if let Some(got) = got {
+                flow.sent.source_port = got.source_port;
+                flow.renumbered = false;
+                self.judge_port(&flow.key, flow.sent, true)?;
+                self.flows.open(flow.clone());
+            }
+        }
+        self.hear(&flow.key, Speaker::Client, met.frame.packet.flags());
+        continues(met, &flow)
+    }
+
     /// A pod that is its own endpoint answers the Service's address.
     fn hairpin_reply(&self, key: &FlowKey) -> Option<Flow> {
         let flow = self.flows.reply(key)?;
@@ -55,7 +74,7 @@ impl Oracle {
     }
 
     /// Echo requests and protocols without ports: D4, D5, E18.
-    fn judge_unknown_protocol(&mut self, met: &Met<'_>) -> Judgement {
+    pub(super) fn judge_unknown_protocol(&mut self, met: &Met<'_>) -> Judgement {
         let destination = met.frame.packet.destination;
         let uses = self.tables.uses(destination);
         if uses.cluster_ip {
@@ -185,10 +204,13 @@ impl Oracle {
             sent,
             masquerade,
             hairpin,
+            direct: false,
+            renumbered: false,
             state: OPENED,
             service: service.id,
             endpoint: chosen.id,
             generation: chosen.generation,
+            first: self.now,
             last: self.now,
         };
         continues(met, &flow)?;
@@ -248,7 +270,7 @@ impl Oracle {
     }
 
     /// The source port is the client's, or one of ours where that is taken or hidden behind this node.
-    fn judge_port(&self, key: &FlowKey, sent: Tuple, masqueraded: bool) -> Judgement {
+    pub(super) fn judge_port(&self, key: &FlowKey, sent: Tuple, masqueraded: bool) -> Judgement {
         let (side, protocol, tuple) = *key;
         let reply = |sent: Tuple| (side, protocol, sent.reversed());
         let taken = |sent: Tuple| self.flows.holds_reply(&reply(sent), key, self.now);
@@ -299,7 +321,7 @@ impl Oracle {
     }
 }
 
-fn continues(met: &Met<'_>, flow: &Flow) -> Judgement {
+pub(super) fn continues(met: &Met<'_>, flow: &Flow) -> Judgement {
     if flow.hairpin {
         met.returns_as(flow.sent)
     } else {

@@ -9,6 +9,7 @@
 //! them to it from then on.
 
 pub mod answer;
+mod direct;
 mod egress;
 pub mod flows;
 mod icmp;
@@ -308,6 +309,9 @@ impl Oracle {
 
     /// The endpoint does not serve any more.
     fn is_gone(&self, flow: &flows::Flow) -> bool {
+        if flow.direct {
+            return false;
+        }
         let endpoint = self.tables.endpoint(flow.endpoint);
         endpoint.is_none_or(|e| e.generation != flow.generation || !e.serving)
     }
