@@ -1,7 +1,7 @@
 //! What cannot be served is refused so that its sender learns at once: RST for TCP, port unreachable for the rest.
 
 use lb_ebpf::abi::counter;
-use lb_tests::object::{Net, Node, Received, in_both_families, tcp_service, udp_service};
+use lb_tests::object::{Net, Node, in_both_families, tcp_service, udp_service};
 use lb_tests::packet::{
     ACK, Body, FIN, Frame as _, Packet, RST, SYN, echo, other, port_unreachable, tcp, udp,
 };
@@ -208,24 +208,6 @@ fn a_segment_with_options_is_reset() {
         let reset = tcp(undefined(net), net.client)
             .flags(RST | ACK)
             .sequence(0, 12);
-        node.pod_sends(&syn).is_turned_back_as(&answer(reset));
-    });
-}
-
-#[test]
-fn a_refusal_of_a_packet_summed_up_by_the_device_is_summed_up_right() {
-    // Of a packet that must grow on the way the kernel forgets the sum, so a large one.
-    in_both_families(|node, net| {
-        serve(node, net);
-        node.receives_frames(Received::Summed);
-        let request = udp(net.client, undefined(net)).carrying(&[7; 600]);
-        node.pod_sends(&request)
-            .is_turned_back_as(&unreachable(&request, header(net)));
-        let syn = tcp(net.client, undefined(net)).syn().sequence(77, 0);
-        let syn = syn.carrying(&[7; 600]);
-        let reset = tcp(undefined(net), net.client)
-            .flags(RST | ACK)
-            .sequence(0, 678);
         node.pod_sends(&syn).is_turned_back_as(&answer(reset));
     });
 }

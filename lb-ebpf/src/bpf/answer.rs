@@ -16,9 +16,10 @@ use crate::header::{ACK, FIN, ICMPV6, Ipv4, Ipv6, Network, Part, RST, SYN, Tcp, 
 use crate::icmp_error::Quoted;
 use crate::maps::{SCRATCH, Scratch};
 use crate::masquerade::NodeAddress;
+use crate::packet::{ETHERNET, Packet as _};
 use crate::report::count;
 use crate::rewrite::Rewrite;
-use crate::skb::{ETHERNET, Skb};
+use crate::skb::Skb;
 
 /// Bytes cut away behind the Ethernet header: more than any offset at which a transport header starts behind what we
 /// quote.

@@ -26,39 +26,39 @@ pub(crate) fn passes<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };
-    let network = work.network;
+    let network = &work.network;
     let protocol = network.protocol;
     // A later fragment has no port that could be another one.
     if (protocol != TCP && protocol != UDP) || network.part == Part::Later {
-        return unknown_address::<F>(settings, &network);
+        return unknown_address::<F>(settings, &work.network);
     }
-    let Some(transport) = transport(&skb, &network, SCOPE) else {
-        return unknown_address::<F>(settings, &network);
+    let Some(transport) = transport(&skb, network, SCOPE) else {
+        return unknown_address::<F>(settings, &work.network);
     };
     work.transport = transport;
     work.set_key(SCOPE);
     let now = now();
-    let target = target::at::<F>(&network.destination);
+    let target = target::at::<F>(&work.network.destination);
     if target.direct != 0 && work.goes_on(settings, transport.flags, now) {
         return step::TO_ENDPOINT;
     }
     if protocol == TCP && !is_clean_syn(transport.flags) {
-        return unknown_address::<F>(settings, &network);
+        return unknown_address::<F>(settings, &work.network);
     }
     write_turned(&mut work.reply, &work.key);
     if work.find_reply().is_none() || work.flow.flags & HAIRPIN != 0 {
-        return unknown_address::<F>(settings, &network);
+        return unknown_address::<F>(settings, &work.network);
     }
     if work.flow.state == CLOSED || has_expired(&work.flow, settings, protocol, now) {
         // Nothing but its record is left, which would take this conversation's answers for its own.
         remove(&work.forward, &work.flow, &mut work.reply);
-        return unknown_address::<F>(settings, &network);
+        return unknown_address::<F>(settings, &work.network);
     }
     work.own = false;
     work.direct = true;
     work.masquerade = false;
     work.endpoint = Endpoint {
-        address: network.destination,
+        address: work.network.destination,
         port: transport.destination_port,
         flags: 0,
         id: NOBODY,

@@ -6,6 +6,7 @@
 use aya_ebpf::bindings::__sk_buff;
 
 use crate::header::Part;
+use crate::packet::Packet;
 use crate::skb::Skb;
 
 const HOP_BY_HOP: u8 = 0;
@@ -17,7 +18,7 @@ const OPTIONS: u8 = 60;
 /// Where a walk led: to a transport header, or to a later fragment's data.
 #[derive(Clone, Copy)]
 pub(crate) struct Led {
-    /// Its offset; 0 if the chain is broken, longer than we follow, or leads to further stops.
+    /// Its offset.
     pub(crate) transport: u32,
     pub(crate) protocol: u8,
     pub(crate) part: Part,
@@ -35,8 +36,8 @@ impl Led {
     }
 
     #[inline(always)]
-    pub(crate) fn from_number(number: u64) -> Self {
-        Self {
+    pub(crate) fn from_number(number: u64) -> Option<Self> {
+        (number != NOWHERE).then_some(Self {
             transport: number as u32 & 0xffff,
             protocol: (number >> 16) as u8,
             part: match (number >> 24) as u8 {
@@ -45,15 +46,24 @@ impl Led {
                 _ => Part::Later,
             },
             identification: (number >> 32) as u32,
-        }
+        })
     }
+}
+
+/// The number of no place.
+const NOWHERE: u64 = 0;
+
+/// [`walk`] for tc programs.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn walk_skb(skb: *mut __sk_buff, transport: u32, protocol: u32) -> u64 {
+    walk(&Skb::from_raw(skb), transport, protocol)
 }
 
 /// Walks over at most eight headers (RFC 8200 allows more, nobody sends them), the first of them of kind `protocol` and
 /// at `transport`; gives a [`Led`] as a number.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(crate) extern "C" fn walk(skb: *mut __sk_buff, transport: u32, protocol: u32) -> u64 {
+#[inline(always)]
+fn walk(skb: &impl Packet, transport: u32, protocol: u32) -> u64 {
     let mut led = Led {
         transport,
         protocol: protocol as u8,
@@ -65,17 +75,17 @@ pub(crate) extern "C" fn walk(skb: *mut __sk_buff, transport: u32, protocol: u32
         ($($header:literal)+) => {
             $(
                 let _ = $header;
-                match pass(&Skb::from_raw(skb), &mut led) {
+                match pass(skb, &mut led) {
                     Look::On => {}
                     Look::There => return led.number(),
-                    Look::Nowhere => return 0,
+                    Look::Nowhere => return NOWHERE,
                 }
             )+
         };
     }
     // The last one must find the chain's end.
     look!(1 2 3 4 5 6 7 8 9);
-    0
+    NOWHERE
 }
 
 /// What a look at a header tells.
@@ -88,7 +98,7 @@ enum Look {
 
 /// Passes an extension header, if there is one. All of them have eight bytes at least.
 #[inline(always)]
-fn pass(skb: &Skb, led: &mut Led) -> Look {
+fn pass(skb: &impl Packet, led: &mut Led) -> Look {
     let kind = led.protocol;
     if !matches!(
         kind,

@@ -5,11 +5,10 @@ use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::fragment::{Fragment, FragmentKey};
 use lb_ebpf::abi::{TCP, UDP, counter};
 
-use crate::extension::{Led, walk};
 use crate::lookup::now;
 use crate::maps::{FRAGMENTS, Tables};
+use crate::packet::{ETHERNET, Packet};
 use crate::report::count;
-use crate::skb::{ETHERNET, Skb};
 
 /// Ethertype of IPv4.
 pub(crate) const IPV4: u16 = 0x0800;
@@ -134,12 +133,12 @@ pub(crate) trait Wire: Tables {
     fn is_martian(source: &Self::Addr) -> bool;
     /// Reads the network header at `offset`, of a packet or of the beginning of one that is quoted; `None` if it is broken
     /// or of a kind we leave alone.
-    fn network(skb: &Skb, offset: u32) -> Option<Network<Self>>;
+    fn network(skb: &impl Packet, offset: u32) -> Option<Network<Self>>;
 }
 
 /// Reads the network header of the packet in a frame, which must be there up to its end.
 #[inline(always)]
-pub(crate) fn packet<F: Wire>(skb: &Skb) -> Option<Network<F>> {
+pub(crate) fn packet<F: Wire>(skb: &impl Packet) -> Option<Network<F>> {
     let network = F::network(skb, NETWORK)?;
     (network.end <= skb.length()).then_some(network)
 }
@@ -147,7 +146,7 @@ pub(crate) fn packet<F: Wire>(skb: &Skb) -> Option<Network<F>> {
 /// Where a packet ends whose header starts at `start` and says that `said` bytes follow. More than the header can say it
 /// leaves open: no sender but a local one, whose frames are still to be cut, has such packets.
 #[inline(always)]
-fn end(skb: &Skb, start: u32, said: u16) -> u32 {
+fn end(skb: &impl Packet, start: u32, said: u16) -> u32 {
     if said == 0 && skb.is_segmented() {
         skb.length()
     } else {
@@ -166,7 +165,7 @@ impl Wire for V4 {
     }
 
     #[inline(always)]
-    fn network(skb: &Skb, offset: u32) -> Option<Network<V4>> {
+    fn network(skb: &impl Packet, offset: u32) -> Option<Network<V4>> {
         let header: Ipv4 = skb.load(offset)?;
         let length = u32::from(header.version_ihl & 15) * 4;
         let end = end(skb, offset, u16::from_be(header.total_length));
@@ -203,7 +202,7 @@ impl Wire for V6 {
     }
 
     #[inline(always)]
-    fn network(skb: &Skb, offset: u32) -> Option<Network<V6>> {
+    fn network(skb: &impl Packet, offset: u32) -> Option<Network<V6>> {
         let header: Ipv6 = skb.load(offset)?;
         if (u32::from_be(header.version_class_label) >> 28) != 6 {
             return None;
@@ -222,8 +221,8 @@ impl Wire for V6 {
         if matches!(found.protocol, TCP | UDP | ICMPV6) {
             return Some(found);
         }
-        let led = Led::from_number(walk(skb.raw(), found.transport, found.protocol.into()));
-        if led.transport == 0 || led.transport > found.end {
+        let led = skb.past_extensions(found.transport, found.protocol)?;
+        if led.transport > found.end {
             return None;
         }
         found.transport = led.transport;
@@ -237,30 +236,32 @@ impl Wire for V6 {
 /// Reads the transport header of a TCP or UDP packet. A first fragment teaches the later ones their ports;
 /// a later fragment whose first one was not seen is left to the stack.
 #[inline(always)]
-pub(crate) fn transport<F: Wire>(skb: &Skb, network: &Network<F>, scope: u8) -> Option<Transport> {
+pub(crate) fn transport<F: Wire, P: Packet>(
+    skb: &P,
+    network: &Network<F>,
+    scope: u8,
+) -> Option<Transport> {
     if network.part == Part::Later {
-        return later_fragment(network, scope);
+        let found = later_fragment(network, scope);
+        if found.is_none() && !P::SEEN_AGAIN {
+            count(counter::FRAGMENT_UNKNOWN);
+        }
+        return found;
     }
     let Some(found) = whole_transport(skb, network) else {
         count(counter::MALFORMED);
         return None;
     };
     if network.part == Part::First {
-        let value = Fragment {
-            source_port: found.source_port,
-            destination_port: found.destination_port,
-            seen: now(),
-        };
-        // Full: the later fragments go untranslated to the stack, which drops them; the sweep makes room.
-        let _ = FRAGMENTS.insert(fragment_key(network, scope), value, 0);
+        learn(network, &found, scope);
     }
     Some(found)
 }
 
 /// Reads a transport header, which must lie within its packet.
 #[inline(always)]
-fn whole_transport<F: Wire>(skb: &Skb, network: &Network<F>) -> Option<Transport> {
-    let at = network.transport;
+fn whole_transport<F: Wire, P: Packet>(skb: &P, network: &Network<F>) -> Option<Transport> {
+    let (_, at) = P::headers(network);
     match network.protocol {
         TCP => {
             if at + size_of::<WholeTcp>() as u32 > network.end {
@@ -310,20 +311,42 @@ fn fragment_key<F: Wire>(network: &Network<F>, scope: u8) -> FragmentKey {
     }
 }
 
+/// Notes the ports of a first fragment. Out of line for the callers' stacks.
+#[inline(never)]
+fn learn<F: Wire>(network: &Network<F>, found: &Transport, scope: u8) {
+    let value = Fragment {
+        source_port: found.source_port,
+        destination_port: found.destination_port,
+        seen: now(),
+    };
+    // Full: the later fragments go untranslated to the stack, which drops them; the sweep makes room.
+    let _ = FRAGMENTS.insert(fragment_key(network, scope), value, 0);
+}
+
 #[inline(always)]
 fn later_fragment<F: Wire>(network: &Network<F>, scope: u8) -> Option<Transport> {
-    let Some(known) = FRAGMENTS.get_ptr(fragment_key(network, scope)) else {
-        count(counter::FRAGMENT_UNKNOWN);
-        return None;
-    };
-    // SAFETY: an element of the table; both ports are read in one go.
-    let ports = unsafe { core::ptr::read_volatile(known) };
-    Some(Transport {
-        source_port: ports.source_port,
-        destination_port: ports.destination_port,
+    let ports = known_ports(network, scope);
+    (ports & KNOWN != 0).then_some(Transport {
+        source_port: (ports >> 16) as u16,
+        destination_port: ports as u16,
         flags: 0,
         present: false,
     })
+}
+
+/// Tells that ports are known.
+const KNOWN: u64 = 1 << 32;
+
+/// Source and destination port of a later fragment's packet as one number, with [`KNOWN`]; else 0. Out of line for the
+/// callers' stacks.
+#[inline(never)]
+fn known_ports<F: Wire>(network: &Network<F>, scope: u8) -> u64 {
+    let Some(known) = FRAGMENTS.get_ptr(fragment_key(network, scope)) else {
+        return 0;
+    };
+    // SAFETY: an element of the table; both ports are read in one go.
+    let ports = unsafe { core::ptr::read_volatile(known) };
+    KNOWN | u64::from(ports.source_port) << 16 | u64::from(ports.destination_port)
 }
 
 /// Offset of the network header of a packet with a link-layer header.

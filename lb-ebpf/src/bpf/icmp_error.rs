@@ -9,9 +9,10 @@ use lb_ebpf::abi::{TCP, UDP};
 
 use crate::flow::{find, write_turned};
 use crate::header::{ICMPV6, Network, Part};
+use crate::packet::{PSEUDO, Packet as _};
 use crate::report::count;
 use crate::rewrite::{Checksum, End, Rewrite};
-use crate::skb::{PSEUDO, Skb};
+use crate::skb::Skb;
 use crate::work::Work;
 use crate::{DROP, NEXT};
 

@@ -16,7 +16,7 @@ use lb_ebpf::tcp_state::{Speaker, is_clean_syn};
 use crate::answer::{Answer, reject};
 use crate::direct;
 use crate::fast::{self, Hop};
-use crate::forward::{back_to_client, to_endpoint};
+use crate::forward::{back, to_endpoint};
 use crate::header::{IPV4, IPV6, Network, packet, transport};
 use crate::icmp_error;
 use crate::lookup::{address_use, dialled_frontend, now, settings};
@@ -24,6 +24,7 @@ use crate::maps::TOMBSTONES;
 use crate::masquerade::{self, Origin, returns};
 use crate::opening::{Claim, Opening};
 use crate::own::OWN;
+use crate::packet::Packet;
 use crate::report::count;
 use crate::select::{Set, Verdict, choose};
 use crate::service_cidr::ServiceCidrs;
@@ -62,7 +63,7 @@ fn run<F: Answer + Claim + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32
         action = other_protocol::<F, SCOPE>(skb);
     }
     if action == step::NEW_FLOW {
-        action = new_flow::<F, SCOPE>(skb);
+        action = new_flow::<F, SCOPE>();
     }
     if action == step::DIRECT {
         action = direct::passes::<F, SCOPE>(skb);
@@ -80,6 +81,7 @@ fn run<F: Answer + Claim + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32
             }
             to_endpoint::<F, OUT>(skb)
         }
+        step::BACK => back::<F, OUT>(skb),
         step::REJECT => reject::<F, OUT>(skb),
         _ => action,
     }
@@ -87,7 +89,7 @@ fn run<F: Answer + Claim + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32
 
 /// The fast way, for masqueraded flows to other nodes.
 #[inline(always)]
-fn fast_to_endpoint<F: Hop>(skb: Skb) -> i32 {
+pub(crate) fn fast_to_endpoint<F: Hop>(skb: impl Packet) -> i32 {
     match F::work() {
         Some(work) if work.flow.flags & (MASQUERADE | LOCAL_ENDPOINT) == MASQUERADE => {
             fast::to_endpoint(skb, work)
@@ -115,6 +117,7 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
     if uses == 0 {
         return step::DIRECT;
     }
+    let network = &work.network;
     if F::is_martian(&network.source) {
         count(counter::MALFORMED);
         return NEXT;
@@ -123,7 +126,7 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
         work.uses = uses;
         return step::OTHER_PROTOCOL;
     }
-    let Some(transport) = transport(&skb, &network, SCOPE) else {
+    let Some(transport) = transport(&skb, network, SCOPE) else {
         return NEXT;
     };
     work.transport = transport;
@@ -143,7 +146,7 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
 
 /// The first packet of a flow.
 #[inline(never)]
-pub(crate) fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
+pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };
@@ -157,7 +160,7 @@ pub(crate) fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb
             && work.flow.flags & HAIRPIN != 0
         {
             place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
-            return back_to_client::<F, OUT>(skb, work);
+            return step::BACK;
         }
     }
     if !work.transport.present {
@@ -237,7 +240,7 @@ fn origin<F: ServiceCidrs, const SCOPE: u8>(settings: &Settings, source: F::Addr
 
 /// Enters the new flow.
 #[inline(never)]
-pub(crate) fn open_flow<F: Answer + Claim>(skb: Skb) -> i32 {
+pub(crate) fn open_flow<F: Answer + Claim>(skb: impl Packet) -> i32 {
     let Some(work) = F::work() else {
         return NEXT;
     };

@@ -23,6 +23,7 @@ mod masquerade;
 mod newcomer;
 mod opening;
 mod own;
+mod packet;
 mod report;
 mod rewrite;
 mod select;

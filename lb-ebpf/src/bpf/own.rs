@@ -13,7 +13,7 @@ use lb_ebpf::tcp_state::Speaker;
 
 use crate::answer::{Answer, reject};
 use crate::fast::{self, Hop};
-use crate::forward::{back_to_client, to_endpoint};
+use crate::forward::{back, to_endpoint};
 use crate::header::transport;
 use crate::ingress::{new_flow, open_flow, step};
 use crate::lookup::{now, settings};
@@ -31,14 +31,14 @@ pub(crate) const OWN: u8 = 4;
 pub(crate) fn leaves<F: Answer + Claim + Hop + ServiceCidrs>(skb: Skb) -> i32 {
     let mut action = known_flow::<F>(skb);
     if action == step::NEW_FLOW {
-        action = new_flow::<F, OWN>(skb);
+        action = new_flow::<F, OWN>();
         if action == step::OPEN {
             action = open_flow::<F>(skb);
         }
     }
     match action {
         step::TO_ENDPOINT => onwards::<F>(skb),
-        step::BACK => back::<F>(skb),
+        step::BACK => back::<F, IN>(skb),
         step::REJECT => reject::<F, IN>(skb),
         NEXT => nobodys::<F>(),
         _ => action,
@@ -78,15 +78,6 @@ fn known_flow<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
         step::TO_ENDPOINT
     } else {
         step::NEW_FLOW
-    }
-}
-
-/// Gives this node its own server's answer. Out of line for the stack of what else the caller calls.
-#[inline(never)]
-fn back<F: Hop>(skb: Skb) -> i32 {
-    match F::work() {
-        Some(work) => back_to_client::<F, IN>(skb, work),
-        None => DROP,
     }
 }
 

@@ -1,29 +1,34 @@
 //! A packet as tc programs see it.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
-    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_check_mtu, bpf_csum_diff, bpf_csum_update, bpf_fib_lookup, bpf_l3_csum_replace,
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
-use core::ptr::{addr_of, read_volatile};
+use core::ptr::{addr_of, null_mut, read_volatile};
 
-/// Length of an Ethernet header.
-pub(crate) const ETHERNET: u32 = 14;
+use crate::extension::{Led, walk_skb};
+use crate::header::{Network, Wire};
+use crate::packet::{FOUND, NO_NEIGHBOUR, PSEUDO, Packet};
 
-/// `BPF_F_PSEUDO_HDR`: the change is also in the pseudo header.
-pub(crate) const PSEUDO: u64 = 1 << 4;
-/// `BPF_F_MARK_MANGLED_0`: UDP, where a checksum of zero means "none".
-pub(crate) const ZERO_IS_NONE: u64 = 1 << 5;
 /// `BPF_F_IPV6` (Linux 6.16): the pseudo header's change leaves `skb->csum` right.
-pub(crate) const IPV6: u64 = 1 << 7;
+const IPV6: u64 = 1 << 7;
 
 /// `BPF_F_RECOMPUTE_CSUM`: the written bytes count in `skb->csum`.
 const RECOMPUTE: u64 = 1;
 
+/// Ethertype of a VLAN tag, and the bits of a tag that are the VLAN's number.
+const TAG: u16 = 0x8100;
+const VLAN_ID: u32 = 0xfff;
+
 /// `BPF_ADJ_ROOM_MAC`.
 const ROOM_AFTER_MAC: u32 = 1;
+
+/// `BPF_MTU_CHK_SEGS`: look at the segments of a GSO packet.
+const SEGMENTS: u64 = 1;
 
 /// Handle of a packet. Helpers that move data need no care here: nothing keeps pointers into the packet.
 #[derive(Clone, Copy)]
@@ -47,82 +52,26 @@ impl Skb {
         Self(skb)
     }
 
-    /// Ethertype, host order.
+    /// Ethertype, host order; a tag's where the packet has one.
+    ///
+    /// The kernel takes the outer tag out of a frame before we meet it, and looks for the device of that VLAN only
+    /// afterwards. That device has programs of ours where it is an uplink, and there the packet comes by without its
+    /// tag: translated here it would meet the wrong routes, and leave with a tag that is not the way out's. A tag
+    /// that names no VLAN is only a priority (IEEE 802.1Q, 9.6).
     #[inline(always)]
     pub(crate) fn ethertype(&self) -> u16 {
-        // SAFETY: a field of the context.
-        u16::from_be(unsafe { read_volatile(addr_of!((*self.0).protocol)) } as u16)
-    }
-
-    /// Bytes of the whole frame.
-    #[inline(always)]
-    pub(crate) fn length(&self) -> u32 {
-        // SAFETY: a field of the context.
-        unsafe { read_volatile(addr_of!((*self.0).len)) }
-    }
-
-    /// Whether the frame stands for several packets that are still to be cut, or were put together.
-    #[inline(always)]
-    pub(crate) fn is_segmented(&self) -> bool {
-        // SAFETY: a field of the context.
-        unsafe { read_volatile(addr_of!((*self.0).gso_size)) != 0 }
-    }
-
-    /// Interface the program sits on.
-    #[inline(always)]
-    pub(crate) fn device(&self) -> u32 {
-        // SAFETY: a field of the context.
-        unsafe { read_volatile(addr_of!((*self.0).ifindex)) }
-    }
-
-    /// Reads a header. `T` is made of integers and arrays of such.
-    #[inline(always)]
-    pub(crate) fn load<T: Copy>(&self, offset: u32) -> Option<T> {
-        let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: the helper fills all of `value` or fails.
-        unsafe {
-            let failed = bpf_skb_load_bytes(
-                self.0.cast(),
-                offset,
-                value.as_mut_ptr().cast(),
-                size_of::<T>() as u32,
-            );
-            if failed != 0 {
-                None
-            } else {
-                Some(value.assume_init())
-            }
+        // SAFETY: fields of the context.
+        let (protocol, tagged, tag) = unsafe {
+            (
+                read_volatile(addr_of!((*self.0).protocol)),
+                read_volatile(addr_of!((*self.0).vlan_present)),
+                read_volatile(addr_of!((*self.0).vlan_tci)),
+            )
+        };
+        if tagged != 0 && tag & VLAN_ID != 0 {
+            return TAG;
         }
-    }
-
-    /// Writes a header without touching `skb->csum`: every change of ours comes with one of a checksum.
-    #[inline(always)]
-    pub(crate) fn store<T: Copy>(&self, offset: u32, value: &T) -> bool {
-        // SAFETY: `value` is readable for its size.
-        unsafe {
-            bpf_skb_store_bytes(
-                self.0,
-                offset,
-                (&raw const *value).cast(),
-                size_of::<T>() as u32,
-                0,
-            ) == 0
-        }
-    }
-
-    /// Writes a header that no checksum covers, and keeps `skb->csum` right.
-    #[inline(always)]
-    pub(crate) fn store_summed<T: Copy>(&self, offset: u32, value: &T) -> bool {
-        // SAFETY: `value` is readable for its size.
-        unsafe {
-            bpf_skb_store_bytes(
-                self.0,
-                offset,
-                (&raw const *value).cast(),
-                size_of::<T>() as u32,
-                RECOMPUTE,
-            ) == 0
-        }
+        u16::from_be(protocol as u16)
     }
 
     /// Writes `length` bytes, at most what `buffer` holds, and keeps `skb->csum` right.
@@ -134,63 +83,6 @@ impl Skb {
         // SAFETY: `buffer` is readable for `length`.
         unsafe {
             bpf_skb_store_bytes(self.0, offset, buffer.as_ptr().cast(), length, RECOMPUTE) == 0
-        }
-    }
-
-    /// Updates an IPv4 header's checksum for a changed word.
-    #[inline(always)]
-    pub(crate) fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool {
-        // SAFETY: the helper checks the offset.
-        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 4) == 0 }
-    }
-
-    /// Updates an IPv4 header's checksum for a changed half-word.
-    #[inline(always)]
-    pub(crate) fn replace_l3_half(&self, offset: u32, old: u16, new: u16) -> bool {
-        // SAFETY: the helper checks the offset.
-        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 2) == 0 }
-    }
-
-    /// Updates a transport checksum for a changed value of `size` bytes.
-    #[inline(always)]
-    pub(crate) fn replace_l4(
-        &self,
-        offset: u32,
-        old: u32,
-        new: u32,
-        size: u64,
-        flags: u64,
-    ) -> bool {
-        // SAFETY: the helper checks the offset.
-        unsafe { bpf_l4_csum_replace(self.0, offset, old.into(), new.into(), size | flags) == 0 }
-    }
-
-    /// Updates a transport checksum for a changed IPv6 address in the pseudo header.
-    #[inline(always)]
-    pub(crate) fn replace_l4_address6(
-        &self,
-        offset: u32,
-        mut old: [u32; 4],
-        mut new: [u32; 4],
-        flags: u64,
-    ) -> bool {
-        // SAFETY: both buffers hold 16 bytes.
-        let difference = unsafe { bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0) };
-        if difference < 0 {
-            return false;
-        }
-        // SAFETY: the helper checks the offset.
-        unsafe {
-            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO | IPV6) == 0
-            {
-                return true;
-            }
-            // Before 6.16 the helper also changes `skb->csum`, wrongly for IPv6; put it back.
-            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO) != 0 {
-                return false;
-            }
-            bpf_csum_update(self.0, difference as u32);
-            true
         }
     }
 
@@ -241,5 +133,161 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn raw(&self) -> *mut __sk_buff {
         self.0
+    }
+}
+
+impl Packet for Skb {
+    const SEEN_AGAIN: bool = false;
+
+    #[inline(always)]
+    fn headers<F: Wire>(network: &Network<F>) -> (u32, u32) {
+        (network.offset, network.transport)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).len)) }
+    }
+
+    #[inline(always)]
+    fn is_segmented(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).gso_size)) != 0 }
+    }
+
+    #[inline(always)]
+    fn past_extensions(&self, offset: u32, protocol: u8) -> Option<Led> {
+        Led::from_number(walk_skb(self.0, offset, protocol.into()))
+    }
+
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).ifindex)) }
+    }
+
+    #[inline(always)]
+    fn load<T: Copy>(&self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper fills all of `value` or fails.
+        unsafe {
+            let failed = bpf_skb_load_bytes(
+                self.0.cast(),
+                offset,
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+            );
+            if failed != 0 {
+                None
+            } else {
+                Some(value.assume_init())
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn store<T: Copy>(&self, offset: u32, value: &T) -> bool {
+        // SAFETY: `value` is readable for its size.
+        unsafe {
+            bpf_skb_store_bytes(
+                self.0,
+                offset,
+                (&raw const *value).cast(),
+                size_of::<T>() as u32,
+                0,
+            ) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn store_summed<T: Copy>(&self, offset: u32, value: &T) -> bool {
+        // SAFETY: `value` is readable for its size.
+        unsafe {
+            bpf_skb_store_bytes(
+                self.0,
+                offset,
+                (&raw const *value).cast(),
+                size_of::<T>() as u32,
+                RECOMPUTE,
+            ) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool {
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 4) == 0 }
+    }
+
+    #[inline(always)]
+    fn replace_l3_half(&self, offset: u32, old: u16, new: u16) -> bool {
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 2) == 0 }
+    }
+
+    #[inline(always)]
+    fn replace_l4(&self, offset: u32, old: u32, new: u32, size: u64, flags: u64) -> bool {
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l4_csum_replace(self.0, offset, old.into(), new.into(), size | flags) == 0 }
+    }
+
+    #[inline(always)]
+    fn replace_l4_address6(
+        &self,
+        offset: u32,
+        mut old: [u32; 4],
+        mut new: [u32; 4],
+        flags: u64,
+    ) -> bool {
+        // SAFETY: both buffers hold 16 bytes.
+        let difference = unsafe { bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0) };
+        if difference < 0 {
+            return false;
+        }
+        // SAFETY: the helper checks the offset.
+        unsafe {
+            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO | IPV6) == 0
+            {
+                return true;
+            }
+            // Before 6.16 the helper also changes `skb->csum`, wrongly for IPv6; put it back.
+            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO) != 0 {
+                return false;
+            }
+            bpf_csum_update(self.0, difference as u32);
+            true
+        }
+    }
+
+    #[inline(always)]
+    fn route(&self, route: &mut FibLookup, flags: u32) -> i64 {
+        // SAFETY: `route` is readable and writable for its size.
+        unsafe {
+            bpf_fib_lookup(
+                self.0.cast(),
+                &raw mut *route,
+                size_of::<FibLookup>() as i32,
+                flags,
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn can_leave(&self, answer: i64, _: &FibLookup) -> bool {
+        answer == FOUND || answer == NO_NEIGHBOUR
+    }
+
+    #[inline(always)]
+    fn fits(&self, device: u32) -> bool {
+        let mut mtu = 0;
+        // SAFETY: `mtu` is writable.
+        unsafe { bpf_check_mtu(self.0.cast(), device, &raw mut mtu, 0, SEGMENTS) == 0 }
+    }
+
+    #[inline(always)]
+    fn leave(&self, route: &FibLookup) -> i32 {
+        // SAFETY: no next hop is given, so the kernel takes the packet's destination and finds the neighbour.
+        unsafe { bpf_redirect_neigh(route.ifindex, null_mut(), 0, 0) as i32 }
     }
 }

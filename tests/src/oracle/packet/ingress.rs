@@ -5,7 +5,7 @@ use lb_ebpf::abi::counter;
 use super::flows::{Flow, FlowKey, Remembered, Side, Speaker, is_clean_syn};
 use super::tables::{Endpoint, Frontend, Kind, Service, Use};
 use super::wire::{Frame, Tuple, UDP};
-use super::{DROP, Deviation, Judgement, Met, NEXT, OPENED, Oracle, REDIRECT, answer};
+use super::{DROP, Judgement, Met, NEXT, OPENED, Oracle, REDIRECT, answer};
 
 /// Who is to be seen as the sender.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,10 +96,6 @@ impl Oracle {
             if protocol == UDP && tables.tombstones.contains(&vanished) {
                 self.count(counter::TOMBSTONE_REJECTED);
                 self.count(counter::PACKET_REJECTED);
-                let odd = is_odd(&met.frame.packet);
-                if odd && met.seen.action == DROP && self.tolerates(Deviation::RefusedSilently) {
-                    return Ok(());
-                }
                 return refused(met);
             }
             return self.judge_unknown_protocol(met);
@@ -310,11 +306,9 @@ impl Oracle {
             // RFC 9293: a reset is never answered.
             return met.is_dropped();
         }
-        if is_odd(&met.frame.packet)
-            && met.seen.action == DROP
-            && self.tolerates(Deviation::RefusedSilently)
-        {
-            return Ok(());
+        if !met.frame.packet.is_first() {
+            // Nor is a fragment but the first (RFC 1122 §3.2.2).
+            return met.is_dropped();
         }
         self.count(counter::PACKET_REJECTED);
         refused(met)
@@ -335,10 +329,4 @@ fn refused(met: &Met<'_>) -> Judgement {
         NEXT | DROP => Err("must be refused, but was passed or dropped".into()),
         other => Err(format!("must be refused, but the action is {other}")),
     }
-}
-
-/// Options, extension headers, or only a part.
-fn is_odd(packet: &super::wire::Packet) -> bool {
-    let plain = if packet.is_v4() { 20 } else { 40 };
-    packet.piece.is_some() || packet.head.len() > plain || packet.load.len() < 8
 }
