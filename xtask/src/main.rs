@@ -26,6 +26,7 @@ mod setup;
 mod test;
 mod tidy;
 mod toolchain;
+mod vm;
 
 /// Beeline's build, demo and test commands.
 #[derive(Parser)]
@@ -57,6 +58,8 @@ enum Command {
     },
     /// Send random packets through the loaded programs and compare with an independent oracle. Needs root.
     Fuzz(fuzz::Options),
+    /// Run the tests of programs and agent on Debian's kernels under emulation, and on this machine's.
+    Vm(vm::Options),
     /// Check formatting, lints (host and eBPF), the object and the project's rules.
     Check,
 }
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Bench(bench) => bench::run(&bench).map(|()| true),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Fuzz(options) => fuzz::run(options).map(|()| true),
+        Command::Vm(options) => vm::run(&options),
         Command::Check => check::run().map(|()| true),
     };
     match passed {
