@@ -18,6 +18,7 @@ mod fuzz;
 mod linker;
 mod manifests;
 mod object;
+mod oracle;
 mod progress;
 mod runner;
 mod setup;
@@ -51,6 +52,8 @@ enum Command {
     },
     /// Send random packets through the loaded programs and compare with an independent oracle. Needs root.
     Fuzz(fuzz::Options),
+    /// Run Beeline beside the real kube-proxy on generated clusters and compare what clients meet. Needs root.
+    Oracle(oracle::Options),
     /// Check formatting, lints (host and eBPF), the object and the project's rules.
     Check,
 }
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Bench(bench) => bench::run(&bench).map(|()| true),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Fuzz(options) => fuzz::run(options).map(|()| true),
+        Command::Oracle(options) => oracle::run(&options).map(|()| true),
         Command::Check => check::run().map(|()| true),
     };
     match passed {

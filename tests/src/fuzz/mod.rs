@@ -13,7 +13,7 @@ mod frames;
 pub mod generate;
 pub mod kernel;
 mod known;
-mod random;
+pub(crate) mod random;
 mod records;
 pub mod run;
 pub mod script;
