@@ -20,6 +20,7 @@ mod fuzz;
 mod linker;
 mod manifests;
 mod object;
+mod oracle;
 mod progress;
 mod runner;
 mod setup;
@@ -60,6 +61,8 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Run the tests of programs and agent on Debian's kernels under emulation, and on this machine's.
     Vm(vm::Options),
+    /// Run Beeline beside the real kube-proxy on generated clusters and compare what clients meet. Needs root.
+    Oracle(oracle::Options),
     /// Check formatting, lints (host and eBPF), the object and the project's rules.
     Check,
 }
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Fuzz(options) => fuzz::run(options).map(|()| true),
         Command::Vm(options) => vm::run(&options),
+        Command::Oracle(options) => oracle::run(&options).map(|()| true),
         Command::Check => check::run().map(|()| true),
     };
     match passed {
