@@ -243,7 +243,7 @@ pub(crate) fn transport<F: Wire, P: Packet>(
 ) -> Option<Transport> {
     if network.part == Part::Later {
         let found = later_fragment(network, scope);
-        if found.is_none() && !P::SEEN_AGAIN {
+        if found.is_none() {
             count(counter::FRAGMENT_UNKNOWN);
         }
         return found;

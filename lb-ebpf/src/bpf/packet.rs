@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 
 use crate::extension::Led;
-use crate::header::{Network, Wire};
+use crate::header::{Network, Transport, Wire};
 
 /// Length of an Ethernet header.
 pub(crate) const ETHERNET: u32 = 14;
@@ -20,11 +20,11 @@ pub(crate) const TOO_BIG: i64 = 8;
 
 /// Handle of a packet; its methods' boolean answers say whether the packet had the bytes asked for.
 pub(crate) trait Packet: Copy {
-    /// Whether a later program of ours meets the packet if this one lets it go on: that one counts it.
-    const SEEN_AGAIN: bool;
-
     /// Where the network and the transport header are.
     fn headers<F: Wire>(network: &Network<F>) -> (u32, u32);
+
+    /// Whether the packet has a transport header, and of which protocol.
+    fn carried<F: Wire>(network: &Network<F>, transport: &Transport) -> (bool, u8);
 
     /// Bytes of the whole frame.
     fn length(&self) -> u32;

@@ -116,7 +116,7 @@ pub(crate) fn rewrite<F: Rewrite, P: Packet>(
         End::Source => (source, source_port, transport_at),
         End::Destination => (destination, destination_port, transport_at + 2),
     };
-    let checksum = match (transport.present, network.protocol) {
+    let checksum = match P::carried(network, transport) {
         (true, TCP) => Checksum {
             offset: transport_at + 16,
             flags: 0,

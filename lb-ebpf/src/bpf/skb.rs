@@ -11,7 +11,7 @@ use core::mem::MaybeUninit;
 use core::ptr::{addr_of, null_mut, read_volatile};
 
 use crate::extension::{Led, walk_skb};
-use crate::header::{Network, Wire};
+use crate::header::{Network, Transport, Wire};
 use crate::packet::{FOUND, NO_NEIGHBOUR, PSEUDO, Packet};
 
 /// `BPF_F_IPV6` (Linux 6.16): the pseudo header's change leaves `skb->csum` right.
@@ -137,11 +137,14 @@ impl Skb {
 }
 
 impl Packet for Skb {
-    const SEEN_AGAIN: bool = false;
-
     #[inline(always)]
     fn headers<F: Wire>(network: &Network<F>) -> (u32, u32) {
         (network.offset, network.transport)
+    }
+
+    #[inline(always)]
+    fn carried<F: Wire>(network: &Network<F>, transport: &Transport) -> (bool, u8) {
+        (transport.present, network.protocol)
     }
 
     #[inline(always)]
