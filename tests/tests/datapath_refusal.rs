@@ -167,6 +167,22 @@ fn another_protocol_to_a_cluster_ip_is_refused() {
 }
 
 #[test]
+fn sctp_to_other_addresses_of_a_service_passes() {
+    // Reliability: unsupported is passed. The address may be a host's that speaks SCTP itself (spec D6).
+    in_both_families(|node, net| {
+        let web = tcp_service("web", net.family).load_balancer(net.vip);
+        node.serve(
+            web.node_port(net.node_port.port())
+                .local_endpoint(net.local_endpoint),
+        );
+        for address in [net.vip.ip(), net.node] {
+            let packet = other(net.outside.ip(), address, 132, &[9; 24]);
+            node.comes_in(&packet).is_untouched();
+        }
+    });
+}
+
+#[test]
 fn an_icmp_error_to_a_cluster_ip_is_never_answered() {
     // RFC 1122 §3.2.2: no error about an error, or two hosts would go on for ever.
     in_both_families(|node, net| {

@@ -43,6 +43,10 @@ const REPLIES_START: usize = 2 * SHARD_START;
 /// Flows of a shard that may be unproven at a time, to start with.
 const NEWCOMERS_START: usize = SHARD_START / 4;
 
+/// Source ranges of all services. A trie allocates its nodes as they come, so the number costs nothing: it is where other
+/// tables stop growing.
+const RANGES: usize = 1 << 20;
+
 /// Slots of a flow table: a current and a previous map for each shard.
 const SHARD_SLOTS: usize = 2 * FLOW_SHARDS as usize;
 
@@ -95,7 +99,7 @@ pub(crate) static FRAGMENTS: HashMap<FragmentKey, Fragment, 8192, GROW> = HashMa
 #[btf_map(name = "affinity")]
 pub(crate) static AFFINITY: HashMap<AffinityKey, Affinity, 65536, GROW> = HashMap::new();
 #[btf_map(name = "source_ranges")]
-pub(crate) static SOURCE_RANGES: LpmTrie<SourceRangePrefix, SourceRange, 65536, GROW> =
+pub(crate) static SOURCE_RANGES: LpmTrie<SourceRangePrefix, SourceRange, RANGES, GROW> =
     LpmTrie::new();
 #[btf_map(name = "devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, 4096, GROW> = HashMap::new();

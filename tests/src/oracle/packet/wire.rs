@@ -246,7 +246,11 @@ impl Packet {
             TCP => self.load.len() >= 20,
             UDP => {
                 let length = word(&self.load, 4).map_or(0, usize::from);
-                let fits = self.piece.is_some() || length <= self.load.len();
+                // An atomic fragment is a whole packet (RFC 6946).
+                let part = self
+                    .piece
+                    .is_some_and(|piece| piece.more || piece.offset > 0);
+                let fits = part || length <= self.load.len();
                 self.load.len() >= 8 && length >= 8 && fits
             }
             _ => true,
