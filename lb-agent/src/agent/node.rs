@@ -13,6 +13,8 @@ pub(super) struct Addresses {
     pub nodeport: Vec<IpAddr>,
     /// All.
     pub all: Vec<IpAddr>,
+    /// The first of each family.
+    pub primary: Vec<IpAddr>,
 }
 
 impl Addresses {
@@ -35,6 +37,7 @@ impl Addresses {
         Self {
             nodeport: config.nodeport_addresses.select(&primary, own),
             all,
+            primary,
         }
     }
 

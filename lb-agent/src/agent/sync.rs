@@ -335,6 +335,7 @@ impl Sync {
             name: self.config.node_name.as_str().into(),
             zone: known.and_then(|node| node.zone.clone()),
             addresses: self.addresses.all.clone(),
+            primary: self.addresses.primary.clone(),
         };
         if self.ready {
             self.health.set_node_eligible(eligible);
