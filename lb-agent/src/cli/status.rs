@@ -281,6 +281,7 @@ fn device_line(
         role: match device.role {
             device::POD => "pod",
             device::UPLINK => "uplink",
+            device::LOOPBACK => "loopback",
             _ => "?",
         },
         mtu: device.mtu,

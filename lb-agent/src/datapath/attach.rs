@@ -12,7 +12,7 @@ use aya::programs::tc::{
     qdisc_detach_program,
 };
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
-use lb_ebpf::abi::device::{POD, UPLINK};
+use lb_ebpf::abi::device::{LOOPBACK, POD, UPLINK};
 
 use super::pins::Pins;
 use super::programs::Programs;
@@ -41,11 +41,12 @@ pub enum Direction {
 }
 
 /// Packet programs by the role of their device (`lb_ebpf::abi::device`).
-pub const PACKET_PROGRAMS: [(u32, Direction, &str); 4] = [
+pub const PACKET_PROGRAMS: [(u32, Direction, &str); 5] = [
     (POD, Direction::Ingress, "pod_ingress"),
     (POD, Direction::Egress, "pod_egress"),
     (UPLINK, Direction::Ingress, "out_ingress"),
     (UPLINK, Direction::Egress, "out_egress"),
+    (LOOPBACK, Direction::Egress, "lo_egress"),
 ];
 
 /// How packet programs are attached on this kernel.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_ebpf::abi::address::{Address4, Address6};
-use lb_ebpf::abi::device::{Device, POD, UPLINK};
+use lb_ebpf::abi::device::{Device, LOOPBACK, POD, UPLINK};
 
 use super::interfaces::{Interface, LinkKind, LocalAddress, Picture};
 
@@ -19,6 +19,18 @@ pub struct Selection {
     pub names: Option<Vec<String>>,
     /// How devices that lead to pods are told from others.
     pub pods: PodDevices,
+    /// Who translates what this node's own processes send.
+    pub own: OwnTraffic,
+}
+
+/// Who translates what this node's own processes send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OwnTraffic {
+    /// Socket hooks do.
+    #[default]
+    Sockets,
+    /// The packet programs: also on the loopback device, where packets to this node's own addresses pass.
+    Packets,
 }
 
 /// How devices that lead to pods are told from others.
@@ -66,6 +78,7 @@ impl Selection {
         Self {
             names: None,
             pods: PodDevices::ByNature,
+            own: OwnTraffic::Sockets,
         }
     }
 
@@ -83,6 +96,11 @@ impl Picture {
     pub fn choose(&self, selection: &Selection, node_addresses: &[IpAddr]) -> Choice {
         let mut choice = Choice::default();
         for interface in &self.interfaces {
+            if interface.kind == LinkKind::Loopback && selection.own == OwnTraffic::Packets {
+                let chosen = self.chosen(interface, LOOPBACK);
+                choice.chosen.insert(interface.index, chosen);
+                continue;
+            }
             let named = match &selection.names {
                 None => false,
                 Some(names) if names.contains(&interface.name) => true,

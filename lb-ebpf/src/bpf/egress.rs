@@ -38,7 +38,7 @@ pub(crate) fn egress<const SCOPE: u8>(skb: &Skb) -> i32 {
 fn run<F: Answer + Hop + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let action = answer::<F, SCOPE>(skb);
     if SCOPE == OUTSIDE && action == OWN_PACKET {
-        return own::leaves::<F>(skb);
+        return own::leaves::<F, { own::OWN }>(skb);
     }
     action
 }

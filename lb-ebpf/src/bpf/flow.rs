@@ -8,7 +8,7 @@ use core::ptr::{copy_nonoverlapping, read_volatile, write_volatile};
 use lb_ebpf::abi::endpoint;
 use lb_ebpf::abi::flow::{
     CLIENT_CLOSED, CLOSED, Flow, FlowKey, HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, MASQUERADED, NEW,
-    OWN_CLIENT, POD, key_check,
+    OWN_ADDRESS, OWN_CLIENT, POD, key_check,
 };
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{TCP, UDP, counter};
@@ -257,7 +257,7 @@ impl<F: Tables> Work<F> {
             F::read(&self.key.source),
             F::read(&self.masquerade_address),
         );
-        flow.new_source = if hairpin {
+        flow.new_source = if hairpin && !self.own_address {
             dialled
         } else if masquerade {
             own
@@ -281,6 +281,9 @@ impl<F: Tables> Work<F> {
         if self.own {
             flow.flags |= OWN_CLIENT;
         }
+        if self.own_address {
+            flow.flags |= OWN_ADDRESS;
+        }
         flow.zero = 0;
         flow.service = chosen.service;
         flow.endpoint = chosen.id;
@@ -288,7 +291,9 @@ impl<F: Tables> Work<F> {
         flow.last_seen = now;
         flow.created = now;
         flow.check = key_check(&self.key);
-        if flow.flags & MASQUERADE == 0 {
+        // A process may dial its node's server directly from the same port: only a port of our pool tells the two
+        // connections apart.
+        if flow.flags & (MASQUERADE | OWN_ADDRESS) == 0 {
             write_reply_key(&mut self.reply, &self.flow, &self.key);
             match self.claim(settings, now) {
                 Opening::Done => return self.enter(),

@@ -4,7 +4,7 @@
 use lb_ebpf::abi::address::Address4;
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{FlowKey, MASQUERADE, MASQUERADED, OWN_CLIENT};
+use lb_ebpf::abi::flow::{FlowKey, MASQUERADE, MASQUERADED, OWN_ADDRESS, OWN_CLIENT};
 use lb_ebpf::abi::{TCP, UDP};
 
 use crate::flow::find;
@@ -314,6 +314,9 @@ fn about_masqueraded<F: Quoted>(skb: &Skb, work: &mut Work<F>, quote: &Quote<F>)
         return DROP;
     }
     count(counter::ICMP_TRANSLATED);
+    if work.flow.flags & OWN_ADDRESS != 0 {
+        return skb.hand_over();
+    }
     NEXT
 }
 

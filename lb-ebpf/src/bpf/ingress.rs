@@ -3,7 +3,7 @@
 //!
 //! Packet → is the address ours? → flow → frontend → endpoint → new flow → rewrite → onwards.
 
-use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, NODE, NODE_LOCAL, TOMBSTONE};
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LOOPBACK, NODE, NODE_LOCAL, TOMBSTONE};
 use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, OUTSIDE, POD};
@@ -22,7 +22,7 @@ use crate::icmp_error;
 use crate::lookup::{address_use, dialled_frontend, now, settings};
 use crate::maps::TOMBSTONES;
 use crate::masquerade::{self, Origin, returns};
-use crate::own::OWN;
+use crate::own::{OWN, OWN_LOOPBACK};
 use crate::report::count;
 use crate::select::{Set, Verdict, choose};
 use crate::service_cidr::ServiceCidrs;
@@ -119,7 +119,7 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
     };
     work.transport = transport;
     if returns(settings, uses, transport.destination_port) {
-        let action = masquerade::answered(skb, work);
+        let action = masquerade::answered::<F, SCOPE>(skb, work);
         if action != masquerade::NOT_OURS {
             return action;
         }
@@ -138,7 +138,13 @@ pub(crate) fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };
-    let uses = work.uses;
+    let mut uses = work.uses;
+    // A loopback address counts for this node's own packets alone.
+    let on_loopback = SCOPE == OWN_LOOPBACK && uses & LOOPBACK != 0;
+    if on_loopback {
+        uses |= NODE;
+    }
+    let own = SCOPE == OWN || SCOPE == OWN_LOOPBACK;
     let now = now();
     let (protocol, flags) = (work.network.protocol, work.transport.flags);
     if SCOPE == POD {
@@ -175,8 +181,8 @@ pub(crate) fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb
     let internal = found.flags & KIND == frontend::CLUSTER_IP;
     let local_policy = found.flags & LOCAL_POLICY != 0;
     let origin = origin::<F, SCOPE>(settings, work.network.source);
-    // The external policy binds neither local pods nor the node itself (spec D13, D14).
-    let free = origin == Origin::LocalPod || SCOPE == OWN;
+    // The external policy binds neither local pods nor the node itself (spec D13, D14), but on loopback (G9).
+    let free = origin == Origin::LocalPod || own && !on_loopback;
     let set = if local_policy && (internal || !free) {
         Set::Local
     } else {
@@ -185,14 +191,17 @@ pub(crate) fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb
     let choice = choose::<F>(&found, set, &F::wide(work.network.source));
     match choice.verdict {
         Verdict::Reject => return step::REJECT,
+        // There nobody listens, then.
+        Verdict::Drop if on_loopback => return step::REJECT,
         Verdict::Drop => {
             count(counter::PACKET_DROPPED);
             return DROP;
         }
         Verdict::Translate => {}
     }
-    work.own = SCOPE == OWN;
-    work.masquerade = if SCOPE == OWN {
+    work.own = own;
+    work.own_address = SCOPE == OWN_LOOPBACK;
+    work.masquerade = if own {
         choice.endpoint.flags & (HOST | LOCAL) != HOST | LOCAL
     } else {
         masquerade::wanted(

@@ -104,6 +104,11 @@ fn out_egress(ctx: TcContext) -> i32 {
 }
 
 #[classifier]
+fn lo_egress(ctx: TcContext) -> i32 {
+    own::passes_loopback(&Skb::new(&ctx))
+}
+
+#[classifier]
 fn sweep_arm(_ctx: TcContext) -> i32 {
     sweep::arm()
 }

@@ -11,7 +11,7 @@ use core::mem::zeroed;
 use lb_ebpf::abi::address::{Address4, Address6, NODE, NODE_LOCAL};
 use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{LOCAL_ENDPOINT, MASQUERADED, OUTSIDE, OWN_CLIENT};
+use lb_ebpf::abi::flow::{LOCAL_ENDPOINT, MASQUERADED, OUTSIDE, OWN_ADDRESS, OWN_CLIENT, POD};
 use lb_ebpf::abi::settings::{MASQUERADE_ALL, SNAT_LOCAL, Settings};
 use lb_ebpf::tcp_state::Speaker;
 
@@ -85,7 +85,7 @@ pub(crate) const NOT_OURS: i32 = i32::MIN;
 /// Gives an answer to a masqueraded flow its client's address back; the host then routes it there, or it goes the
 /// fast way.
 #[inline(always)]
-pub(crate) fn answered<F: Hop>(skb: Skb, work: &mut Work<F>) -> i32 {
+pub(crate) fn answered<F: Hop, const SCOPE: u8>(skb: Skb, work: &mut Work<F>) -> i32 {
     work.set_key(MASQUERADED);
     work.reply = work.key;
     let Some(place) = work.find_reply() else {
@@ -99,10 +99,14 @@ pub(crate) fn answered<F: Hop>(skb: Skb, work: &mut Work<F>) -> i32 {
         now(),
     );
     if work.flow.flags & OWN_CLIENT != 0 {
-        return if rewrite_answer(&skb, work) {
-            NEXT
+        if !rewrite_answer(&skb, work) {
+            return DROP;
+        }
+        // The service's address is no source that a host which checks sources expects from a pod's device.
+        return if work.flow.flags & OWN_ADDRESS != 0 || SCOPE == POD {
+            skb.hand_over()
         } else {
-            DROP
+            NEXT
         };
     }
     if work.forward.scope == OUTSIDE && work.flow.flags & LOCAL_ENDPOINT == 0 {

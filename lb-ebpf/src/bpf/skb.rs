@@ -3,11 +3,14 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{
     bpf_csum_diff, bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
-    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
-use core::ptr::{addr_of, read_volatile};
+use core::ptr::{addr_of, null_mut, read_volatile};
+
+use crate::{DROP, NEXT};
 
 /// Length of an Ethernet header.
 pub(crate) const ETHERNET: u32 = 14;
@@ -34,6 +37,15 @@ pub(crate) const OUT: u64 = 0;
 
 /// Back in from the device that a packet leaves by: `BPF_F_INGRESS`.
 pub(crate) const IN: u64 = 1;
+
+/// Onwards as it is: on the loopback device everything comes back to its sender.
+pub(crate) const STAY: u64 = u64::MAX;
+
+/// `PACKET_HOST`.
+const TO_US: u32 = 0;
+
+/// Interface index of the loopback device of any network namespace.
+const LOOPBACK: u32 = 1;
 
 impl Skb {
     #[inline(always)]
@@ -204,8 +216,34 @@ impl Skb {
     /// Sends the packet back the way it came, [`OUT`] of the device or [`IN`]; the value ends the program.
     #[inline(always)]
     pub(crate) fn send_back<const WAY: u64>(&self) -> i32 {
+        if WAY == STAY {
+            return NEXT;
+        }
         // SAFETY: the helper has no preconditions.
         unsafe { bpf_redirect(self.device(), WAY) as i32 }
+    }
+
+    /// Gives this host a packet whose source is an address of its own, or of a service; the value ends the program.
+    ///
+    /// On the device where it came in the kernel would refuse such a source. So the packet leaves by the loopback device, with the
+    /// route of a packet that this host sends to itself: input takes it by that route and asks no further.
+    #[inline(always)]
+    pub(crate) fn hand_over(&self) -> i32 {
+        // The helper counts the Ethernet header in `skb->csum`, where the device summed up the packet, and does not
+        // take it out again.
+        let Some(header) = self.load::<[u16; 7]>(0) else {
+            return DROP;
+        };
+        let [a, b, c, d, e, f, g] = header;
+        let mut header = [a, b, c, d, e, f, g, 0u16];
+        // SAFETY: 16 bytes are readable, and the second helper has no preconditions. No next hop is given.
+        unsafe {
+            let sum = bpf_csum_diff(header.as_mut_ptr().cast(), 16, null_mut(), 0, 0);
+            bpf_csum_update(self.0, sum as u32);
+            // To a bridge's port, a frame for the bridge is one for somebody else.
+            bpf_skb_change_type(self.0, TO_US);
+            bpf_redirect_neigh(LOOPBACK, null_mut(), 0, 0) as i32
+        }
     }
 
     /// Whether the packet is this host's own: it came in on no device.

@@ -126,8 +126,12 @@ fn devices_line(report: &Report) -> String {
         .iter()
         .filter(|hook| hook.hook.interface.is_some_and(|index| index != 0))
         .count();
+    let loopback = match named("loopback").as_slice() {
+        [] => String::new(),
+        names => format!("; own: {}", names.join(" ")),
+    };
     format!(
-        "uplinks: {}; pods: {}; {attached} programs attached",
+        "uplinks: {}; pods: {}{loopback}; {attached} programs attached",
         listed(&named("uplink")),
         listed(&named("pod"))
     )

@@ -53,6 +53,7 @@ fn picture(interfaces: Vec<Interface>, addresses: Vec<LocalAddress>) -> Picture 
 fn roles(picture: &Picture, selection: &Selection) -> Vec<String> {
     let shown = |chosen: &Chosen| match chosen.device.role {
         POD => format!("p {}", chosen.name),
+        LOOPBACK => format!("l {}", chosen.name),
         _ => format!("u {}", chosen.name),
     };
     picture
@@ -253,7 +254,15 @@ fn pods_can_be_told_by_bridge_or_by_name() {
         ],
         vec![],
     );
-    let by = |pods| roles(&picture, &Selection { names: None, pods });
+    let by = |pods| {
+        roles(
+            &picture,
+            &Selection {
+                pods,
+                ..Selection::auto()
+            },
+        )
+    };
     assert_eq!(
         by(PodDevices::Bridge("cni0".into())),
         ["p tap1", "u cali1", "u other1"]
