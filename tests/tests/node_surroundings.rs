@@ -160,8 +160,9 @@ fn walk(layout: Layout, offload: bool, guards: Guards) -> Result<()> {
                 (&node, at.node_port(number)),
             ] {
                 transfers(client, direct, dialled)?;
-                datagrams_in_fragments(client, dialled)?;
             }
+            datagrams_in_fragments(&pod, at.cluster_ip(number))?;
+            datagrams_in_fragments(&client, at.vip(number))?;
         }
     }
     Ok(())

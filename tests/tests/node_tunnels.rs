@@ -2,6 +2,7 @@
 //! endpoints that are reached through one, and its smaller packets.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_agent::snapshot::Family;
@@ -12,13 +13,17 @@ use lb_tests::link::Layout;
 use lb_tests::manifests::Service;
 use lb_tests::overlay::{Overlay, inside};
 use lb_tests::peer::protocol::Direction;
-use lb_tests::scenario::{PORT, TARGET, Web};
+use lb_tests::scenario::{PORT, SOON, Web};
 use lb_tests::table::{Outcome, Table};
 use lb_tests::traffic::Peer;
 use lb_tests::tun::Tunnel;
+use lb_tests::wait::eventually;
 
-/// A transfer through a service may take this many times as long as one past it.
-const SLOWER: f64 = 6.0;
+/// How long a datagram's answer may take.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// MiB/s that any tunnel here carries many times over; a path whose packets are lost for their size carries none.
+const SLOW: f64 = 2.0;
 
 fn service(number: u8) -> Service {
     let service = Service::cluster_ip(&format!("s{number}"), number);
@@ -31,27 +36,28 @@ fn vip(family: Family, number: u8) -> SocketAddr {
     SocketAddr::new(address::load_balancer(family, number), PORT)
 }
 
-fn transfers(client: &Peer, direct: SocketAddr, dialled: SocketAddr) -> Result<()> {
+fn transfers(client: &Peer, dialled: SocketAddr) -> Result<()> {
     for direction in [Direction::Push, Direction::Pull] {
-        let plain = client.bulk(direct, direction, 4)?;
         let moved = client
             .bulk(dialled, direction, 4)
             .with_context(|| format!("{direction:?} {dialled}"))?;
         ensure!(moved.intact, "{dialled}: {moved:?}");
         ensure!(
-            moved.mebibytes_per_second * SLOWER > plain.mebibytes_per_second,
-            "{direction:?} {dialled}: {moved:?}, directly {plain:?}"
+            moved.mebibytes_per_second > SLOW,
+            "{direction:?} {dialled}: {moved:?}"
         );
     }
     Ok(())
 }
 
+/// In IPv6 nobody on the way may cut a datagram: the first ones only teach their sender the size.
 fn large_datagram(client: &Peer, dialled: SocketAddr) -> Result<()> {
     let text = "x".repeat(1_900);
-    let answer = client
-        .udp(dialled)?
-        .ask_at(dialled, &text)
-        .with_context(|| format!("a large datagram to {dialled}"))?;
+    let answer = eventually("a large datagram is answered", SOON, || {
+        let socket = client.udp(dialled)?;
+        Ok(socket.ask_for(Some(dialled), &text, PATIENCE).ok())
+    });
+    let answer = answer.with_context(|| format!("from {dialled}"))?;
     ensure!(
         (answer.from, answer.text.len()) == (dialled, text.len()),
         "{answer:?}"
@@ -75,7 +81,12 @@ fn through(overlay: Overlay, layout: Layout) -> Result<()> {
     for family in FAMILIES {
         let masked = inside(family, cluster.node(1));
         let seen = |address: IpAddr| Outcome::answered([(far.name(), address)]);
-        table.soon("external → VIP", &client, vip(family, 1), &seen(masked));
+        // A route that steers the tunnel tells the programs no source address.
+        let from = match overlay {
+            Overlay::VxlanByRoute => cluster.node(1).address(family),
+            Overlay::Vxlan | Overlay::Tun => masked,
+        };
+        table.soon("external → VIP", &client, vip(family, 1), &seen(from));
         let own = cluster.pod(1, 1).address(family);
         let service = SocketAddr::new(address::service(family, 1), PORT);
         table.soon("pod → ClusterIP", &pod, service, &seen(own));
@@ -83,7 +94,7 @@ fn through(overlay: Overlay, layout: Layout) -> Result<()> {
     }
     table.finish()?;
     for family in FAMILIES {
-        transfers(&client, far.socket(family, TARGET), vip(family, 1))?;
+        transfers(&client, vip(family, 1))?;
         large_datagram(&client, vip(family, 1))?;
     }
     Ok(())
@@ -141,10 +152,7 @@ in_both_layouts! {
         table.finish()?;
         for family in FAMILIES {
             for number in [5, 6] {
-                for direction in [Direction::Push, Direction::Pull] {
-                    let moved = client.bulk(vip(family, number), direction, 4)?;
-                    assert!(moved.intact, "{moved:?}");
-                }
+                transfers(&client, vip(family, number))?;
                 large_datagram(&client, vip(family, number))?;
             }
         }

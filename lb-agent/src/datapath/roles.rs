@@ -63,8 +63,8 @@ pub struct Choice {
 
 /// Why a device that was asked for, or that leads to other hosts, gets no programs.
 mod reason {
-    pub(super) const NO_LINK_HEADER: &str =
-        "it has no Ethernet header (tun, WireGuard, IP tunnel), which the packet programs need";
+    pub(super) const LINK_HEADER: &str =
+        "it leads to a pod without an Ethernet header, which the packet programs need there";
     pub(super) const LOOPBACK: &str = "it is a loopback device";
     pub(super) const MEMBER: &str =
         "it is a member of another device, which sees its packets: name that one";
@@ -134,7 +134,10 @@ impl Picture {
     ) -> Result<Option<u32>, &'static str> {
         let refused = |reason| if named { Err(reason) } else { Ok(None) };
         if self.leads_to_pod(interface, &selection.pods, node_addresses) {
-            return Ok(Some(POD));
+            return match interface.header_length {
+                0 => Err(reason::LINK_HEADER),
+                _ => Ok(Some(POD)),
+            };
         }
         if interface.kind == LinkKind::Loopback {
             return refused(reason::LOOPBACK);
@@ -147,9 +150,6 @@ impl Picture {
         }
         if !named && !self.leads_to_hosts(interface) {
             return Ok(None);
-        }
-        if interface.header_length == 0 {
-            return Err(reason::NO_LINK_HEADER);
         }
         Ok(Some(UPLINK))
     }

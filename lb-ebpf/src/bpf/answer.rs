@@ -15,9 +15,10 @@ use crate::header::{ACK, FIN, ICMPV6, Ipv4, Ipv6, Network, Part, RST, SYN, Tcp, 
 use crate::icmp_error::Quoted;
 use crate::maps::{SCRATCH, Scratch};
 use crate::masquerade::NodeAddress;
+use crate::packet::{ETHERNET, Packet as _};
 use crate::report::count;
 use crate::rewrite::Rewrite;
-use crate::skb::{ETHERNET, Skb};
+use crate::skb::Skb;
 
 /// Bytes cut away behind the Ethernet header: more than any offset at which a transport header starts.
 const CUT: u32 = 80;
@@ -52,10 +53,6 @@ pub(crate) fn reject<F: Answer, const WAY: u64>(skb: Skb) -> i32 {
     if network.part == Part::Later {
         return DROP;
     }
-    // Our answer goes the packet's way back: its MAC addresses, exchanged.
-    let Some(ethernet) = skb.load::<[u8; E]>(0) else {
-        return DROP;
-    };
     let length = if network.protocol == TCP {
         let Some(tcp) = skb.load::<Tcp>(network.transport) else {
             return DROP;
@@ -82,6 +79,13 @@ pub(crate) fn reject<F: Answer, const WAY: u64>(skb: Skb) -> i32 {
             return DROP;
         }
         F::unreachable(scratch, network)
+    };
+    // Our answer goes the packet's way back: its MAC addresses, exchanged. A device without such strips them.
+    if !skb.give_link_header(network.offset) {
+        return DROP;
+    }
+    let Some(ethernet) = skb.load::<[u8; E]>(0) else {
+        return DROP;
     };
     put(
         scratch,

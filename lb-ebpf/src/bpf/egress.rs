@@ -11,7 +11,7 @@ use lb_ebpf::tcp_state::Speaker;
 use crate::answer::Answer;
 use crate::fast::Hop;
 use crate::flow::{end, key, reply_entry};
-use crate::header::{ACK, FIN, IPV4, IPV6, NETWORK, RST, SYN, Wire, transport};
+use crate::header::{ACK, FIN, IPV4, IPV6, RST, SYN, Wire, transport};
 use crate::icmp_error::{self, Quoted};
 use crate::lookup::{address_use, now, settings};
 use crate::masquerade;
@@ -21,22 +21,30 @@ use crate::service_cidr::ServiceCidrs;
 use crate::skb::Skb;
 use crate::{DROP, NEXT, own};
 
-/// The caller is to take the packet for one of this node's own. Far from any action's number.
+/// Steps that `answer` asks its caller to take, so that their stacks do not add up: the packet is one of this
+/// node's own, or an ICMP message. Far from any action's number.
 const OWN_PACKET: i32 = 200;
+const MESSAGE: i32 = 201;
 
-/// Entry point.
+/// Entry point. `LINK` is the length of the device's link-layer header.
 #[inline(always)]
-pub(crate) fn egress<const SCOPE: u8>(skb: &Skb) -> i32 {
+pub(crate) fn egress<const SCOPE: u8, const LINK: u32>(skb: &Skb) -> i32 {
     match skb.ethertype() {
-        IPV4 => run::<V4, SCOPE>(*skb),
-        IPV6 => run::<V6, SCOPE>(*skb),
+        IPV4 => run::<V4, SCOPE, LINK>(*skb),
+        IPV6 => run::<V6, SCOPE, LINK>(*skb),
         _ => NEXT,
     }
 }
 
 #[inline(always)]
-fn run<F: Answer + Hop + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let action = answer::<F, SCOPE>(skb);
+fn run<F: Answer + Hop + Quoted + ServiceCidrs, const SCOPE: u8, const LINK: u32>(skb: Skb) -> i32 {
+    let action = answer::<F, SCOPE, LINK>(skb);
+    if action == MESSAGE {
+        return match F::work() {
+            Some(work) => icmp_error::to_client::<F, SCOPE>(skb, work),
+            None => NEXT,
+        };
+    }
     if SCOPE == OUTSIDE && action == OWN_PACKET {
         return own::leaves::<F, { own::OWN }>(skb);
     }
@@ -44,8 +52,8 @@ fn run<F: Answer + Hop + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i3
 }
 
 #[inline(never)]
-fn answer<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let Some(network) = F::network(&skb, NETWORK) else {
+fn answer<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8, const LINK: u32>(skb: Skb) -> i32 {
+    let Some(network) = F::network(&skb, LINK) else {
         return NEXT;
     };
     let Some(settings) = settings() else {
@@ -72,7 +80,7 @@ fn answer<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
         }
         let Some(work) = F::work() else { return NEXT };
         work.network = network;
-        return icmp_error::to_client::<F, SCOPE>(skb, work);
+        return MESSAGE;
     }
     let Some(transport) = transport(&skb, &network, SCOPE) else {
         return NEXT;

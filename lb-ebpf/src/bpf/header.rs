@@ -7,8 +7,8 @@ use lb_ebpf::abi::{TCP, UDP, counter};
 
 use crate::lookup::now;
 use crate::maps::{FRAGMENTS, Tables};
+use crate::packet::Packet;
 use crate::report::count;
-use crate::skb::{ETHERNET, Skb};
 
 /// Ethertype of IPv4.
 pub(crate) const IPV4: u16 = 0x0800;
@@ -24,9 +24,6 @@ pub(crate) const FIN: u8 = 1;
 pub(crate) const SYN: u8 = 2;
 pub(crate) const RST: u8 = 4;
 pub(crate) const ACK: u8 = 16;
-
-/// Extension headers we walk over before we give up (RFC 8200 allows more, nobody sends them).
-const EXTENSIONS: usize = 6;
 
 /// IPv4 header without options, as on the wire.
 #[repr(C, align(4))]
@@ -129,15 +126,18 @@ pub(crate) struct Transport {
 pub(crate) trait Wire: Tables {
     /// Protocol number of the family's ICMP.
     const ICMP: u8;
+    /// Length of the network header without options or extension headers.
+    const HEADER: u32;
     /// Whether an address can be the source of no packet that is to be answered: loopback, unspecified,
     /// multicast, broadcast and reserved ones (RFC 1122 §3.2.1.3, RFC 4291 §2.5, §2.7).
     fn is_martian(source: &Self::Addr) -> bool;
     /// Reads the network header at `offset`; `None` if it is broken or of a kind we leave alone.
-    fn network(skb: &Skb, offset: u32) -> Option<Network<Self>>;
+    fn network<P: Packet>(skb: &P, offset: u32) -> Option<Network<Self>>;
 }
 
 impl Wire for V4 {
     const ICMP: u8 = ICMP;
+    const HEADER: u32 = 20;
 
     #[inline(always)]
     fn is_martian(source: &Address4) -> bool {
@@ -147,12 +147,13 @@ impl Wire for V4 {
     }
 
     #[inline(always)]
-    fn network(skb: &Skb, offset: u32) -> Option<Network<V4>> {
+    fn network<P: Packet>(skb: &P, offset: u32) -> Option<Network<V4>> {
         let header: Ipv4 = skb.load(offset)?;
         let length = u32::from(header.version_ihl & 15) * 4;
         if header.version_ihl >> 4 != 4
             || length < 20
             || u32::from(u16::from_be(header.total_length)) < length
+                && !(header.total_length == 0 && skb.is_to_be_cut())
         {
             return None;
         }
@@ -177,6 +178,7 @@ impl Wire for V4 {
 
 impl Wire for V6 {
     const ICMP: u8 = ICMPV6;
+    const HEADER: u32 = 40;
 
     #[inline(always)]
     fn is_martian(source: &Address6) -> bool {
@@ -185,76 +187,144 @@ impl Wire for V6 {
     }
 
     #[inline(always)]
-    fn network(skb: &Skb, offset: u32) -> Option<Network<V6>> {
+    fn network<P: Packet>(skb: &P, offset: u32) -> Option<Network<V6>> {
         let header: Ipv6 = skb.load(offset)?;
         if (u32::from_be(header.version_class_label) >> 28) != 6 {
             return None;
         }
-        let mut found = Network {
-            source: header.source,
-            destination: header.destination,
-            offset,
-            transport: offset + 40,
+        let mut walk = Walk {
+            at: offset + Self::HEADER,
+            identification: 0,
             protocol: header.next_header,
             part: Part::Whole,
             zero: 0,
-            identification: 0,
         };
-        if matches!(found.protocol, TCP | UDP | ICMPV6) {
-            return Some(found);
+        if P::WALKS && !matches!(walk.protocol, TCP | UDP | ICMPV6) && !walk.on(*skb) {
+            return None;
         }
-        for _ in 0..EXTENSIONS {
-            match found.protocol {
-                // Hop-by-hop, routing, destination options (RFC 8200 §4).
-                0 | 43 | 60 => {
-                    let [next, length, _, segments_left]: [u8; 4] = skb.load(found.transport)?;
-                    if found.protocol == 43 && segments_left != 0 {
-                        // The destination is only the next stop.
-                        return None;
-                    }
-                    found.protocol = next;
-                    found.transport += (u32::from(length) + 1) * 8;
-                }
-                // Fragment header (RFC 8200 §4.5).
-                44 => {
-                    let header: [u32; 2] = skb.load(found.transport)?;
-                    let [next, _, high, low] = header[0].to_ne_bytes();
-                    let offset_flags = u16::from_be_bytes([high, low]);
-                    found.protocol = next;
-                    found.transport += 8;
-                    found.identification = u32::from_be(header[1]);
-                    found.part = match (offset_flags >> 3, offset_flags & 1) {
-                        (0, 0) => Part::Whole,
-                        (0, _) => Part::First,
-                        _ => Part::Later,
-                    };
-                    if found.part == Part::Later {
-                        return Some(found);
-                    }
-                }
-                // Authentication header (RFC 4302): length in words, minus two.
-                51 => {
-                    let [next, length]: [u8; 2] = skb.load(found.transport)?;
-                    found.protocol = next;
-                    found.transport += (u32::from(length) + 2) * 4;
-                }
-                _ => return Some(found),
+        Some(Network {
+            source: header.source,
+            destination: header.destination,
+            offset,
+            transport: walk.at,
+            protocol: walk.protocol,
+            part: walk.part,
+            zero: 0,
+            identification: walk.identification,
+        })
+    }
+}
+
+/// Where a walk over IPv6 extension headers has come to.
+struct Walk {
+    at: u32,
+    identification: u32,
+    protocol: u8,
+    part: Part,
+    /// Zero: what would be padding.
+    #[expect(dead_code, reason = "it only fills what would be padding")]
+    zero: u16,
+}
+
+impl Walk {
+    /// Walks to the transport header, or to a later fragment's data; false if there is no way.
+    ///
+    /// Six steps (RFC 8200 allows more, nobody sends them), written out: a loader without CAP_PERFMON has its
+    /// loops followed beyond their end, as a CPU that mispredicts might go on, and this one would have no other
+    /// ("sequence of 8193 jumps is too complex").
+    #[inline(always)]
+    fn on<P: Packet>(&mut self, skb: P) -> bool {
+        let mut step = extension(skb, self);
+        if step == WALK {
+            step = extension(skb, self);
+        }
+        if step == WALK {
+            step = extension(skb, self);
+        }
+        if step == WALK {
+            step = extension(skb, self);
+        }
+        if step == WALK {
+            step = extension(skb, self);
+        }
+        if step == WALK {
+            step = extension(skb, self);
+        }
+        step == ARRIVED
+    }
+}
+
+/// What a step led to: perhaps another extension header, an end, nothing we know.
+const WALK: u32 = 0;
+const ARRIVED: u32 = 1;
+const LOST: u32 = 2;
+
+/// Steps over an IPv6 extension header, if there is one where the walk has come to.
+#[inline(never)]
+fn extension<P: Packet>(skb: P, walk: &mut Walk) -> u32 {
+    match walk.protocol {
+        // Hop-by-hop, routing, destination options (RFC 8200 §4).
+        0 | 43 | 60 => {
+            let Some([next, length, _, segments_left]) = skb.load::<[u8; 4]>(walk.at) else {
+                return LOST;
+            };
+            if walk.protocol == 43 && segments_left != 0 {
+                // The destination is only the next stop.
+                return LOST;
+            }
+            walk.protocol = next;
+            walk.at += (u32::from(length) + 1) * 8;
+            WALK
+        }
+        // Fragment header (RFC 8200 §4.5).
+        44 => {
+            let Some(header) = skb.load::<[u32; 2]>(walk.at) else {
+                return LOST;
+            };
+            let [next, _, high, low] = header[0].to_ne_bytes();
+            let offset_flags = u16::from_be_bytes([high, low]);
+            walk.protocol = next;
+            walk.at += 8;
+            walk.identification = u32::from_be(header[1]);
+            walk.part = match (offset_flags >> 3, offset_flags & 1) {
+                (0, 0) => Part::Whole,
+                (0, _) => Part::First,
+                _ => Part::Later,
+            };
+            if walk.part == Part::Later {
+                ARRIVED
+            } else {
+                WALK
             }
         }
-        None
+        // Authentication header (RFC 4302): length in words, minus two.
+        51 => {
+            let Some([next, length]) = skb.load::<[u8; 2]>(walk.at) else {
+                return LOST;
+            };
+            walk.protocol = next;
+            walk.at += (u32::from(length) + 2) * 4;
+            WALK
+        }
+        _ => ARRIVED,
     }
 }
 
 /// Reads the transport header of a TCP or UDP packet. A first fragment teaches the later ones their ports;
 /// a later fragment whose first one was not seen is left to the stack.
 #[inline(always)]
-pub(crate) fn transport<F: Wire>(skb: &Skb, network: &Network<F>, scope: u8) -> Option<Transport> {
+pub(crate) fn transport<F: Wire, P: Packet>(
+    skb: &P,
+    network: &Network<F>,
+    scope: u8,
+) -> Option<Transport> {
     if network.part == Part::Later {
         return later_fragment(network, scope);
     }
+    let (_, at) = P::headers(network);
     let found = match network.protocol {
         TCP => {
-            let header = skb.load::<WholeTcp>(network.transport)?.first;
+            let header = skb.load::<WholeTcp>(at)?.first;
             Transport {
                 source_port: u16::from_be(header.source_port),
                 destination_port: u16::from_be(header.destination_port),
@@ -263,7 +333,7 @@ pub(crate) fn transport<F: Wire>(skb: &Skb, network: &Network<F>, scope: u8) -> 
             }
         }
         UDP => {
-            let header: Udp = skb.load(network.transport)?;
+            let header: Udp = skb.load(at)?;
             if u16::from_be(header.length) < 8 {
                 // A jumbogram's zero (RFC 2675) too: nobody load-balances those.
                 return None;
@@ -316,6 +386,3 @@ fn later_fragment<F: Wire>(network: &Network<F>, scope: u8) -> Option<Transport>
         present: false,
     })
 }
-
-/// Offset of the network header of a packet with a link-layer header.
-pub(crate) const NETWORK: u32 = ETHERNET;

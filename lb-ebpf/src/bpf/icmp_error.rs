@@ -9,9 +9,10 @@ use lb_ebpf::abi::{TCP, UDP};
 
 use crate::flow::find;
 use crate::header::{ICMPV6, Network, Part};
+use crate::packet::{PSEUDO, Packet as _};
 use crate::report::count;
 use crate::rewrite::{Checksum, End, Rewrite};
-use crate::skb::{PSEUDO, Skb};
+use crate::skb::Skb;
 use crate::work::Work;
 use crate::{DROP, NEXT};
 
@@ -315,7 +316,7 @@ fn about_masqueraded<F: Quoted>(skb: &Skb, work: &mut Work<F>, quote: &Quote<F>)
     }
     count(counter::ICMP_TRANSLATED);
     if work.flow.flags & OWN_ADDRESS != 0 {
-        return skb.hand_over();
+        return skb.hand_over(work.network.offset);
     }
     NEXT
 }

@@ -16,13 +16,14 @@ use lb_ebpf::tcp_state::{Speaker, is_clean_syn};
 use crate::answer::{Answer, reject};
 use crate::fast::{self, Hop};
 use crate::flow::Opening;
-use crate::forward::{back_to_client, to_endpoint};
-use crate::header::{IPV4, IPV6, NETWORK, Network, transport};
+use crate::forward::{back, to_endpoint};
+use crate::header::{IPV4, IPV6, Network, transport};
 use crate::icmp_error;
 use crate::lookup::{address_use, dialled_frontend, now, settings};
 use crate::maps::TOMBSTONES;
 use crate::masquerade::{self, Origin, returns};
 use crate::own::{OWN, OWN_LOOPBACK};
+use crate::packet::Packet;
 use crate::report::count;
 use crate::select::{Set, Verdict, choose};
 use crate::service_cidr::ServiceCidrs;
@@ -42,24 +43,24 @@ pub(crate) mod step {
     pub(crate) const BACK: i32 = 105;
 }
 
-/// Entry point.
+/// Entry point. `LINK` is the length of the device's link-layer header.
 #[inline(always)]
-pub(crate) fn ingress<const SCOPE: u8>(skb: &Skb) -> i32 {
+pub(crate) fn ingress<const SCOPE: u8, const LINK: u32>(skb: &Skb) -> i32 {
     match skb.ethertype() {
-        IPV4 => run::<V4, SCOPE>(*skb),
-        IPV6 => run::<V6, SCOPE>(*skb),
+        IPV4 => run::<V4, SCOPE, LINK>(*skb),
+        IPV6 => run::<V6, SCOPE, LINK>(*skb),
         _ => NEXT,
     }
 }
 
 #[inline(always)]
-fn run<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let mut action = known_flow::<F, SCOPE>(skb);
+fn run<F: Answer + Hop + ServiceCidrs, const SCOPE: u8, const LINK: u32>(skb: Skb) -> i32 {
+    let mut action = known_flow::<F, SCOPE, LINK>(skb);
     if action == step::OTHER_PROTOCOL {
         action = other_protocol::<F, SCOPE>(skb);
     }
     if action == step::NEW_FLOW {
-        action = new_flow::<F, SCOPE>(skb);
+        action = new_flow::<F, SCOPE>();
         if action == step::OPEN {
             action = open_flow::<F>(skb);
         }
@@ -74,6 +75,7 @@ fn run<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
             }
             to_endpoint::<F, OUT>(skb)
         }
+        step::BACK => back::<F, OUT>(skb),
         step::REJECT => reject::<F, OUT>(skb),
         _ => action,
     }
@@ -81,7 +83,7 @@ fn run<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
 
 /// The fast way, for masqueraded flows to other nodes.
 #[inline(always)]
-fn fast_to_endpoint<F: Hop>(skb: Skb) -> i32 {
+pub(crate) fn fast_to_endpoint<F: Hop>(skb: impl Packet) -> i32 {
     match F::work() {
         Some(work) if work.flow.flags & (MASQUERADE | LOCAL_ENDPOINT) == MASQUERADE => {
             fast::to_endpoint(skb, work)
@@ -92,8 +94,8 @@ fn fast_to_endpoint<F: Hop>(skb: Skb) -> i32 {
 
 /// Finds out what the packet is, and its flow if it has one.
 #[inline(never)]
-fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let Some(network) = F::network(&skb, NETWORK) else {
+fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8, const LINK: u32>(skb: Skb) -> i32 {
+    let Some(network) = F::network(&skb, LINK) else {
         count(counter::MALFORMED);
         return NEXT;
     };
@@ -134,7 +136,7 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
 
 /// The first packet of a flow.
 #[inline(never)]
-pub(crate) fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
+pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };
@@ -154,7 +156,7 @@ pub(crate) fn new_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb
             && work.flow.flags & HAIRPIN != 0
         {
             place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
-            return back_to_client::<F, OUT>(skb, work);
+            return step::BACK;
         }
     }
     if !work.transport.present {
@@ -236,7 +238,7 @@ fn origin<F: ServiceCidrs, const SCOPE: u8>(settings: &Settings, source: F::Addr
 
 /// Enters the new flow.
 #[inline(never)]
-pub(crate) fn open_flow<F: Answer>(skb: Skb) -> i32 {
+pub(crate) fn open_flow<F: Answer>(skb: impl Packet) -> i32 {
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };

@@ -14,11 +14,12 @@ use lb_ebpf::tcp_state::Speaker;
 
 use crate::answer::{Answer, reject};
 use crate::fast::{self, Hop};
-use crate::forward::{back_to_client, to_endpoint};
-use crate::header::{IPV4, IPV6, NETWORK, transport};
+use crate::forward::{back, to_endpoint};
+use crate::header::{IPV4, IPV6, transport};
 use crate::icmp_error;
 use crate::ingress::{new_flow, open_flow, step};
 use crate::lookup::{address_use, now, settings};
+use crate::packet::ETHERNET;
 use crate::report::count;
 use crate::service_cidr::ServiceCidrs;
 use crate::skb::{IN, STAY, Skb};
@@ -46,7 +47,7 @@ pub(crate) fn passes_loopback(skb: &Skb) -> i32 {
 
 #[inline(always)]
 fn to_own_address<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
-    let Some(network) = F::network(&skb, NETWORK) else {
+    let Some(network) = F::network(&skb, ETHERNET) else {
         return NEXT;
     };
     let uses = address_use::<F>(&network.destination);
@@ -68,14 +69,15 @@ fn to_own_address<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
 pub(crate) fn leaves<F: Answer + Hop + ServiceCidrs, const WHERE: u8>(skb: Skb) -> i32 {
     let mut action = known_flow::<F>(skb);
     if action == step::NEW_FLOW {
-        action = new_flow::<F, WHERE>(skb);
+        action = new_flow::<F, WHERE>();
         if action == step::OPEN {
             action = open_flow::<F>(skb);
         }
     }
     match action {
         step::TO_ENDPOINT => onwards::<F, WHERE>(skb),
-        step::BACK => back::<F, WHERE>(skb),
+        step::BACK if WHERE == OWN_LOOPBACK => back::<F, STAY>(skb),
+        step::BACK => back::<F, IN>(skb),
         step::REJECT if WHERE == OWN_LOOPBACK => reject::<F, STAY>(skb),
         step::REJECT => reject::<F, IN>(skb),
         NEXT if WHERE == OWN => nobodys::<F>(),
@@ -116,16 +118,6 @@ fn known_flow<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
         step::TO_ENDPOINT
     } else {
         step::NEW_FLOW
-    }
-}
-
-/// Gives this node its own server's answer. Out of line for the stack of what else the caller calls.
-#[inline(never)]
-fn back<F: Hop, const WHERE: u8>(skb: Skb) -> i32 {
-    match F::work() {
-        Some(work) if WHERE == OWN_LOOPBACK => back_to_client::<F, STAY>(skb, work),
-        Some(work) => back_to_client::<F, IN>(skb, work),
-        None => DROP,
     }
 }
 

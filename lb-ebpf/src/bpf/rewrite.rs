@@ -8,7 +8,7 @@ use lb_ebpf::abi::{TCP, UDP};
 use lb_ebpf::volatile::read;
 
 use crate::header::{Network, Transport, Wire};
-use crate::skb::{PSEUDO, Skb, ZERO_IS_NONE};
+use crate::packet::{PSEUDO, Packet, ZERO_IS_NONE};
 use crate::work::Work;
 
 /// Which end of a packet is changed.
@@ -40,7 +40,7 @@ pub(crate) trait Rewrite: Wire {
     /// Replaces the address of one end; `checksum` is the offset of the transport checksum, if the packet
     /// has one, and `flags` how it counts.
     fn address(
-        skb: &Skb,
+        skb: &impl Packet,
         network: u32,
         end: End,
         old: Self::Addr,
@@ -52,7 +52,7 @@ pub(crate) trait Rewrite: Wire {
 impl Rewrite for V4 {
     #[inline(always)]
     fn address(
-        skb: &Skb,
+        skb: &impl Packet,
         network: u32,
         end: End,
         old: <V4 as Family>::Addr,
@@ -78,7 +78,7 @@ impl Rewrite for V4 {
 impl Rewrite for V6 {
     #[inline(always)]
     fn address(
-        skb: &Skb,
+        skb: &impl Packet,
         network: u32,
         end: End,
         old: <V6 as Family>::Addr,
@@ -97,8 +97,8 @@ impl Rewrite for V6 {
 
 /// Replaces address and port of one end. False: the packet is spoilt and must not go on.
 #[inline(always)]
-pub(crate) fn rewrite<F: Rewrite>(
-    skb: &Skb,
+pub(crate) fn rewrite<F: Rewrite, P: Packet>(
+    skb: &P,
     network: &Network<F>,
     transport: &Transport,
     end: End,
@@ -111,24 +111,23 @@ pub(crate) fn rewrite<F: Rewrite>(
         read(&transport.source_port),
         read(&transport.destination_port),
     );
+    let (network_at, transport_at) = P::headers(network);
     let (old_address, old_port, port_at) = match end {
-        End::Source => (source, source_port, network.transport),
-        End::Destination => (destination, destination_port, network.transport + 2),
+        End::Source => (source, source_port, transport_at),
+        End::Destination => (destination, destination_port, transport_at + 2),
     };
-    let checksum = match (transport.present, network.protocol) {
+    let checksum = match P::carried(network, transport) {
         (true, TCP) => Checksum {
-            offset: network.transport + 16,
+            offset: transport_at + 16,
             flags: 0,
         },
         (true, UDP) => Checksum {
-            offset: network.transport + 6,
+            offset: transport_at + 6,
             flags: ZERO_IS_NONE,
         },
         _ => Checksum::NONE,
     };
-    if old_address != address
-        && !F::address(skb, network.offset, end, old_address, address, checksum)
-    {
+    if old_address != address && !F::address(skb, network_at, end, old_address, address, checksum) {
         return false;
     }
     // A later fragment has no ports.
@@ -143,7 +142,7 @@ pub(crate) fn rewrite<F: Rewrite>(
 /// Gives the packet at hand both ends anew.
 #[inline(always)]
 pub(crate) fn rewrite_both<F: Rewrite>(
-    skb: &Skb,
+    skb: &impl Packet,
     work: &Work<F>,
     source: (&F::Addr, u16),
     destination: (&F::Addr, u16),
@@ -161,7 +160,7 @@ pub(crate) fn rewrite_both<F: Rewrite>(
 
 /// Makes an endpoint's answer the service's answer to the client of the flow at hand.
 #[inline(always)]
-pub(crate) fn rewrite_answer<F: Rewrite>(skb: &Skb, work: &Work<F>) -> bool {
+pub(crate) fn rewrite_answer<F: Rewrite>(skb: &impl Packet, work: &Work<F>) -> bool {
     let asked = &work.forward;
     rewrite_both(
         skb,

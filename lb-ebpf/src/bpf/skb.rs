@@ -1,10 +1,11 @@
 //! A packet as tc programs see it.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
-    bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type,
-    bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_check_mtu, bpf_csum_diff, bpf_csum_update, bpf_fib_lookup, bpf_l3_csum_replace,
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
+    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
+    bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
@@ -12,21 +13,20 @@ use core::ptr::{addr_of, null_mut, read_volatile};
 
 use crate::{DROP, NEXT};
 
-/// Length of an Ethernet header.
-pub(crate) const ETHERNET: u32 = 14;
+use crate::header::{Network, Transport, Wire};
+use crate::packet::{ETHERNET, FOUND, NO_NEIGHBOUR, PSEUDO, Packet};
 
-/// `BPF_F_PSEUDO_HDR`: the change is also in the pseudo header.
-pub(crate) const PSEUDO: u64 = 1 << 4;
-/// `BPF_F_MARK_MANGLED_0`: UDP, where a checksum of zero means "none".
-pub(crate) const ZERO_IS_NONE: u64 = 1 << 5;
 /// `BPF_F_IPV6` (Linux 6.16): the pseudo header's change leaves `skb->csum` right.
-pub(crate) const IPV6: u64 = 1 << 7;
+const IPV6: u64 = 1 << 7;
 
 /// `BPF_F_RECOMPUTE_CSUM`: the written bytes count in `skb->csum`.
 const RECOMPUTE: u64 = 1;
 
 /// `BPF_ADJ_ROOM_MAC`.
 const ROOM_AFTER_MAC: u32 = 1;
+
+/// `BPF_MTU_CHK_SEGS`: look at the segments of a GSO packet.
+const SEGMENTS: u64 = 1;
 
 /// Handle of a packet. Helpers that move data need no care here: nothing keeps pointers into the packet.
 #[derive(Clone, Copy)]
@@ -60,63 +60,6 @@ impl Skb {
         u16::from_be(unsafe { read_volatile(addr_of!((*self.0).protocol)) } as u16)
     }
 
-    /// Interface the program sits on.
-    #[inline(always)]
-    pub(crate) fn device(&self) -> u32 {
-        // SAFETY: a field of the context.
-        unsafe { read_volatile(addr_of!((*self.0).ifindex)) }
-    }
-
-    /// Reads a header. `T` is made of integers and arrays of such.
-    #[inline(always)]
-    pub(crate) fn load<T: Copy>(&self, offset: u32) -> Option<T> {
-        let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: the helper fills all of `value` or fails.
-        unsafe {
-            let failed = bpf_skb_load_bytes(
-                self.0.cast(),
-                offset,
-                value.as_mut_ptr().cast(),
-                size_of::<T>() as u32,
-            );
-            if failed != 0 {
-                None
-            } else {
-                Some(value.assume_init())
-            }
-        }
-    }
-
-    /// Writes a header without touching `skb->csum`: every change of ours comes with one of a checksum.
-    #[inline(always)]
-    pub(crate) fn store<T: Copy>(&self, offset: u32, value: &T) -> bool {
-        // SAFETY: `value` is readable for its size.
-        unsafe {
-            bpf_skb_store_bytes(
-                self.0,
-                offset,
-                (&raw const *value).cast(),
-                size_of::<T>() as u32,
-                0,
-            ) == 0
-        }
-    }
-
-    /// Writes a header that no checksum covers, and keeps `skb->csum` right.
-    #[inline(always)]
-    pub(crate) fn store_summed<T: Copy>(&self, offset: u32, value: &T) -> bool {
-        // SAFETY: `value` is readable for its size.
-        unsafe {
-            bpf_skb_store_bytes(
-                self.0,
-                offset,
-                (&raw const *value).cast(),
-                size_of::<T>() as u32,
-                RECOMPUTE,
-            ) == 0
-        }
-    }
-
     /// Writes `length` bytes, at most what `buffer` holds.
     #[inline(always)]
     pub(crate) fn store_bytes(&self, offset: u32, buffer: &[u8; 256], length: u32) -> bool {
@@ -125,63 +68,6 @@ impl Skb {
         }
         // SAFETY: `buffer` is readable for `length`.
         unsafe { bpf_skb_store_bytes(self.0, offset, buffer.as_ptr().cast(), length, 0) == 0 }
-    }
-
-    /// Updates an IPv4 header's checksum for a changed word.
-    #[inline(always)]
-    pub(crate) fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool {
-        // SAFETY: the helper checks the offset.
-        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 4) == 0 }
-    }
-
-    /// Updates an IPv4 header's checksum for a changed half-word.
-    #[inline(always)]
-    pub(crate) fn replace_l3_half(&self, offset: u32, old: u16, new: u16) -> bool {
-        // SAFETY: the helper checks the offset.
-        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 2) == 0 }
-    }
-
-    /// Updates a transport checksum for a changed value of `size` bytes.
-    #[inline(always)]
-    pub(crate) fn replace_l4(
-        &self,
-        offset: u32,
-        old: u32,
-        new: u32,
-        size: u64,
-        flags: u64,
-    ) -> bool {
-        // SAFETY: the helper checks the offset.
-        unsafe { bpf_l4_csum_replace(self.0, offset, old.into(), new.into(), size | flags) == 0 }
-    }
-
-    /// Updates a transport checksum for a changed IPv6 address in the pseudo header.
-    #[inline(always)]
-    pub(crate) fn replace_l4_address6(
-        &self,
-        offset: u32,
-        mut old: [u32; 4],
-        mut new: [u32; 4],
-        flags: u64,
-    ) -> bool {
-        // SAFETY: both buffers hold 16 bytes.
-        let difference = unsafe { bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0) };
-        if difference < 0 {
-            return false;
-        }
-        // SAFETY: the helper checks the offset.
-        unsafe {
-            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO | IPV6) == 0
-            {
-                return true;
-            }
-            // Before 6.16 the helper also changes `skb->csum`, wrongly for IPv6; put it back.
-            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO) != 0 {
-                return false;
-            }
-            bpf_csum_update(self.0, difference as u32);
-            true
-        }
     }
 
     /// Updates a checksum that covers a changed run of 16 bytes directly (ICMPv6 and what it quotes).
@@ -224,19 +110,23 @@ impl Skb {
     }
 
     /// Gives this host a packet whose source is an address of its own, or of a service; the value ends the program.
+    /// `network` is where its network header is.
     ///
-    /// On the device where it came in the kernel would refuse such a source. So the packet leaves by the loopback device, with the
-    /// route of a packet that this host sends to itself: input takes it by that route and asks no further.
+    /// On the device where it came in the kernel would refuse such a source. So the packet leaves by the loopback
+    /// device, with the route of a packet that this host sends to itself: input takes it by that route and asks no
+    /// further.
     #[inline(always)]
-    pub(crate) fn hand_over(&self) -> i32 {
+    pub(crate) fn hand_over(&self, network: u32) -> i32 {
+        if !self.give_link_header(network) {
+            return DROP;
+        }
         // The helper counts the Ethernet header in `skb->csum`, where the device summed up the packet, and does not
         // take it out again.
-        let Some(header) = self.load::<[u16; 7]>(0) else {
+        let Some([a, b, c, d, e, f, g]) = self.load::<[u16; 7]>(0) else {
             return DROP;
         };
-        let [a, b, c, d, e, f, g] = header;
         let mut header = [a, b, c, d, e, f, g, 0u16];
-        // SAFETY: 16 bytes are readable, and the second helper has no preconditions. No next hop is given.
+        // SAFETY: 16 bytes are readable, the others have no preconditions. No next hop is given.
         unsafe {
             let sum = bpf_csum_diff(header.as_mut_ptr().cast(), 16, null_mut(), 0, 0);
             bpf_csum_update(self.0, sum as u32);
@@ -257,5 +147,166 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn raw(&self) -> *mut __sk_buff {
         self.0
+    }
+}
+
+impl Packet for Skb {
+    const WALKS: bool = true;
+
+    #[inline(always)]
+    fn headers<F: Wire>(network: &Network<F>) -> (u32, u32) {
+        (network.offset, network.transport)
+    }
+
+    #[inline(always)]
+    fn carried<F: Wire>(network: &Network<F>, transport: &Transport) -> (bool, u8) {
+        (transport.present, network.protocol)
+    }
+
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).ifindex)) }
+    }
+
+    #[inline(always)]
+    fn load<T: Copy>(&self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper fills all of `value` or fails.
+        unsafe {
+            let failed = bpf_skb_load_bytes(
+                self.0.cast(),
+                offset,
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+            );
+            if failed != 0 {
+                None
+            } else {
+                Some(value.assume_init())
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn store<T: Copy>(&self, offset: u32, value: &T) -> bool {
+        // SAFETY: `value` is readable for its size.
+        unsafe {
+            bpf_skb_store_bytes(
+                self.0,
+                offset,
+                (&raw const *value).cast(),
+                size_of::<T>() as u32,
+                0,
+            ) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn store_summed<T: Copy>(&self, offset: u32, value: &T) -> bool {
+        // SAFETY: `value` is readable for its size.
+        unsafe {
+            bpf_skb_store_bytes(
+                self.0,
+                offset,
+                (&raw const *value).cast(),
+                size_of::<T>() as u32,
+                RECOMPUTE,
+            ) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool {
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 4) == 0 }
+    }
+
+    #[inline(always)]
+    fn replace_l3_half(&self, offset: u32, old: u16, new: u16) -> bool {
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 2) == 0 }
+    }
+
+    #[inline(always)]
+    fn replace_l4(&self, offset: u32, old: u32, new: u32, size: u64, flags: u64) -> bool {
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l4_csum_replace(self.0, offset, old.into(), new.into(), size | flags) == 0 }
+    }
+
+    #[inline(always)]
+    fn replace_l4_address6(
+        &self,
+        offset: u32,
+        mut old: [u32; 4],
+        mut new: [u32; 4],
+        flags: u64,
+    ) -> bool {
+        // SAFETY: both buffers hold 16 bytes.
+        let difference = unsafe { bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0) };
+        if difference < 0 {
+            return false;
+        }
+        // SAFETY: the helper checks the offset.
+        unsafe {
+            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO | IPV6) == 0
+            {
+                return true;
+            }
+            // Before 6.16 the helper also changes `skb->csum`, wrongly for IPv6; put it back.
+            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO) != 0 {
+                return false;
+            }
+            bpf_csum_update(self.0, difference as u32);
+            true
+        }
+    }
+
+    #[inline(always)]
+    fn route(&self, route: &mut FibLookup, flags: u32) -> i64 {
+        // SAFETY: `route` is readable and writable for its size.
+        unsafe {
+            bpf_fib_lookup(
+                self.0.cast(),
+                &raw mut *route,
+                size_of::<FibLookup>() as i32,
+                flags,
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn can_leave(&self, answer: i64, _: &FibLookup) -> bool {
+        answer == FOUND || answer == NO_NEIGHBOUR
+    }
+
+    #[inline(always)]
+    fn fits(&self, device: u32) -> bool {
+        let mut mtu = 0;
+        // SAFETY: `mtu` is writable.
+        unsafe { bpf_check_mtu(self.0.cast(), device, &raw mut mtu, 0, SEGMENTS) == 0 }
+    }
+
+    #[inline(always)]
+    fn is_to_be_cut(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).gso_size)) != 0 }
+    }
+
+    #[inline(always)]
+    fn give_link_header(&self, network: u32) -> bool {
+        if network != 0 {
+            return true;
+        }
+        let ethertype = self.ethertype().to_be();
+        // SAFETY: no pointers into the packet are kept.
+        let given = unsafe { bpf_skb_change_head(self.0, ETHERNET, 0) == 0 };
+        given && self.store(12, &ethertype)
+    }
+
+    #[inline(always)]
+    fn leave(&self, route: &FibLookup) -> i32 {
+        // SAFETY: no next hop is given, so the kernel takes the packet's destination and finds the neighbour.
+        unsafe { bpf_redirect_neigh(route.ifindex, null_mut(), 0, 0) as i32 }
     }
 }

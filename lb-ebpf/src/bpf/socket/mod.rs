@@ -8,6 +8,7 @@ mod call;
 mod remember;
 
 use aya_ebpf::programs::SockAddrContext;
+use core::hint::black_box;
 use core::ptr::null_mut;
 use lb_ebpf::abi::affinity::netns_client;
 use lb_ebpf::abi::endpoint::Endpoint;
@@ -275,7 +276,7 @@ fn decide<F: Tables>(call: &Call, dialled: &Dialled<F>) -> Decision<F> {
         return Decision::just(Action::Leave);
     }
     // Every network namespace has loopback addresses of its own; those of the host's are meant.
-    let on_loopback = uses & address::LOOPBACK != 0;
+    let on_loopback = black_box(uses & address::LOOPBACK != 0);
     if on_loopback {
         if !host {
             return Decision::just(Action::Leave);
