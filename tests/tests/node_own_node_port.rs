@@ -12,7 +12,7 @@ use lb_tests::link::Layout;
 use lb_tests::manifests::{Condition, EndpointSlice, Service};
 use lb_tests::peer::protocol::Direction;
 use lb_tests::scenario::{PORT, SOON, TARGET, Web};
-use lb_tests::table::{Outcome, Table};
+use lb_tests::table::{Outcome, Protocol, Table};
 use lb_tests::traffic::Peer;
 
 const NODE_PORT: u16 = 30_001;
@@ -147,7 +147,12 @@ in_every_case! {
         // Addresses that the kernel does not choose as sources of its own.
         for family in FAMILIES {
             let length = if family == Family::V4 { 32 } else { 128 };
-            for address in [address::load_balancer(family, 1), address::external(family, 1)] {
+            for address in [
+                address::load_balancer(family, 1),
+                address::load_balancer(family, 2),
+                address::load_balancer(family, 3),
+                address::external(family, 1),
+            ] {
                 lines.push(match family {
                     Family::V4 => format!("address add {address}/{length} dev eth0"),
                     Family::V6 => format!("address add {address}/{length} dev eth0 nodad preferred_lft 0"),
@@ -156,13 +161,23 @@ in_every_case! {
         }
         node.ip(&lines)?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1)];
-        let _web = Web::start_as(&cluster, service(1), &pods)?;
+        // H3: a range that admits the node admits the VIP as a source as well, which it is for packets.
+        let admitted = ["172.31.0.0/24", "fd31::/64"].iter().fold(service(2), |service, range| service.source_range(range));
+        let shut = ["192.0.2.0/24", "2001:db8::/64"].iter().fold(service(3), |service, range| service.source_range(range));
+        let _webs = (
+            Web::start_as(&cluster, service(1), &pods)?,
+            Web::beside(&cluster, admitted, &pods)?,
+            Web::beside(&cluster, shut, &pods)?,
+        );
         let client = cluster.node(1).peer()?;
         let mut table = Table::new();
         for family in FAMILIES {
             let near = (pods[0].name(), inner(&cluster, case.layout, family));
             let both = Outcome::answered([near, (pods[1].name(), cluster.node(1).address(family))]);
             table.soon("node → VIP bound there", &client, SocketAddr::new(address::load_balancer(family, 1), PORT), &both);
+            table.soon("VIP → itself, its node admitted", &client, SocketAddr::new(address::load_balancer(family, 2), PORT), &both);
+            table.row_over(Protocol::Tcp, "VIP → itself, its node shut out", &client,
+                SocketAddr::new(address::load_balancer(family, 3), PORT), &Outcome::Silent);
             table.row("node → external address bound there", &client, SocketAddr::new(address::external(family, 1), PORT), &both);
         }
         table.finish()
