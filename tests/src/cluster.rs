@@ -150,6 +150,11 @@ impl Cluster {
         &self.nodes[usize::from(number) - 1]
     }
 
+    /// A node that is to be changed, counted from 1.
+    pub fn node_mut(&mut self, number: u8) -> &mut Node {
+        &mut self.nodes[usize::from(number) - 1]
+    }
+
     /// All nodes.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -332,7 +337,8 @@ impl Cluster {
         Ok(())
     }
 
-    fn outside_place(&self) -> Result<Place> {
+    /// Where processes of the outside client run.
+    pub fn outside_place(&self) -> Result<Place> {
         Ok(Place {
             namespace: self.outside.clone(),
             cgroup: self.scope.cgroup()?.join("outside"),

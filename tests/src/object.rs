@@ -5,11 +5,14 @@
 //! loaded object and take turns; each starts with empty tables.
 
 pub mod budget;
+mod feeder;
 mod flows;
+mod instructions;
 mod net;
 mod run;
 mod service;
 mod space;
+mod timing;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -34,10 +37,12 @@ use lb_ebpf::abi::settings::{Prefix4, Prefix6, Settings};
 use crate::packet::Frame;
 use crate::process::ip_batch;
 
+pub use feeder::Ends;
 pub use flows::SeenFlow;
 pub use net::Net;
 pub use run::{Outcome, Received};
 pub use service::{Described, tcp_service, udp_service};
+pub use timing::{Met, Stream, Timed, Times};
 
 use flows::FlowTables;
 use space::{BPFFS, Space};

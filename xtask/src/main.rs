@@ -41,9 +41,8 @@ enum Command {
     Build(build::Options),
     /// Run a cluster made of network namespaces and watch Beeline serve it. Needs root.
     Demo,
-    /// Measure. Needs root.
-    #[command(subcommand)]
-    Bench(bench::Bench),
+    /// Measure: see docs/benchmarks.md. Needs root.
+    Bench(bench::Options),
     /// Run every check and every test. Needs root.
     Test {
         /// Run only the tests whose names contain this, and leave out the checks.
