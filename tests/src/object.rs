@@ -5,6 +5,7 @@
 //! loaded object and take turns; each starts with empty tables.
 
 pub mod budget;
+mod bystander;
 mod feeder;
 mod flows;
 mod instructions;
@@ -37,6 +38,7 @@ use lb_ebpf::abi::settings::{Prefix4, Prefix6, Settings};
 use crate::packet::Frame;
 use crate::process::ip_batch;
 
+pub use bystander::Bystander;
 pub use feeder::Ends;
 pub use flows::SeenFlow;
 pub use net::Net;
