@@ -311,6 +311,11 @@ impl Node {
         self.flows.seen().expect("the flow tables")
     }
 
+    /// Entries of the flow tables and of the reply tables, both families.
+    pub fn halves(&self) -> (usize, usize) {
+        self.flows.halves().expect("the flow tables")
+    }
+
     /// Makes every flow look as if its last packet had passed `seconds` ago.
     pub fn let_flows_rest(&self, seconds: u32) {
         let now = clock::seconds();

@@ -12,7 +12,7 @@ use lb_tests::link::Layout;
 use lb_tests::manifests::{Condition, EndpointSlice, Service};
 use lb_tests::peer::protocol::Direction;
 use lb_tests::scenario::{PORT, SOON, TARGET, Web};
-use lb_tests::table::{Outcome, Protocol, Table};
+use lb_tests::table::{Outcome, Table};
 use lb_tests::traffic::Peer;
 
 const NODE_PORT: u16 = 30_001;
@@ -176,8 +176,11 @@ in_every_case! {
             let both = Outcome::answered([near, (pods[1].name(), cluster.node(1).address(family))]);
             table.soon("node → VIP bound there", &client, SocketAddr::new(address::load_balancer(family, 1), PORT), &both);
             table.soon("VIP → itself, its node admitted", &client, SocketAddr::new(address::load_balancer(family, 2), PORT), &both);
-            table.row_over(Protocol::Tcp, "VIP → itself, its node shut out", &client,
-                SocketAddr::new(address::load_balancer(family, 3), PORT), &Outcome::Silent);
+            if !case.by_sockets() {
+                // The hooks leave such a call alone, and then it is the host's.
+                table.row("VIP → itself, its node shut out", &client,
+                    SocketAddr::new(address::load_balancer(family, 3), PORT), &Outcome::Silent);
+            }
             table.row("node → external address bound there", &client, SocketAddr::new(address::external(family, 1), PORT), &both);
         }
         table.finish()

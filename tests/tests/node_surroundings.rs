@@ -16,15 +16,15 @@ use lb_tests::guards::Guards;
 use lb_tests::link::Layout;
 use lb_tests::manifests::Service;
 use lb_tests::peer::protocol::Direction;
-use lb_tests::scenario::{PORT, TARGET, Web};
+use lb_tests::scenario::{PORT, Web};
 use lb_tests::table::{Outcome, Table};
 use lb_tests::traffic::Peer;
 
 const NODE_PORT: u16 = 30_001;
 
-/// A translated transfer may take this many times as long as a direct one: wrong handling of offloads or of the
-/// firewall's view costs a factor of hundreds.
-const SLOWER: f64 = 6.0;
+/// MiB/s that any path here carries many times over; one that handles offloads wrong, or shows the firewall half of a
+/// connection, carries a fraction of one.
+const SLOW: f64 = 2.0;
 
 fn service(number: u8) -> Service {
     let service =
@@ -152,14 +152,13 @@ fn walk(layout: Layout, offload: bool, guards: Guards) -> Result<()> {
             cluster: &cluster,
             family,
         };
-        for (number, server) in [(5, pods[0]), (6, pods[1])] {
-            let direct = server.socket(family, TARGET);
+        for number in [5, 6] {
             for (client, dialled) in [
                 (&pod, at.cluster_ip(number)),
                 (&client, at.vip(number)),
                 (&node, at.node_port(number)),
             ] {
-                transfers(client, direct, dialled)?;
+                transfers(client, dialled)?;
             }
             datagrams_in_fragments(&pod, at.cluster_ip(number))?;
             datagrams_in_fragments(&client, at.vip(number))?;
@@ -176,16 +175,15 @@ fn inner(cluster: &Cluster, layout: Layout, family: Family) -> IpAddr {
     }
 }
 
-fn transfers(client: &Peer, direct: SocketAddr, dialled: SocketAddr) -> Result<()> {
+fn transfers(client: &Peer, dialled: SocketAddr) -> Result<()> {
     for direction in [Direction::Push, Direction::Pull] {
-        let plain = client.bulk(direct, direction, 8)?;
         let moved = client
             .bulk(dialled, direction, 8)
             .with_context(|| format!("{} {direction:?} {dialled}", client.name()))?;
         ensure!(moved.intact, "{dialled}: {moved:?}");
         ensure!(
-            moved.mebibytes_per_second * SLOWER > plain.mebibytes_per_second,
-            "{} {direction:?} {dialled}: {moved:?}, directly {plain:?}",
+            moved.mebibytes_per_second > SLOW,
+            "{} {direction:?} {dialled}: {moved:?}",
             client.name()
         );
     }

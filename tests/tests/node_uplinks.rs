@@ -17,6 +17,14 @@ use lb_tests::table::{Outcome, Table};
 use lb_tests::traffic::Peer;
 use lb_tests::wait::eventually;
 
+/// The wires here are veths whose other end is elsewhere, as pods' are: names tell them apart.
+const PODS: [&str; 4] = [
+    "--detect-local-mode",
+    "InterfaceNamePrefix",
+    "--pod-interface-name-prefix",
+    "veth",
+];
+
 /// How long a datagram's answer may take.
 const PATIENCE: Duration = Duration::from_millis(700);
 
@@ -115,7 +123,7 @@ in_both_layouts! {
     /// Requests come in by a wire that was not there when the agent started, answers leave by another. The wire
     /// goes, and comes again as another device of the same name.
     fn requests_and_answers_take_different_ways(layout: Layout) {
-        let cluster = Cluster::builder().layout(layout).build()?;
+        let cluster = Cluster::builder().layout(layout).agent_arguments(&PODS).build()?;
         let (near, far) = (cluster.pod(1, 1), cluster.pod(2, 1));
         let _near = Web::start_as(&cluster, service(1), &[near])?;
         let _far = Web::start_as(&cluster, service(2), &[far])?;
@@ -150,7 +158,7 @@ in_both_layouts! {
 
     /// Clients behind a wire of small packets, endpoints with large ones.
     fn sides_differ_in_the_size_of_packets(layout: Layout) {
-        let cluster = Cluster::builder().layout(layout).build()?;
+        let cluster = Cluster::builder().layout(layout).agent_arguments(&PODS).build()?;
         let (near, far) = (cluster.pod(1, 1), cluster.pod(2, 1));
         for pod in [near, far] {
             let mut lines = vec![format!("link set veth{} mtu 9000", pod.index())];

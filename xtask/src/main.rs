@@ -13,7 +13,9 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod check;
+mod cluster;
 mod demo;
+mod e2e;
 mod fuzz;
 mod linker;
 mod manifests;
@@ -41,6 +43,11 @@ enum Command {
     Build(build::Options),
     /// Run a cluster made of network namespaces and watch Beeline serve it. Needs root.
     Demo,
+    /// Run a Kubernetes cluster with Beeline on this machine. Needs root.
+    #[command(subcommand)]
+    Cluster(cluster::Cluster),
+    /// Have upstream's own end-to-end tests judge Beeline on such a cluster. Needs root.
+    E2e(e2e::Options),
     /// Measure: see docs/benchmarks.md. Needs root.
     Bench(bench::Options),
     /// Run every check and every test. Needs root.
@@ -59,6 +66,8 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(setup::Need::ALL).map(|()| true),
         Command::Build(options) => build::run(options).map(|()| true),
         Command::Demo => demo::run().map(|()| true),
+        Command::Cluster(cluster) => cluster::run(&cluster).map(|()| true),
+        Command::E2e(options) => e2e::run(&options),
         Command::Bench(bench) => bench::run(&bench).map(|()| true),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Fuzz(options) => fuzz::run(options).map(|()| true),

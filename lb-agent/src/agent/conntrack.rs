@@ -54,19 +54,27 @@ impl Kernel {
         let mut refused = Vec::new();
         let mut set = |file: PathBuf, value: u32, enough: fn(u32, u32) -> bool| {
             if read(&file).is_some_and(|current| enough(current, value)) {
-                return;
+                return true;
             }
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             match fs::write(&file, value.to_string()) {
-                Ok(()) => info!(setting = %name, value, "changed netfilter's settings"),
-                Err(error) => refused.push(format!("{name} to {value} ({error})")),
+                Ok(()) => {
+                    info!(setting = %name, value, "changed netfilter's settings");
+                    true
+                }
+                Err(error) => {
+                    refused.push(format!("{name} to {value} ({error})"));
+                    false
+                }
             }
         };
         // The table only ever grows: somebody who made it larger had a reason.
         let large_enough = |current, value| current >= value;
         let equal = |current, value| current == value;
-        if let Some(max) = wanted.max(self.cores()) {
-            set(self.sysctl("max"), max, large_enough);
+        // The hash table is the whole machine's, also where the size may not be set from this network namespace.
+        if let Some(max) = wanted.max(self.cores())
+            && set(self.sysctl("max"), max, large_enough)
+        {
             set(self.hash_size.clone(), max / 4, large_enough);
         }
         let timeouts = [
@@ -199,12 +207,14 @@ mod tests {
         // Root may write a read-only file; nobody may write a directory.
         fs::remove_file(kernel.sysctl("max")).unwrap();
         fs::create_dir(kernel.sysctl("max")).unwrap();
+        fs::write(&kernel.hash_size, "1024").unwrap();
         let refused = kernel.apply(&Conntrack::default());
         assert_eq!(refused.len(), 1, "{refused:?}");
         assert!(
             refused[0].starts_with("nf_conntrack_max to 131072 ("),
             "{refused:?}"
         );
+        assert_eq!(read(&kernel.hash_size), Some(1024), "goes with the size");
         assert_eq!(read(&kernel.sysctl("tcp_timeout_close_wait")), Some(3_600));
         fs::remove_dir_all(&kernel.sysctls).unwrap();
     }

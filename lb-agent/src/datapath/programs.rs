@@ -15,6 +15,9 @@ use crate::sys::bpf::{Map, MapKind, Program, WriteMode, pin};
 /// Runs the sweeper's timer; see `sweep_arm` in the object.
 const SWEEP_ARM: &str = "sweep_arm";
 
+/// A timer's memory is allocated without waiting (Linux 6.18), which fails now and then where CPUs compete for it.
+const ARMING_TRIES: u32 = 20;
+
 /// Every program of the object, pinned.
 #[derive(Debug)]
 pub struct Programs {
@@ -73,12 +76,20 @@ impl Programs {
     /// Starts the timer that sweeps expired flows, or hands it to this object's code. From then on the pin of its
     /// table keeps it ticking.
     pub fn arm_sweeper(&self) -> Result<()> {
-        // The shortest frame that a test run takes.
-        match self.get(SWEEP_ARM)?.0.run_once(&[0; 64])? {
-            0 => Ok(()),
-            step => Err(Error::Object(format!(
-                "the sweep of expired flows does not start (step {step} of {SWEEP_ARM})"
-            ))),
+        let program = &self.get(SWEEP_ARM)?.0;
+        let mut tries = ARMING_TRIES;
+        loop {
+            // The shortest frame that a test run takes.
+            match program.run_once(&[0; 64])? {
+                0 => return Ok(()),
+                step if tries == 0 => {
+                    return Err(Error::Object(format!(
+                        "the sweep of expired flows does not start (step {step} of {SWEEP_ARM})"
+                    )));
+                }
+                _ => tries -= 1,
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
         }
     }
 }

@@ -8,7 +8,9 @@
 )]
 
 mod answer;
+mod direct;
 mod egress;
+mod extension;
 mod fast;
 mod flow;
 mod forward;
@@ -18,6 +20,8 @@ mod ingress;
 mod lookup;
 mod maps;
 mod masquerade;
+mod newcomer;
+mod opening;
 mod own;
 mod packet;
 mod report;
@@ -29,6 +33,7 @@ mod skb;
 mod socket;
 mod source_range;
 mod sweep;
+mod target;
 mod work;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};

@@ -15,11 +15,11 @@ use lb_ebpf::tcp_state::Speaker;
 use crate::answer::{Answer, reject};
 use crate::fast::{self, Hop};
 use crate::forward::{back, to_endpoint};
-use crate::header::{IPV4, IPV6, transport};
+use crate::header::{IPV4, IPV6, packet, transport};
 use crate::icmp_error;
 use crate::ingress::{new_flow, open_flow, step};
 use crate::lookup::{address_use, now, settings};
-use crate::packet::ETHERNET;
+use crate::opening::Claim;
 use crate::report::count;
 use crate::service_cidr::ServiceCidrs;
 use crate::skb::{IN, STAY, Skb};
@@ -46,8 +46,8 @@ pub(crate) fn passes_loopback(skb: &Skb) -> i32 {
 }
 
 #[inline(always)]
-fn to_own_address<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
-    let Some(network) = F::network(&skb, ETHERNET) else {
+fn to_own_address<F: Answer + Claim + Hop + ServiceCidrs>(skb: Skb) -> i32 {
+    let Some(network) = packet::<F>(&skb) else {
         return NEXT;
     };
     let uses = address_use::<F>(&network.destination);
@@ -58,7 +58,12 @@ fn to_own_address<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
     work.network = network;
     work.uses = uses;
     if network.protocol == F::ICMP {
-        return icmp_error::to_client::<F, OUTSIDE>(skb, work);
+        let action = icmp_error::to_client::<F, OUTSIDE>(skb, work);
+        return if action == icmp_error::NOT_OURS {
+            NEXT
+        } else {
+            action
+        };
     }
     leaves::<F, OWN_LOOPBACK>(skb)
 }
@@ -66,7 +71,7 @@ fn to_own_address<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
 /// Takes a packet of this node's own to a service's address. Its header and the use of that address are in `work`
 /// already.
 #[inline(always)]
-pub(crate) fn leaves<F: Answer + Hop + ServiceCidrs, const WHERE: u8>(skb: Skb) -> i32 {
+pub(crate) fn leaves<F: Answer + Claim + Hop + ServiceCidrs, const WHERE: u8>(skb: Skb) -> i32 {
     let mut action = known_flow::<F>(skb);
     if action == step::NEW_FLOW {
         action = new_flow::<F, WHERE>();

@@ -16,14 +16,15 @@ use lb_ebpf::abi::flow::{Flow, FlowKey};
 use lb_ebpf::abi::fragment::{self, Fragment, FragmentKey};
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::socket::{SocketMore, SocketMoreKey};
+use lb_ebpf::abi::target::{self as targets, Target};
 use lb_ebpf::abi::{FLOW_SHARDS, counter};
-use lb_ebpf::tcp_state::timeout;
 
-use crate::flow::release_replies;
+use crate::flow::{has_expired, release_replies};
 use crate::lookup::{now, settings};
-use crate::maps::{AFFINITY, FRAGMENTS, SOCKET_MORE, SWEEPER, Sweeper, Tables};
+use crate::maps::{AFFINITY, FRAGMENTS, SOCKET_MORE, SWEEPER, Sweeper, TARGETS, Tables};
 use crate::report::count;
 use crate::shard::slot;
+use crate::target;
 
 /// Time between ticks. With 64 flow shards a round takes 13 s, less than the shortest timeout.
 const TICK_NS: u64 = 200_000_000;
@@ -73,7 +74,7 @@ unsafe extern "C" fn tick(_table: *mut c_void, _key: *mut u32, sweeper: *mut Swe
     // SAFETY: the kernel calls this with an element of `sweeper`.
     unsafe {
         let cursor = read_volatile(&raw const (*sweeper).cursor);
-        let next = if cursor >= 2 * FLOW_SHARDS + 2 {
+        let next = if cursor >= 2 * FLOW_SHARDS + 3 {
             0
         } else {
             cursor + 1
@@ -99,6 +100,12 @@ unsafe extern "C" fn tick(_table: *mut c_void, _key: *mut u32, sweeper: *mut Swe
             each(
                 (&raw const FRAGMENTS).cast(),
                 fragment as *const c_void,
+                carried,
+            );
+        } else if cursor == 2 * FLOW_SHARDS + 2 {
+            each(
+                (&raw const TARGETS).cast(),
+                forget as *const c_void,
                 carried,
             );
         } else {
@@ -166,8 +173,9 @@ unsafe extern "C" fn flow<F: Tables>(
     };
     // SAFETY: the kernel calls this with an element of a flow shard, and with our walk.
     unsafe {
-        let resting = (*walk).now.saturating_sub((*flow).last_seen);
-        if resting <= timeout(settings, (*key).protocol, (*flow).state) {
+        let now = (*walk).now;
+        if !has_expired(&*flow, settings, (*key).protocol, now) {
+            target::mark::<F>(&(*flow).new_destination, (*flow).flags, now);
             return GO_ON;
         }
         if !spend(walk) {
@@ -182,6 +190,26 @@ unsafe extern "C" fn flow<F: Tables>(
         release_replies(&work.key, &work.flow, &mut work.reply);
     }
     count(counter::FLOW_EXPIRED);
+    GO_ON
+}
+
+unsafe extern "C" fn forget(
+    _table: *mut c_void,
+    _index: *const u32,
+    target: *mut Target,
+    walk: *mut Walk,
+) -> i64 {
+    // SAFETY: the kernel calls this with an element of `targets`, and with our walk. A flow that is opened this very
+    // moment marks its target again when its shard is swept.
+    unsafe {
+        let now = (*walk).now;
+        if now.saturating_sub((*target).flows) > targets::LIFETIME {
+            (*target).flows = 0;
+        }
+        if now.saturating_sub((*target).direct) > targets::LIFETIME {
+            (*target).direct = 0;
+        }
+    }
     GO_ON
 }
 

@@ -240,8 +240,10 @@ impl Kernel {
     /// Makes everything that has a time older.
     pub fn wait(&mut self, seconds: u32) -> Result<()> {
         for map in self.shards[..2].iter().flatten() {
+            // The last packet's time and the first one's.
             let at = map.value_bytes() - 12;
             older(map, at, seconds)?;
+            older(map, at + 4, seconds)?;
         }
         let [affinity, fragments] = &self.timed;
         older(affinity, 32, seconds)?;
