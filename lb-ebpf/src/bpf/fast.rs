@@ -71,7 +71,11 @@ fn translate<F: Hop, P: Packet>(
     }
     let done =
         rewrite_both(&skb, work, source, destination) && F::hop(&skb, P::headers(&work.network).0);
-    if done { skb.leave(&route) } else { DROP }
+    if done && skb.give_link_header(P::headers(&work.network).0) {
+        skb.leave(&route)
+    } else {
+        DROP
+    }
 }
 
 /// Taking a hop off a packet's time to live.

@@ -139,7 +139,13 @@ pub(crate) trait Wire: Tables {
 /// Reads the network header of the packet in a frame, which must be there up to its end.
 #[inline(always)]
 pub(crate) fn packet<F: Wire>(skb: &impl Packet) -> Option<Network<F>> {
-    let network = F::network(skb, NETWORK)?;
+    packet_at(skb, NETWORK)
+}
+
+/// As [`packet`], behind a link-layer header of this length.
+#[inline(always)]
+pub(crate) fn packet_at<F: Wire>(skb: &impl Packet, link: u32) -> Option<Network<F>> {
+    let network = F::network(skb, link)?;
     (network.end <= skb.length()).then_some(network)
 }
 
