@@ -22,6 +22,7 @@ use std::panic;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::{env, fs};
 
 use anyhow::{Context as _, Result};
 use lb_agent::datapath::pins::Pins;
@@ -54,6 +55,8 @@ pub const POOL: (u16, u16) = (20_000, 20_999);
 
 /// Index of the loopback device.
 const LOOPBACK: u32 = 1;
+/// Names the file of another object than the agent's: one may be tried without a build of the agent.
+const OBJECT: &str = "BEELINE_OBJECT";
 
 /// One node: tables, programs, a pod-facing device and an uplink.
 #[derive(Debug)]
@@ -117,7 +120,7 @@ impl Node {
             bpffs: Path::new(BPFFS).to_owned(),
             packet_hook: None,
         };
-        let datapath = Datapath::open(&config).context("loading the object")?;
+        let datapath = open(&config)?;
         let pins = Pins::new(Path::new(BPFFS));
         let mut programs = BTreeMap::new();
         for name in [
@@ -331,6 +334,18 @@ impl Node {
     }
 }
 
+/// Loads the agent's object, or the one that is to be tried.
+fn open(config: &Config) -> Result<Datapath> {
+    let datapath = match env::var_os(OBJECT) {
+        Some(file) => {
+            let object = fs::read(&file).with_context(|| format!("reading {file:?}"))?;
+            Datapath::open_object(config, &object)
+        }
+        None => Datapath::open(config),
+    };
+    datapath.context("loading the object")
+}
+
 /// A pod's veth, and an uplink with addresses and a router.
 fn lay_wires() -> Result<()> {
     let lines = [
@@ -355,7 +370,7 @@ fn set_forwarding(on: bool) -> Result<()> {
     for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         let path = Path::new("/proc/sys/net").join(switch);
         let value = if on { "1" } else { "0" };
-        std::fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
+        fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
 }

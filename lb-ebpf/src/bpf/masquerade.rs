@@ -22,7 +22,7 @@ use crate::forward::Route;
 use crate::lookup::now;
 use crate::maps::{DEVICES, Tables};
 use crate::packet::{FOUND, NO_NEIGHBOUR, Packet, TOO_BIG};
-use crate::rewrite::{End, Rewrite, rewrite, rewrite_answer};
+use crate::rewrite::{Rewrite, rewrite_answer, rewrite_both};
 use crate::skb::Skb;
 use crate::work::Work;
 use crate::{DROP, NEXT};
@@ -123,14 +123,12 @@ pub(crate) fn answered<F: Hop, const SCOPE: u8>(skb: Skb, work: &mut Work<F>) ->
             return action;
         }
     }
-    let port = work.transport.destination_port;
-    let done = rewrite(
+    let ports = (work.transport.source_port, work.transport.destination_port);
+    let done = rewrite_both(
         &skb,
-        &work.network,
-        &work.transport,
-        End::Destination,
-        work.forward.source,
-        port,
+        work,
+        (&work.network.source, ports.0),
+        (&work.forward.source, ports.1),
     );
     if done { NEXT } else { DROP }
 }
@@ -156,14 +154,12 @@ pub(crate) fn mask_source<F: Rewrite>(
     if work.flow.flags & MASQUERADE == 0 {
         return None;
     }
-    let port = work.transport.source_port;
-    let done = rewrite(
+    let ports = (work.transport.source_port, work.transport.destination_port);
+    let done = rewrite_both(
         skb,
-        &work.network,
-        &work.transport,
-        End::Source,
-        work.flow.new_source,
-        port,
+        work,
+        (&work.flow.new_source, ports.0),
+        (&work.network.destination, ports.1),
     );
     Some(if done { NEXT } else { DROP })
 }

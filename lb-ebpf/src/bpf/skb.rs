@@ -9,11 +9,12 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
-use core::ptr::{addr_of, null_mut, read_volatile};
+use core::ptr::{addr_of, null_mut, read_unaligned, read_volatile};
 
 use crate::extension::{Led, walk_skb};
 use crate::header::{Network, Transport, Wire};
 use crate::packet::{ETHERNET, FOUND, NO_NEIGHBOUR, PSEUDO, Packet};
+use crate::rewrite::Checksum;
 use crate::{DROP, NEXT};
 
 /// `BPF_F_IPV6` (Linux 6.16): the pseudo header's change leaves `skb->csum` right.
@@ -184,8 +185,8 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn carried<F: Wire>(network: &Network<F>, transport: &Transport) -> (bool, u8) {
-        (transport.present, network.protocol)
+    fn checksum<F: Wire>(network: &Network<F>, transport: &Transport) -> Checksum {
+        Checksum::of(network.transport, transport.checksum)
     }
 
     #[inline(always)]
@@ -230,6 +231,21 @@ impl Packet for Skb {
         }
     }
 
+    /// Without a call where the bytes are in the packet's linear part, as headers mostly are. Offsets that vary are
+    /// not for this: the verifier lets only programs with `CAP_PERFMON` add them to a pointer into a packet.
+    #[inline(always)]
+    fn load_at<T: Copy, const OFFSET: u32>(&self) -> Option<T> {
+        // SAFETY: the comparison shows the verifier that the bytes are there. Whatever they are, `T` takes them.
+        unsafe {
+            let start = read_volatile(addr_of!((*self.0).data)) as usize;
+            let end = read_volatile(addr_of!((*self.0).data_end)) as usize;
+            if start + OFFSET as usize + size_of::<T>() <= end {
+                return Some(read_unaligned((start + OFFSET as usize) as *const T));
+            }
+        }
+        self.load(OFFSET)
+    }
+
     #[inline(always)]
     fn store<T: Copy>(&self, offset: u32, value: &T) -> bool {
         // SAFETY: `value` is readable for its size.
@@ -262,12 +278,6 @@ impl Packet for Skb {
     fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool {
         // SAFETY: the helper checks the offset.
         unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 4) == 0 }
-    }
-
-    #[inline(always)]
-    fn replace_l3_half(&self, offset: u32, old: u16, new: u16) -> bool {
-        // SAFETY: the helper checks the offset.
-        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 2) == 0 }
     }
 
     #[inline(always)]
