@@ -15,12 +15,13 @@
 //! Dropping the cluster removes all of it, also during a panic.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use anyhow::Result;
 use lb_agent::snapshot::Family;
 
 use crate::address::{self, CLIENT, FAMILIES};
-use crate::agent::{Agent, SocketLb};
+use crate::agent::{Agent, SocketLb, Source};
 use crate::backlog;
 use crate::cgroup;
 use crate::link::{self, Layout, Socket, Station, Wire};
@@ -146,6 +147,20 @@ impl Cluster {
         &mut self.nodes[usize::from(number) - 1]
     }
 
+    /// Starts agents that follow an API server, on a cluster that was built without, and waits until they are ready.
+    pub fn start_agents(
+        &mut self,
+        kubeconfig: &Path,
+        socket_lb: SocketLb,
+        arguments: &[String],
+    ) -> Result<()> {
+        for node in &mut self.nodes {
+            let source = Source::Kubeconfig(kubeconfig.to_owned());
+            node.start_agent_on(source, socket_lb, arguments)?;
+        }
+        self.each_agent(Agent::wait_ready)
+    }
+
     /// All nodes.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -210,6 +225,11 @@ impl Cluster {
         self.nodes
             .iter()
             .try_for_each(|node| act(&mut *node.agent()?))
+    }
+
+    /// The LAN's network namespace, which routes too.
+    pub fn lan(&self) -> &Namespace {
+        &self.lan
     }
 
     /// The name everything of this cluster carries.

@@ -11,6 +11,7 @@ use super::object::{Definition, Definitions};
 use super::pins::{Pins, check, list};
 use super::{Error, Result};
 use crate::sys::bpf::{Map, MapKind, Program, WriteMode, pin};
+use crate::sys::capability;
 
 /// Runs the sweeper's timer; see `sweep_arm` in the object.
 const SWEEP_ARM: &str = "sweep_arm";
@@ -117,13 +118,25 @@ fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<()> {
                 )));
             }
         }
-        .map_err(|source| failed(&format!("program {name}"), source))?;
+        .map_err(|source| failed(&refused(name), source))?;
         let fd = program
             .fd()
             .map_err(|source| failed(&format!("program {name}"), source))?;
         pin::pin_over(fd.as_fd(), &pins.program(name))?;
     }
     Ok(())
+}
+
+/// What did not load, and what may help.
+fn refused(name: &str) -> String {
+    match capability::may_read_kernel_memory() {
+        // Later verifiers put a barrier where they once gave up (mainline 6.17).
+        Ok(false) => format!(
+            "program {name} (before Linux 6.18 this takes CAP_PERFMON, which this process lacks, beside CAP_BPF \
+             and CAP_NET_ADMIN: add it to the container's capabilities)"
+        ),
+        _ => format!("program {name}"),
+    }
 }
 
 /// The pinned programs, `None` if one is missing.

@@ -2,7 +2,7 @@
 //! endpoints become answers of the service again. What leaves by an uplink towards an endpoint may have to get
 //! an address of this node.
 
-use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL};
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LINGERING, NODE, NODE_LOCAL};
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{CLOSED, DIRECT, HAIRPIN, MASQUERADE, NEW, OUTSIDE};
 use lb_ebpf::abi::{TCP, UDP, counter};
@@ -74,37 +74,42 @@ fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb)
     let Some(settings) = settings() else {
         return NEXT;
     };
+    // A packet of this node's own to a service's address; or, as a node's address may be an external one of a
+    // service's too, an answer of its servers to that node.
+    let mut own = false;
     if SCOPE == OUTSIDE {
         // Nobody translated this packet, so it must not leave: the next router would send it back (spec D4, D5).
         let uses = address_use::<F>(&network.destination);
-        if uses & (CLUSTER_IP | EXTERNAL) != 0 && skb.is_own() {
+        own = uses & (CLUSTER_IP | EXTERNAL | LINGERING) != 0 && skb.is_own();
+        if own {
             let Some(work) = F::work() else { return NEXT };
             work.network = network;
             work.uses = uses;
-            return OWN_PACKET;
-        }
-        if uses & CLUSTER_IP != 0 || uses == 0 && F::in_service_cidr(settings, network.destination)
+        } else if uses & CLUSTER_IP != 0
+            || uses & (EXTERNAL | NODE | NODE_LOCAL) == 0
+                && F::in_service_cidr(settings, network.destination)
         {
             count(counter::STRAY_DROPPED);
             return DROP;
         }
     }
+    let no_answer = if own { OWN_PACKET } else { NEXT };
     if network.protocol != TCP && network.protocol != UDP {
-        if network.protocol != <F as Wire>::ICMP {
-            return NEXT;
+        if own || network.protocol != <F as Wire>::ICMP {
+            return no_answer;
         }
         let Some(work) = F::work() else { return NEXT };
         work.network = network;
         return MESSAGE;
     }
     let Some(transport) = transport(&skb, &network, SCOPE) else {
-        return NEXT;
+        return no_answer;
     };
     // Most packets belong to no flow of ours and pay for this one miss.
     let reply = key(&network, &transport, SCOPE);
     let entry = reply_entry(&reply);
-    if entry.is_none() && !masquerade::pooled(settings, transport.source_port) {
-        return NEXT;
+    if entry.is_none() && (own || !masquerade::pooled(settings, transport.source_port)) {
+        return no_answer;
     }
     let Some(work) = F::work() else { return NEXT };
     work.network = network;
@@ -115,11 +120,14 @@ fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb)
         None => None,
     };
     let Some(place) = place else {
+        if own {
+            return OWN_PACKET;
+        }
         return masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT);
     };
     if work.flow.flags & HAIRPIN != 0 {
-        // Those answers come to ingress; this packet only looks like one.
-        return NEXT;
+        // Those answers come to ingress; this packet only looks like one. What a node answers itself does not.
+        return no_answer;
     }
     if network.protocol == TCP
         && transport.flags & (FIN | SYN | RST | ACK) == SYN | ACK

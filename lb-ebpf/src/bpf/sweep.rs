@@ -85,35 +85,18 @@ unsafe extern "C" fn tick(_table: *mut c_void, _key: *mut u32, sweeper: *mut Swe
             now: now(),
             budget: read_volatile(&raw const (*sweeper).budget),
         };
-        let carried = (&raw mut walk).cast::<c_void>();
         if cursor < FLOW_SHARDS {
-            both::<V4>(cursor, carried);
+            both::<V4>(cursor, &mut walk);
         } else if cursor < 2 * FLOW_SHARDS {
-            both::<V6>(cursor, carried);
+            both::<V6>(cursor, &mut walk);
         } else if cursor == 2 * FLOW_SHARDS {
-            each(
-                (&raw const AFFINITY).cast(),
-                affinity as *const c_void,
-                carried,
-            );
+            affinities(&mut walk);
         } else if cursor == 2 * FLOW_SHARDS + 1 {
-            each(
-                (&raw const FRAGMENTS).cast(),
-                fragment as *const c_void,
-                carried,
-            );
+            fragments(&mut walk);
         } else if cursor == 2 * FLOW_SHARDS + 2 {
-            each(
-                (&raw const TARGETS).cast(),
-                forget as *const c_void,
-                carried,
-            );
+            targets(&mut walk);
         } else {
-            each(
-                (&raw const SOCKET_MORE).cast(),
-                pair as *const c_void,
-                carried,
-            );
+            pairs(&mut walk);
         }
         let timer: *mut bpf_timer = addr_of_mut!((*sweeper).timer);
         bpf_timer_start(timer, TICK_NS, 0);
@@ -122,29 +105,74 @@ unsafe extern "C" fn tick(_table: *mut c_void, _key: *mut u32, sweeper: *mut Swe
 }
 
 /// Walks the current and the former map of a flow shard.
-#[inline(always)]
-unsafe fn both<F: Tables>(shard: u32, carried: *mut c_void) {
+///
+/// One function for each table, never inlined: joined together the walks end in one call of the helper, where
+/// verifiers before Linux 6.10 want the table to be always the same ("tail_call abusing map_ptr").
+#[inline(never)]
+fn both<F: Tables>(shard: u32, walk: &mut Walk) -> i32 {
     // SAFETY: maps of flows, and the callback for their elements.
     unsafe {
         if let Some(current) = F::flows().get(slot(shard)) {
             each(
                 (&raw const *current).cast(),
                 flow::<F> as *const c_void,
-                carried,
+                walk,
             );
         }
         if let Some(former) = F::flows().get(slot(shard) + 1) {
             each(
                 (&raw const *former).cast(),
                 flow::<F> as *const c_void,
-                carried,
+                walk,
             );
         }
     }
+    0
+}
+
+#[inline(never)]
+fn affinities(walk: &mut Walk) -> i32 {
+    // SAFETY: the callback is for this table's elements.
+    unsafe {
+        each(
+            (&raw const AFFINITY).cast(),
+            affinity as *const c_void,
+            walk,
+        );
+    }
+    0
+}
+
+#[inline(never)]
+fn fragments(walk: &mut Walk) -> i32 {
+    // SAFETY: the callback is for this table's elements.
+    unsafe {
+        each(
+            (&raw const FRAGMENTS).cast(),
+            fragment as *const c_void,
+            walk,
+        );
+    }
+    0
+}
+
+#[inline(never)]
+fn targets(walk: &mut Walk) -> i32 {
+    // SAFETY: the callback is for this table's elements.
+    unsafe { each((&raw const TARGETS).cast(), forget as *const c_void, walk) };
+    0
+}
+
+#[inline(never)]
+fn pairs(walk: &mut Walk) -> i32 {
+    // SAFETY: the callback is for this table's elements.
+    unsafe { each((&raw const SOCKET_MORE).cast(), pair as *const c_void, walk) };
+    0
 }
 
 #[inline(always)]
-unsafe fn each(table: *const c_void, callback: *const c_void, carried: *mut c_void) {
+unsafe fn each(table: *const c_void, callback: *const c_void, walk: &mut Walk) {
+    let carried = (&raw mut *walk).cast();
     // SAFETY: callers pass a table and a callback for its elements.
     unsafe { bpf_for_each_map_elem(table.cast_mut(), callback.cast_mut(), carried, 0) };
 }

@@ -11,7 +11,7 @@ pub mod fixture;
 mod frames;
 pub mod generate;
 pub mod kernel;
-mod random;
+pub(crate) mod random;
 mod records;
 pub mod run;
 pub mod script;

@@ -37,13 +37,13 @@ pub(super) fn create(settings: &Settings, keys: &Keys) -> Result<()> {
     let data = place::state().join("etcd");
     let mut command = part("etcd");
     command.arg("--data-dir").arg(data).args([
-        // It need not outlive the machine.
-        "--unsafe-no-fsync",
         "--log-level=warn",
         &format!("--listen-client-urls={etcd}"),
         &format!("--advertise-client-urls={etcd}"),
         "--listen-peer-urls=http://127.0.0.1:2380",
     ]);
+    // The data need not outlive the machine.
+    command.env("ETCD_UNSAFE_NO_FSYNC", "true");
     start("etcd", &mut command)?;
     api_server(settings, keys, etcd)?;
 
