@@ -5,6 +5,7 @@
 //! loaded object and take turns; each starts with empty tables.
 
 pub mod budget;
+mod bystander;
 mod feeder;
 mod flows;
 mod instructions;
@@ -27,7 +28,7 @@ use anyhow::{Context as _, Result};
 use lb_agent::datapath::pins::Pins;
 use lb_agent::datapath::{Config, Datapath};
 use lb_agent::model::ServicePort;
-use lb_agent::plan::{Ledger, Plan, Timing};
+use lb_agent::plan::{Ledger, NodeAddresses, Plan, Timing};
 use lb_agent::snapshot::ObjectName;
 use lb_agent::sys::bpf::{Program, WriteMode};
 use lb_agent::sys::clock;
@@ -38,6 +39,7 @@ use lb_ebpf::abi::settings::{Prefix4, Prefix6, Settings};
 use crate::packet::Frame;
 use crate::process::ip_batch;
 
+pub use bystander::Bystander;
 pub use feeder::Ends;
 pub use flows::SeenFlow;
 pub use net::Net;
@@ -51,6 +53,8 @@ use space::{BPFFS, Space};
 /// First and last source port that the programs may use in place of a client's own.
 pub const POOL: (u16, u16) = (20_000, 20_999);
 
+/// Index of the loopback device.
+const LOOPBACK: u32 = 1;
 /// Names the file of another object than the agent's: one may be tried without a build of the agent.
 const OBJECT: &str = "BEELINE_OBJECT";
 
@@ -119,7 +123,13 @@ impl Node {
         let datapath = open(&config)?;
         let pins = Pins::new(Path::new(BPFFS));
         let mut programs = BTreeMap::new();
-        for name in ["pod_ingress", "pod_egress", "out_ingress", "out_egress"] {
+        for name in [
+            "pod_ingress",
+            "pod_egress",
+            "out_ingress",
+            "out_egress",
+            "lo_egress",
+        ] {
             programs.insert(name, Program::open(&pins.program(name))?);
         }
         Ok(Self {
@@ -175,7 +185,11 @@ impl Node {
         tables.set_settings(&settings())?;
         self.counted = tables.counters.read()?;
         let own = [four.node, six.node];
-        let plan = self.ledger.set_node_addresses(&own, &own);
+        let plan = self.ledger.set_node_addresses(&NodeAddresses {
+            nodeport: &own,
+            loopback: &[Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            all: &own,
+        });
         self.carry_out(plan);
         Ok(())
     }
@@ -243,6 +257,11 @@ impl Node {
     /// A frame of this node's own that leaves by the uplink.
     pub fn sends(&self, frame: &impl Frame) -> Outcome {
         self.run("out_egress", (0, self.uplink), frame)
+    }
+
+    /// A frame of this node's own that passes the loopback device.
+    pub fn sends_itself(&self, frame: &impl Frame) -> Outcome {
+        self.run("lo_egress", (0, LOOPBACK), frame)
     }
 
     /// The frame by each of the four packet programs.

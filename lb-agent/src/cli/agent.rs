@@ -51,7 +51,7 @@ pub struct AgentArgs {
     /// Devices of the packet path: auto, or names like eth0,veth1
     #[arg(long, value_name = "auto|LIST", default_value = "auto")]
     devices: Devices,
-    /// Addresses that NodePorts are served on: prefixes, primary, all, or localhost (not served) [default: primary]
+    /// Addresses that NodePorts are served on: prefixes, primary, all, or localhost (served to this node's own processes) [default: primary]
     #[arg(long, value_name = "LIST")]
     nodeport_addresses: Option<NodePortAddresses>,
     /// This node's primary address; unspecified: as the Node object says

@@ -19,6 +19,7 @@ mod endpoint;
 mod flow;
 pub mod live;
 pub mod logging;
+mod neighbours;
 pub mod output;
 pub mod query;
 mod read;

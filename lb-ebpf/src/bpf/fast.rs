@@ -57,8 +57,8 @@ pub(crate) fn to_client<F: Hop>(skb: impl Packet, work: &Work<F>) -> i32 {
 
 /// Gives a packet these ends and a hop, and sends it.
 #[inline(always)]
-fn translate<F: Hop>(
-    skb: impl Packet,
+fn translate<F: Hop, P: Packet>(
+    skb: P,
     work: &Work<F>,
     source: (&F::Addr, u16),
     destination: (&F::Addr, u16),
@@ -69,7 +69,11 @@ fn translate<F: Hop>(
         return NO;
     }
     let done = rewrite_and_hop(&skb, work, source, destination);
-    if done { skb.leave(&route) } else { DROP }
+    if done && skb.give_link_header(P::headers(&work.network).0) {
+        skb.leave(&route)
+    } else {
+        DROP
+    }
 }
 
 /// Families that can take the fast way.

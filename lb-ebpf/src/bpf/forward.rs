@@ -35,7 +35,7 @@ pub(crate) fn to_endpoint<F: Rewrite + Route, const WAY: u64>(skb: Skb) -> i32 {
         return DROP;
     }
     if flow.flags & HAIRPIN != 0 {
-        return turn_around::<WAY>(&skb);
+        return turn_around::<WAY>(&skb, work.network.offset);
     }
     // A masqueraded flow is routed in both directions: its answers are addressed to the host.
     if flow.flags & (LOCAL_ENDPOINT | MASQUERADE) == LOCAL_ENDPOINT {
@@ -54,12 +54,16 @@ pub(crate) fn back<F: Rewrite, const WAY: u64>(skb: Skb) -> i32 {
     if !rewrite_answer(&skb, work) {
         return DROP;
     }
-    turn_around::<WAY>(&skb)
+    turn_around::<WAY>(&skb, work.network.offset)
 }
 
 /// Back to whoever sent the packet.
 #[inline(always)]
-pub(crate) fn turn_around<const WAY: u64>(skb: &Skb) -> i32 {
+pub(crate) fn turn_around<const WAY: u64>(skb: &Skb, network: u32) -> i32 {
+    if network == 0 {
+        // No link-layer header to address.
+        return skb.send_back::<WAY>();
+    }
     let Some(macs) = skb.load::<[u8; 12]>(0) else {
         return DROP;
     };

@@ -155,7 +155,17 @@ pub(crate) trait Wire: Tables {
 /// Reads the network header of the packet in a frame, which must be there up to its end.
 #[inline(always)]
 pub(crate) fn packet<F: Wire>(skb: &impl Packet) -> Option<Network<F>> {
-    let network = F::outer_network(skb)?;
+    packet_at(skb, NETWORK)
+}
+
+/// As [`packet`], behind a link-layer header of this length.
+#[inline(always)]
+pub(crate) fn packet_at<F: Wire>(skb: &impl Packet, link: u32) -> Option<Network<F>> {
+    let network = if link == NETWORK {
+        F::outer_network(skb)?
+    } else {
+        F::network(skb, link)?
+    };
     (network.end <= skb.length()).then_some(network)
 }
 

@@ -74,6 +74,12 @@ pub(crate) trait Packet: Copy {
     /// Whether a device's MTU lets the packet pass.
     fn fits(&self, device: u32) -> bool;
 
+    /// Gives the packet an Ethernet header if its network header, at `network`, comes first: redirection to a
+    /// neighbour wants one, and the device says what becomes of it. Offsets count from there then.
+    fn give_link_header(&self, _network: u32) -> bool {
+        true
+    }
+
     /// Sends the packet by a route that it can leave by; the value ends the program.
     fn leave(&self, route: &FibLookup) -> i32;
 }
