@@ -94,9 +94,8 @@ fn dialled(service: &ServicePort) -> Option<(&ServicePort, SocketAddr)> {
 }
 
 fn endpoints(service: &ServicePort) -> impl Iterator<Item = SocketAddr> {
-    let serving = |endpoint: &&super::live::LiveEndpoint| {
-        endpoint.serving && endpoint.in_cluster_set
-    };
+    let serving =
+        |endpoint: &&super::live::LiveEndpoint| endpoint.serving && endpoint.in_cluster_set;
     let serving = service.endpoints.iter().filter(serving);
     serving.map(|endpoint| SocketAddr::new(endpoint.address, endpoint.port))
 }

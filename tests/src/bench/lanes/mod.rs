@@ -237,13 +237,7 @@ fn lanes(
 }
 
 /// A client that has been served.
-fn client(
-    side: &Side,
-    path: Path,
-    work: Work,
-    to: SocketAddr,
-    processor: usize,
-) -> Result<Client> {
+fn client(side: &Side, path: Path, work: Work, to: SocketAddr, processor: usize) -> Result<Client> {
     let place = side.client(path)?;
     let served = eventually("the Service is served", SOON, || {
         let mut client = Client::start(&place, processor, work, to)?;

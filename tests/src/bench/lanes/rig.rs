@@ -149,7 +149,11 @@ impl Side {
         };
         let mut places = kube::places(&self.cluster, save)?;
         places.retain(|&address| objects::is_alike(address, services));
-        let found = [("first", 0), ("middle", places.len() / 2), ("last", places.len() - 1)];
+        let found = [
+            ("first", 0),
+            ("middle", places.len() / 2),
+            ("last", places.len() - 1),
+        ];
         Ok(found
             .into_iter()
             .filter_map(|(place, index)| Some((place, (*places.get(index)?).into())))
