@@ -18,8 +18,8 @@ pub mod settings;
 pub mod socket;
 pub mod source_range;
 
-/// Number in the pin directory's name (`…/beeline/v1`).
-pub const ABI_VERSION: u32 = 1;
+/// Number in the pin directory's name (`…/beeline/v2`).
+pub const ABI_VERSION: u32 = 2;
 
 /// IP protocol numbers that a frontend may carry.
 pub const TCP: u8 = 6;

@@ -16,20 +16,24 @@ use crate::work::Work;
 /// The packet takes the stack's way.
 pub(crate) const NO: i32 = i32::MIN;
 
-/// Finds the way towards `destination`; false if the packet is one for the stack.
+/// Finds the way towards `destination`; 0 if the packet is one for the stack.
 #[inline(always)]
 fn way_out<F: Hop, P: Packet>(
     skb: &P,
     work: &Work<F>,
     destination: F::Addr,
     route: &mut FibLookup,
-) -> bool {
+) -> i32 {
     F::fill(route, F::UNSPECIFIED, destination);
     route.ifindex = skb.device();
     let answer = skb.route(route, 0);
-    skb.can_leave(answer, route)
-        && F::may_hop(skb, P::headers(&work.network).0)
-        && skb.fits(route.ifindex)
+    let way = skb.way(answer, route);
+    let (network, _) = P::headers(&work.network);
+    if way != 0 && F::may_hop(skb, network) && skb.fits(route.ifindex) {
+        way
+    } else {
+        0
+    }
 }
 
 /// Sends a client's packet to its endpoint, or says [`NO`] with the packet untouched.
@@ -66,12 +70,16 @@ fn translate<F: Hop, P: Packet>(
 ) -> i32 {
     // SAFETY: all fields may be zero.
     let mut route: FibLookup = unsafe { zeroed() };
-    if !way_out(&skb, work, F::read(destination.0), &mut route) {
+    let way = way_out(&skb, work, F::read(destination.0), &mut route);
+    if way == 0 {
         return NO;
     }
-    let done =
-        rewrite_both(&skb, work, source, destination) && F::hop(&skb, P::headers(&work.network).0);
-    if done { skb.leave(&route) } else { DROP }
+    let (network, _) = P::headers(&work.network);
+    if rewrite_both(&skb, work, source, destination) && F::hop(&skb, network) {
+        skb.leave(&route, way)
+    } else {
+        DROP
+    }
 }
 
 /// Taking a hop off a packet's time to live.

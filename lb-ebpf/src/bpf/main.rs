@@ -8,6 +8,7 @@
 )]
 
 mod answer;
+mod early;
 mod egress;
 mod fast;
 mod flow;
@@ -30,13 +31,15 @@ mod socket;
 mod source_range;
 mod sweep;
 mod work;
+mod xdp;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 
 use lb_ebpf::abi::flow::{OUTSIDE, POD};
 
 use crate::skb::Skb;
+use crate::xdp::Xdp;
 
 /// `TCX_NEXT` / `TC_ACT_UNSPEC`: the packet goes on to the next program.
 const NEXT: i32 = -1;
@@ -102,6 +105,18 @@ fn out_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 fn out_egress(ctx: TcContext) -> i32 {
     egress::egress::<OUTSIDE>(&Skb::new(&ctx))
+}
+
+#[xdp(frags)]
+fn out_xdp(ctx: XdpContext) -> u32 {
+    early::early(Xdp::new(&ctx))
+}
+
+/// For generic mode: before a program that takes frames in pieces the kernel may copy the packet (6.9 and newer),
+/// and of the copy the tc programs behind see the headers in the wrong place.
+#[xdp]
+fn out_xdp_generic(ctx: XdpContext) -> u32 {
+    early::early(Xdp::new(&ctx))
 }
 
 #[classifier]

@@ -1,7 +1,7 @@
 //! Changing addresses and ports of a packet, and the checksums that cover them.
 //!
-//! Always through the checksum helpers, never by direct writes: only they know about a checksum that the
-//! sender left to the device (`CHECKSUM_PARTIAL`), which direct writes would spoil unseen.
+//! Always through the packet's own methods. For tc they are the kernel's checksum helpers: only those know about
+//! a checksum that the sender left to the device (`CHECKSUM_PARTIAL`), which direct writes would spoil unseen.
 
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::{TCP, UDP};

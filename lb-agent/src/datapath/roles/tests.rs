@@ -7,6 +7,7 @@ fn device(index: u32, name: &str, kind: LinkKind) -> Interface {
         index,
         name: name.into(),
         kind,
+        card: kind == LinkKind::Nic,
         controller: 0,
         lower: 0,
         groups_only: false,
@@ -253,7 +254,15 @@ fn pods_can_be_told_by_bridge_or_by_name() {
         ],
         vec![],
     );
-    let by = |pods| roles(&picture, &Selection { names: None, pods });
+    let by = |pods| {
+        roles(
+            &picture,
+            &Selection {
+                pods,
+                ..Selection::auto()
+            },
+        )
+    };
     assert_eq!(
         by(PodDevices::Bridge("cni0".into())),
         ["p tap1", "u cali1", "u other1"]
