@@ -15,12 +15,13 @@
 //! Dropping the cluster removes all of it, also during a panic.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use anyhow::Result;
 use lb_agent::snapshot::Family;
 
 use crate::address::{self, CLIENT, FAMILIES};
-use crate::agent::{Agent, SocketLb};
+use crate::agent::{Agent, SocketLb, Source};
 use crate::backlog;
 use crate::cgroup;
 use crate::link::{self, Layout, Socket, Station, Wire};
@@ -141,6 +142,25 @@ impl Cluster {
         &self.nodes[usize::from(number) - 1]
     }
 
+    /// A node that is to be changed, counted from 1.
+    pub fn node_mut(&mut self, number: u8) -> &mut Node {
+        &mut self.nodes[usize::from(number) - 1]
+    }
+
+    /// Starts agents that follow an API server, on a cluster that was built without, and waits until they are ready.
+    pub fn start_agents(
+        &mut self,
+        kubeconfig: &Path,
+        socket_lb: SocketLb,
+        arguments: &[String],
+    ) -> Result<()> {
+        for node in &mut self.nodes {
+            let source = Source::Kubeconfig(kubeconfig.to_owned());
+            node.start_agent_on(source, socket_lb, arguments)?;
+        }
+        self.each_agent(Agent::wait_ready)
+    }
+
     /// All nodes.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -205,6 +225,11 @@ impl Cluster {
         self.nodes
             .iter()
             .try_for_each(|node| act(&mut *node.agent()?))
+    }
+
+    /// The LAN's network namespace, which routes too.
+    pub fn lan(&self) -> &Namespace {
+        &self.lan
     }
 
     /// The name everything of this cluster carries.
@@ -335,7 +360,8 @@ impl Cluster {
         })
     }
 
-    fn outside_place(&self) -> Result<Place> {
+    /// Where processes of the outside client run.
+    pub fn outside_place(&self) -> Result<Place> {
         Ok(Place {
             namespace: self.outside.clone(),
             cgroup: self.scope.cgroup()?.join("outside"),

@@ -6,11 +6,14 @@
 //! in by the uplink meeting XDP first and tc only if XDP lets it go on. Both must come to the same.
 
 pub mod budget;
+mod feeder;
 mod flows;
+mod instructions;
 mod net;
 mod run;
 mod service;
 mod space;
+mod timing;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -35,10 +38,12 @@ use lb_ebpf::abi::settings::{Prefix4, Prefix6, Settings};
 use crate::packet::Frame;
 use crate::process::ip_batch;
 
+pub use feeder::Ends;
 pub use flows::SeenFlow;
 pub use net::Net;
 pub use run::{Early, Outcome, Received};
 pub use service::{Described, tcp_service, udp_service};
+pub use timing::{Met, Stream, Timed, Times};
 
 use flows::FlowTables;
 use space::{BPFFS, Space};
@@ -359,6 +364,11 @@ impl Node {
     /// Every flow, both families.
     pub fn flows(&self) -> Vec<SeenFlow> {
         self.flows.seen().expect("the flow tables")
+    }
+
+    /// Entries of the flow tables and of the reply tables, both families.
+    pub fn halves(&self) -> (usize, usize) {
+        self.flows.halves().expect("the flow tables")
     }
 
     /// Makes every flow look as if its last packet had passed `seconds` ago.

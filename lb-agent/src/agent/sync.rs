@@ -433,7 +433,7 @@ impl Sync {
             }
             SocketLb::All | SocketLb::Host => {
                 let directory = match &self.config.cgroup {
-                    Some(directory) => directory.clone(),
+                    Some(directory) => cgroup::hierarchy(directory),
                     None => cgroup::root()
                         .context("find the cgroup v2 hierarchy; name it with --cgroup")?,
                 };

@@ -2,7 +2,7 @@
 //!
 //! | file | what is there |
 //! | --- | --- |
-//! | [`agent`] | flags of `beeline agent` → `Config` |
+//! | [`agent`], `api_server`, `conntrack` | flags of `beeline agent` → `Config` |
 //! | `read` | live tables out of the pins |
 //! | [`live`] | tables joined into services, frontends and endpoints (pure) |
 //! | `query` | which services a command is about |
@@ -11,7 +11,9 @@
 //! | `output` | tables for people, TSV for pipes, JSON for programs |
 
 pub mod agent;
+mod api_server;
 mod ask;
+mod conntrack;
 mod endpoint;
 mod flow;
 pub mod live;

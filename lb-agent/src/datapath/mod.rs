@@ -9,6 +9,7 @@ mod follow_flows;
 pub mod grace;
 pub mod growing;
 pub mod interfaces;
+pub mod newcomers;
 pub mod object;
 pub mod pins;
 pub mod programs;

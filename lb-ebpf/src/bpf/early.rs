@@ -15,10 +15,11 @@ use lb_ebpf::tcp_state::is_clean_syn;
 
 use crate::answer::Answer;
 use crate::fast::{self, Hop};
-use crate::header::{IPV4, IPV6, NETWORK, Part, transport};
+use crate::header::{IPV4, IPV6, NETWORK, Part, whole_transport};
 use crate::ingress::{fast_to_endpoint, new_flow, open_flow, step};
 use crate::lookup::{address_use, now, settings};
 use crate::masquerade::{find_answered, returns};
+use crate::opening::Claim;
 use crate::packet::Packet as _;
 use crate::service_cidr::ServiceCidrs;
 use crate::xdp::{REDIRECT, TX, Xdp};
@@ -45,7 +46,7 @@ pub(crate) fn early(packet: Xdp<0>) -> u32 {
 }
 
 #[inline(always)]
-fn run<F: Answer + Hop + ServiceCidrs>(packet: Xdp<0>) -> i32 {
+fn run<F: Answer + Claim + Hop + ServiceCidrs>(packet: Xdp<0>) -> i32 {
     let mut action = known_flow::<F>(packet);
     if action == step::NEW_FLOW {
         action = new_flow::<F, OUTSIDE>();
@@ -91,11 +92,12 @@ fn known_flow<F: Hop>(packet: Xdp<0>) -> i32 {
     if network.protocol != TCP && network.protocol != UDP
         || network.part != Part::Whole
         || network.transport != Xdp::<0>::headers(&network).1
+        || network.end > packet.length()
         || F::is_martian(&network.source)
     {
         return NEXT;
     }
-    let Some(transport) = transport(&packet, &network, OUTSIDE) else {
+    let Some(transport) = whole_transport(&packet, &network) else {
         return NEXT;
     };
     let (Some(settings), Some(work)) = (settings(), F::work()) else {

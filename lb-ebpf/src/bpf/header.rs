@@ -103,6 +103,8 @@ pub(crate) struct Network<F: Family> {
     pub(crate) offset: u32,
     /// Offset of the transport header (of the data, in a later fragment).
     pub(crate) transport: u32,
+    /// Where the packet says that it ends. Short frames go on, with padding.
+    pub(crate) end: u32,
     pub(crate) protocol: u8,
     pub(crate) part: Part,
     /// Zero: without it two bytes would be padding, and copying those is a read of uninitialised stack.
@@ -126,18 +128,34 @@ pub(crate) struct Transport {
 pub(crate) trait Wire: Tables {
     /// Protocol number of the family's ICMP.
     const ICMP: u8;
-    /// Length of the network header without options or extension headers.
-    const HEADER: u32;
     /// Whether an address can be the source of no packet that is to be answered: loopback, unspecified,
     /// multicast, broadcast and reserved ones (RFC 1122 §3.2.1.3, RFC 4291 §2.5, §2.7).
     fn is_martian(source: &Self::Addr) -> bool;
-    /// Reads the network header at `offset`; `None` if it is broken or of a kind we leave alone.
-    fn network<P: Packet>(skb: &P, offset: u32) -> Option<Network<Self>>;
+    /// Reads the network header at `offset`, of a packet or of the beginning of one that is quoted; `None` if it is broken
+    /// or of a kind we leave alone.
+    fn network(skb: &impl Packet, offset: u32) -> Option<Network<Self>>;
+}
+
+/// Reads the network header of the packet in a frame, which must be there up to its end.
+#[inline(always)]
+pub(crate) fn packet<F: Wire>(skb: &impl Packet) -> Option<Network<F>> {
+    let network = F::network(skb, NETWORK)?;
+    (network.end <= skb.length()).then_some(network)
+}
+
+/// Where a packet ends whose header starts at `start` and says that `said` bytes follow. More than the header can say it
+/// leaves open: no sender but a local one, whose frames are still to be cut, has such packets.
+#[inline(always)]
+fn end(skb: &impl Packet, start: u32, said: u16) -> u32 {
+    if said == 0 && skb.is_segmented() {
+        skb.length()
+    } else {
+        start + u32::from(said)
+    }
 }
 
 impl Wire for V4 {
     const ICMP: u8 = ICMP;
-    const HEADER: u32 = 20;
 
     #[inline(always)]
     fn is_martian(source: &Address4) -> bool {
@@ -147,13 +165,11 @@ impl Wire for V4 {
     }
 
     #[inline(always)]
-    fn network<P: Packet>(skb: &P, offset: u32) -> Option<Network<V4>> {
+    fn network(skb: &impl Packet, offset: u32) -> Option<Network<V4>> {
         let header: Ipv4 = skb.load(offset)?;
         let length = u32::from(header.version_ihl & 15) * 4;
-        if header.version_ihl >> 4 != 4
-            || length < 20
-            || u32::from(u16::from_be(header.total_length)) < length
-        {
+        let end = end(skb, offset, u16::from_be(header.total_length));
+        if header.version_ihl >> 4 != 4 || length < 20 || end < offset + length {
             return None;
         }
         let fragment = u16::from_be(header.fragment);
@@ -167,6 +183,7 @@ impl Wire for V4 {
             destination: header.destination,
             offset,
             transport: offset + length,
+            end,
             protocol: header.protocol,
             part,
             zero: 0,
@@ -177,7 +194,6 @@ impl Wire for V4 {
 
 impl Wire for V6 {
     const ICMP: u8 = ICMPV6;
-    const HEADER: u32 = 40;
 
     #[inline(always)]
     fn is_martian(source: &Address6) -> bool {
@@ -186,126 +202,34 @@ impl Wire for V6 {
     }
 
     #[inline(always)]
-    fn network<P: Packet>(skb: &P, offset: u32) -> Option<Network<V6>> {
+    fn network(skb: &impl Packet, offset: u32) -> Option<Network<V6>> {
         let header: Ipv6 = skb.load(offset)?;
         if (u32::from_be(header.version_class_label) >> 28) != 6 {
             return None;
         }
-        let mut walk = Walk {
-            at: offset + Self::HEADER,
-            identification: 0,
-            protocol: header.next_header,
-            part: Part::Whole,
-            zero: 0,
-        };
-        if P::WALKS && !matches!(walk.protocol, TCP | UDP | ICMPV6) && !walk.on(*skb) {
-            return None;
-        }
-        Some(Network {
+        let mut found = Network {
             source: header.source,
             destination: header.destination,
             offset,
-            transport: walk.at,
-            protocol: walk.protocol,
-            part: walk.part,
+            transport: offset + 40,
+            end: end(skb, offset + 40, u16::from_be(header.payload_length)),
+            protocol: header.next_header,
+            part: Part::Whole,
             zero: 0,
-            identification: walk.identification,
-        })
-    }
-}
-
-/// Where a walk over IPv6 extension headers has come to.
-struct Walk {
-    at: u32,
-    identification: u32,
-    protocol: u8,
-    part: Part,
-    /// Zero: what would be padding.
-    #[expect(dead_code, reason = "it only fills what would be padding")]
-    zero: u16,
-}
-
-impl Walk {
-    /// Walks to the transport header, or to a later fragment's data; false if there is no way.
-    ///
-    /// Six steps (RFC 8200 allows more, nobody sends them), written out: a loader without CAP_PERFMON has its
-    /// loops followed beyond their end, as a CPU that mispredicts might go on, and this one would have no other
-    /// ("sequence of 8193 jumps is too complex").
-    #[inline(always)]
-    fn on<P: Packet>(&mut self, skb: P) -> bool {
-        let mut step = extension(skb, self);
-        if step == WALK {
-            step = extension(skb, self);
+            identification: 0,
+        };
+        if matches!(found.protocol, TCP | UDP | ICMPV6) {
+            return Some(found);
         }
-        if step == WALK {
-            step = extension(skb, self);
+        let led = skb.past_extensions(found.transport, found.protocol)?;
+        if led.transport > found.end {
+            return None;
         }
-        if step == WALK {
-            step = extension(skb, self);
-        }
-        if step == WALK {
-            step = extension(skb, self);
-        }
-        if step == WALK {
-            step = extension(skb, self);
-        }
-        step == ARRIVED
-    }
-}
-
-/// What a step led to: perhaps another extension header, an end, nothing we know.
-const WALK: u32 = 0;
-const ARRIVED: u32 = 1;
-const LOST: u32 = 2;
-
-/// Steps over an IPv6 extension header, if there is one where the walk has come to.
-#[inline(never)]
-fn extension<P: Packet>(skb: P, walk: &mut Walk) -> u32 {
-    match walk.protocol {
-        // Hop-by-hop, routing, destination options (RFC 8200 §4).
-        0 | 43 | 60 => {
-            let Some([next, length, _, segments_left]) = skb.load::<[u8; 4]>(walk.at) else {
-                return LOST;
-            };
-            if walk.protocol == 43 && segments_left != 0 {
-                // The destination is only the next stop.
-                return LOST;
-            }
-            walk.protocol = next;
-            walk.at += (u32::from(length) + 1) * 8;
-            WALK
-        }
-        // Fragment header (RFC 8200 §4.5).
-        44 => {
-            let Some(header) = skb.load::<[u32; 2]>(walk.at) else {
-                return LOST;
-            };
-            let [next, _, high, low] = header[0].to_ne_bytes();
-            let offset_flags = u16::from_be_bytes([high, low]);
-            walk.protocol = next;
-            walk.at += 8;
-            walk.identification = u32::from_be(header[1]);
-            walk.part = match (offset_flags >> 3, offset_flags & 1) {
-                (0, 0) => Part::Whole,
-                (0, _) => Part::First,
-                _ => Part::Later,
-            };
-            if walk.part == Part::Later {
-                ARRIVED
-            } else {
-                WALK
-            }
-        }
-        // Authentication header (RFC 4302): length in words, minus two.
-        51 => {
-            let Some([next, length]) = skb.load::<[u8; 2]>(walk.at) else {
-                return LOST;
-            };
-            walk.protocol = next;
-            walk.at += (u32::from(length) + 2) * 4;
-            WALK
-        }
-        _ => ARRIVED,
+        found.transport = led.transport;
+        found.protocol = led.protocol;
+        found.part = led.part;
+        found.identification = led.identification;
+        Some(found)
     }
 }
 
@@ -318,44 +242,64 @@ pub(crate) fn transport<F: Wire, P: Packet>(
     scope: u8,
 ) -> Option<Transport> {
     if network.part == Part::Later {
-        return later_fragment(network, scope);
+        let found = later_fragment(network, scope);
+        if found.is_none() {
+            count(counter::FRAGMENT_UNKNOWN);
+        }
+        return found;
     }
+    let Some(found) = whole_transport(skb, network) else {
+        count(counter::MALFORMED);
+        return None;
+    };
+    if network.part == Part::First {
+        learn(network, &found, scope);
+    }
+    Some(found)
+}
+
+/// Reads a transport header, which must lie within its packet.
+#[inline(always)]
+pub(crate) fn whole_transport<F: Wire, P: Packet>(
+    skb: &P,
+    network: &Network<F>,
+) -> Option<Transport> {
     let (_, at) = P::headers(network);
-    let found = match network.protocol {
+    match network.protocol {
         TCP => {
+            if at + size_of::<WholeTcp>() as u32 > network.end {
+                return None;
+            }
             let header = skb.load::<WholeTcp>(at)?.first;
-            Transport {
+            Some(Transport {
                 source_port: u16::from_be(header.source_port),
                 destination_port: u16::from_be(header.destination_port),
                 flags: header.flags,
                 present: true,
-            }
+            })
         }
         UDP => {
             let header: Udp = skb.load(at)?;
-            if u16::from_be(header.length) < 8 {
+            let length = u32::from(u16::from_be(header.length));
+            // Of a first fragment only the header has to be here.
+            let needed = if network.part == Part::First {
+                8
+            } else {
+                length
+            };
+            if length < 8 || at + needed > network.end {
                 // A jumbogram's zero (RFC 2675) too: nobody load-balances those.
                 return None;
             }
-            Transport {
+            Some(Transport {
                 source_port: u16::from_be(header.source_port),
                 destination_port: u16::from_be(header.destination_port),
                 flags: 0,
                 present: true,
-            }
+            })
         }
-        _ => return None,
-    };
-    if network.part == Part::First {
-        let value = Fragment {
-            source_port: found.source_port,
-            destination_port: found.destination_port,
-            seen: now(),
-        };
-        // Full: the later fragments go untranslated to the stack, which drops them; the sweep makes room.
-        let _ = FRAGMENTS.insert(fragment_key(network, scope), value, 0);
+        _ => None,
     }
-    Some(found)
 }
 
 #[inline(always)]
@@ -370,20 +314,42 @@ fn fragment_key<F: Wire>(network: &Network<F>, scope: u8) -> FragmentKey {
     }
 }
 
+/// Notes the ports of a first fragment. Out of line for the callers' stacks.
+#[inline(never)]
+fn learn<F: Wire>(network: &Network<F>, found: &Transport, scope: u8) {
+    let value = Fragment {
+        source_port: found.source_port,
+        destination_port: found.destination_port,
+        seen: now(),
+    };
+    // Full: the later fragments go untranslated to the stack, which drops them; the sweep makes room.
+    let _ = FRAGMENTS.insert(fragment_key(network, scope), value, 0);
+}
+
 #[inline(always)]
 fn later_fragment<F: Wire>(network: &Network<F>, scope: u8) -> Option<Transport> {
-    let Some(known) = FRAGMENTS.get_ptr(fragment_key(network, scope)) else {
-        count(counter::FRAGMENT_UNKNOWN);
-        return None;
-    };
-    // SAFETY: an element of the table; both ports are read in one go.
-    let ports = unsafe { core::ptr::read_volatile(known) };
-    Some(Transport {
-        source_port: ports.source_port,
-        destination_port: ports.destination_port,
+    let ports = known_ports(network, scope);
+    (ports & KNOWN != 0).then_some(Transport {
+        source_port: (ports >> 16) as u16,
+        destination_port: ports as u16,
         flags: 0,
         present: false,
     })
+}
+
+/// Tells that ports are known.
+const KNOWN: u64 = 1 << 32;
+
+/// Source and destination port of a later fragment's packet as one number, with [`KNOWN`]; else 0. Out of line for the
+/// callers' stacks.
+#[inline(never)]
+fn known_ports<F: Wire>(network: &Network<F>, scope: u8) -> u64 {
+    let Some(known) = FRAGMENTS.get_ptr(fragment_key(network, scope)) else {
+        return 0;
+    };
+    // SAFETY: an element of the table; both ports are read in one go.
+    let ports = unsafe { core::ptr::read_volatile(known) };
+    KNOWN | u64::from(ports.source_port) << 16 | u64::from(ports.destination_port)
 }
 
 /// Offset of the network header of a packet with a link-layer header.

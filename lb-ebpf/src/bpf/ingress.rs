@@ -14,14 +14,15 @@ use lb_ebpf::abi::{TCP, UDP, counter, frontend};
 use lb_ebpf::tcp_state::{Speaker, is_clean_syn};
 
 use crate::answer::{Answer, reject};
+use crate::direct;
 use crate::fast::{self, Hop};
-use crate::flow::Opening;
 use crate::forward::{back, to_endpoint};
-use crate::header::{IPV4, IPV6, NETWORK, Network, transport};
+use crate::header::{IPV4, IPV6, Network, packet, transport};
 use crate::icmp_error;
 use crate::lookup::{address_use, dialled_frontend, now, settings};
 use crate::maps::TOMBSTONES;
 use crate::masquerade::{self, Origin, returns};
+use crate::opening::{Claim, Opening};
 use crate::own::OWN;
 use crate::packet::Packet;
 use crate::report::count;
@@ -29,6 +30,7 @@ use crate::select::{Set, Verdict, choose};
 use crate::service_cidr::ServiceCidrs;
 use crate::skb::{OUT, Skb};
 use crate::source_range::admitted;
+use crate::target;
 use crate::work::Work;
 use crate::{DROP, NEXT};
 
@@ -41,6 +43,7 @@ pub(crate) mod step {
     pub(crate) const OPEN: i32 = 103;
     pub(crate) const OTHER_PROTOCOL: i32 = 104;
     pub(crate) const BACK: i32 = 105;
+    pub(crate) const DIRECT: i32 = 106;
 }
 
 /// Entry point.
@@ -54,16 +57,19 @@ pub(crate) fn ingress<const SCOPE: u8>(skb: &Skb) -> i32 {
 }
 
 #[inline(always)]
-fn run<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
+fn run<F: Answer + Claim + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let mut action = known_flow::<F, SCOPE>(skb);
     if action == step::OTHER_PROTOCOL {
         action = other_protocol::<F, SCOPE>(skb);
     }
     if action == step::NEW_FLOW {
         action = new_flow::<F, SCOPE>();
-        if action == step::OPEN {
-            action = open_flow::<F>(skb);
-        }
+    }
+    if action == step::DIRECT {
+        action = direct::passes::<F, SCOPE>(skb);
+    }
+    if action == step::OPEN {
+        action = open_flow::<F>(skb);
     }
     match action {
         step::TO_ENDPOINT => {
@@ -95,7 +101,7 @@ pub(crate) fn fast_to_endpoint<F: Hop>(skb: impl Packet) -> i32 {
 /// Finds out what the packet is, and its flow if it has one.
 #[inline(never)]
 fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let Some(network) = F::network(&skb, NETWORK) else {
+    let Some(network) = packet::<F>(&skb) else {
         count(counter::MALFORMED);
         return NEXT;
     };
@@ -103,20 +109,24 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
     let Some(settings) = settings() else {
         return NEXT;
     };
-    if uses == 0 {
+    if uses == 0 && target::at::<F>(&network.destination).flows == 0 {
         return unknown_address::<F>(settings, &network);
     }
+    let Some(work) = F::work() else { return NEXT };
+    work.network = network;
+    if uses == 0 {
+        return step::DIRECT;
+    }
+    let network = &work.network;
     if F::is_martian(&network.source) {
         count(counter::MALFORMED);
         return NEXT;
     }
-    let Some(work) = F::work() else { return NEXT };
-    work.network = network;
     if network.protocol != TCP && network.protocol != UDP {
         work.uses = uses;
         return step::OTHER_PROTOCOL;
     }
-    let Some(transport) = transport(&skb, &network, SCOPE) else {
+    let Some(transport) = transport(&skb, network, SCOPE) else {
         return NEXT;
     };
     work.transport = transport;
@@ -194,6 +204,7 @@ pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
         Verdict::Translate => {}
     }
     work.own = SCOPE == OWN;
+    work.direct = false;
     work.masquerade = if SCOPE == OWN {
         choice.endpoint.flags & (HOST | LOCAL) != HOST | LOCAL
     } else {
@@ -229,15 +240,19 @@ fn origin<F: ServiceCidrs, const SCOPE: u8>(settings: &Settings, source: F::Addr
 
 /// Enters the new flow.
 #[inline(never)]
-pub(crate) fn open_flow<F: Answer>(skb: impl Packet) -> i32 {
-    let (Some(settings), Some(work)) = (settings(), F::work()) else {
+pub(crate) fn open_flow<F: Answer + Claim>(skb: impl Packet) -> i32 {
+    let Some(work) = F::work() else {
         return NEXT;
     };
     if work.masquerade && !masquerade::choose_address(skb, work) {
         count(counter::NO_SOURCE_ADDRESS);
         return DROP;
     }
-    if work.open(settings, now()) != Opening::Done {
+    if work.open(now()) != Opening::Done {
+        if work.direct {
+            // No service's: it goes on as if we were not there.
+            return NEXT;
+        }
         count(counter::FLOW_TABLE_FULL);
         return DROP;
     }
@@ -307,7 +322,7 @@ fn other_protocol<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
 
 /// An address that no service has now: dropped if it is one of the service CIDRs' (spec D5).
 #[inline(always)]
-fn unknown_address<F: ServiceCidrs>(settings: &Settings, network: &Network<F>) -> i32 {
+pub(crate) fn unknown_address<F: ServiceCidrs>(settings: &Settings, network: &Network<F>) -> i32 {
     if F::in_service_cidr(settings, network.destination) {
         count(counter::CIDR_DROPPED);
         return DROP;

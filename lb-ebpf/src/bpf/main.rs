@@ -8,8 +8,10 @@
 )]
 
 mod answer;
+mod direct;
 mod early;
 mod egress;
+mod extension;
 mod fast;
 mod flow;
 mod forward;
@@ -19,6 +21,8 @@ mod ingress;
 mod lookup;
 mod maps;
 mod masquerade;
+mod newcomer;
+mod opening;
 mod own;
 mod packet;
 mod report;
@@ -30,6 +34,7 @@ mod skb;
 mod socket;
 mod source_range;
 mod sweep;
+mod target;
 mod work;
 mod xdp;
 

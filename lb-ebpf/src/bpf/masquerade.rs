@@ -10,11 +10,12 @@ use core::mem::zeroed;
 use lb_ebpf::abi::address::{Address4, Address6, NODE, NODE_LOCAL};
 use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{LOCAL_ENDPOINT, MASQUERADED, OUTSIDE, OWN_CLIENT};
+use lb_ebpf::abi::flow::{LOCAL_ENDPOINT, MASQUERADE, MASQUERADED, OUTSIDE, OWN_CLIENT, POD};
 use lb_ebpf::abi::settings::{MASQUERADE_ALL, SNAT_LOCAL, Settings};
 use lb_ebpf::tcp_state::Speaker;
 
 use crate::fast::{self, Hop};
+use crate::flow::write_turned;
 use crate::forward::Route;
 use crate::lookup::now;
 use crate::maps::{DEVICES, Tables};
@@ -139,9 +140,16 @@ pub(crate) fn mask_source<F: Rewrite>(
     if !pooled(settings, work.transport.source_port) {
         return None;
     }
-    work.set_key(MASQUERADED);
-    work.reply = work.key;
-    work.find_reply()?;
+    // The packet as an answer would be, where its flow was met.
+    work.set_key(OUTSIDE);
+    write_turned(&mut work.reply, &work.key);
+    if work.find_reply().is_none() {
+        work.reply.scope = POD;
+        work.find_reply()?;
+    }
+    if work.flow.flags & MASQUERADE == 0 {
+        return None;
+    }
     let port = work.transport.source_port;
     let done = rewrite(
         skb,

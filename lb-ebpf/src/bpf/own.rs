@@ -17,6 +17,7 @@ use crate::forward::{back, to_endpoint};
 use crate::header::transport;
 use crate::ingress::{new_flow, open_flow, step};
 use crate::lookup::{now, settings};
+use crate::opening::Claim;
 use crate::report::count;
 use crate::service_cidr::ServiceCidrs;
 use crate::skb::{IN, Skb};
@@ -27,7 +28,7 @@ pub(crate) const OWN: u8 = 4;
 
 /// Takes a packet of this node's own to a service's address.
 #[inline(always)]
-pub(crate) fn leaves<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
+pub(crate) fn leaves<F: Answer + Claim + Hop + ServiceCidrs>(skb: Skb) -> i32 {
     let mut action = known_flow::<F>(skb);
     if action == step::NEW_FLOW {
         action = new_flow::<F, OWN>();

@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 
+use crate::extension::Led;
 use crate::header::{Network, Transport, Wire};
 
 /// Length of an Ethernet header.
@@ -19,14 +20,21 @@ pub(crate) const TOO_BIG: i64 = 8;
 
 /// Handle of a packet; its methods' boolean answers say whether the packet had the bytes asked for.
 pub(crate) trait Packet: Copy {
-    /// Whether headers can be read anywhere; else those of plain packets alone, at offsets known when compiling.
-    const WALKS: bool;
-
     /// Where the network and the transport header are.
     fn headers<F: Wire>(network: &Network<F>) -> (u32, u32);
 
     /// Whether the packet has a transport header, and of which protocol.
     fn carried<F: Wire>(network: &Network<F>, transport: &Transport) -> (bool, u8);
+
+    /// Bytes of the whole frame.
+    fn length(&self) -> u32;
+
+    /// Whether the frame stands for several packets that are still to be cut, or were put together.
+    fn is_segmented(&self) -> bool;
+
+    /// What lies behind IPv6 extension headers, the first of them of kind `protocol` and at `offset`; `None` if they
+    /// are broken, too many, or lead to further stops.
+    fn past_extensions(&self, offset: u32, protocol: u8) -> Option<Led>;
 
     /// Interface the program sits on.
     fn device(&self) -> u32;

@@ -10,6 +10,7 @@ use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, null_mut, read_volatile};
 
+use crate::extension::{Led, walk_skb};
 use crate::header::{Network, Transport, Wire};
 use crate::packet::{FOUND, NO_NEIGHBOUR, PSEUDO, Packet};
 
@@ -18,6 +19,10 @@ const IPV6: u64 = 1 << 7;
 
 /// `BPF_F_RECOMPUTE_CSUM`: the written bytes count in `skb->csum`.
 const RECOMPUTE: u64 = 1;
+
+/// Ethertype of a VLAN tag, and the bits of a tag that are the VLAN's number.
+const TAG: u16 = 0x8100;
+const VLAN_ID: u32 = 0xfff;
 
 /// `BPF_ADJ_ROOM_MAC`.
 const ROOM_AFTER_MAC: u32 = 1;
@@ -41,21 +46,44 @@ impl Skb {
         Self(ctx.skb.skb)
     }
 
-    /// Ethertype, host order.
+    /// From the context itself.
     #[inline(always)]
-    pub(crate) fn ethertype(&self) -> u16 {
-        // SAFETY: a field of the context.
-        u16::from_be(unsafe { read_volatile(addr_of!((*self.0).protocol)) } as u16)
+    pub(crate) fn from_raw(skb: *mut __sk_buff) -> Self {
+        Self(skb)
     }
 
-    /// Writes `length` bytes, at most what `buffer` holds.
+    /// Ethertype, host order; a tag's where the packet has one.
+    ///
+    /// The kernel takes the outer tag out of a frame before we meet it, and looks for the device of that VLAN only
+    /// afterwards. That device has programs of ours where it is an uplink, and there the packet comes by without its
+    /// tag: translated here it would meet the wrong routes, and leave with a tag that is not the way out's. A tag
+    /// that names no VLAN is only a priority (IEEE 802.1Q, 9.6).
+    #[inline(always)]
+    pub(crate) fn ethertype(&self) -> u16 {
+        // SAFETY: fields of the context.
+        let (protocol, tagged, tag) = unsafe {
+            (
+                read_volatile(addr_of!((*self.0).protocol)),
+                read_volatile(addr_of!((*self.0).vlan_present)),
+                read_volatile(addr_of!((*self.0).vlan_tci)),
+            )
+        };
+        if tagged != 0 && tag & VLAN_ID != 0 {
+            return TAG;
+        }
+        u16::from_be(protocol as u16)
+    }
+
+    /// Writes `length` bytes, at most what `buffer` holds, and keeps `skb->csum` right.
     #[inline(always)]
     pub(crate) fn store_bytes(&self, offset: u32, buffer: &[u8; 256], length: u32) -> bool {
         if length == 0 || length > 256 {
             return false;
         }
         // SAFETY: `buffer` is readable for `length`.
-        unsafe { bpf_skb_store_bytes(self.0, offset, buffer.as_ptr().cast(), length, 0) == 0 }
+        unsafe {
+            bpf_skb_store_bytes(self.0, offset, buffer.as_ptr().cast(), length, RECOMPUTE) == 0
+        }
     }
 
     /// Updates a checksum that covers a changed run of 16 bytes directly (ICMPv6 and what it quotes).
@@ -109,8 +137,6 @@ impl Skb {
 }
 
 impl Packet for Skb {
-    const WALKS: bool = true;
-
     #[inline(always)]
     fn headers<F: Wire>(network: &Network<F>) -> (u32, u32) {
         (network.offset, network.transport)
@@ -119,6 +145,23 @@ impl Packet for Skb {
     #[inline(always)]
     fn carried<F: Wire>(network: &Network<F>, transport: &Transport) -> (bool, u8) {
         (transport.present, network.protocol)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).len)) }
+    }
+
+    #[inline(always)]
+    fn is_segmented(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).gso_size)) != 0 }
+    }
+
+    #[inline(always)]
+    fn past_extensions(&self, offset: u32, protocol: u8) -> Option<Led> {
+        Led::from_number(walk_skb(self.0, offset, protocol.into()))
     }
 
     #[inline(always)]

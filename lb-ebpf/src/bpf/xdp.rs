@@ -11,6 +11,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_ebpf::abi::device::{SENDS_BACK, TRANSMITS};
 use lb_ebpf::checksum::{adjusted, replaced};
 
+use crate::extension::Led;
 use crate::header::{Network, Transport, Wire};
 use crate::maps::DEVICES;
 use crate::packet::{ETHERNET, FOUND, Packet, ZERO_IS_NONE};
@@ -80,17 +81,31 @@ impl<const PROTOCOL: u8> Xdp<PROTOCOL> {
 }
 
 impl<const PROTOCOL: u8> Packet for Xdp<PROTOCOL> {
-    const WALKS: bool = false;
-
     /// Only packets with plain headers are served here.
     #[inline(always)]
     fn headers<F: Wire>(_: &Network<F>) -> (u32, u32) {
-        (ETHERNET, ETHERNET + F::HEADER)
+        (ETHERNET, ETHERNET + if F::VERSION == 4 { 20 } else { 40 })
     }
 
     #[inline(always)]
     fn carried<F: Wire>(_: &Network<F>, _: &Transport) -> (bool, u8) {
         (true, PROTOCOL)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_xdp_get_buff_len(self.0) as u32 }
+    }
+
+    #[inline(always)]
+    fn is_segmented(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn past_extensions(&self, _: u32, _: u8) -> Option<Led> {
+        None
     }
 
     #[inline(always)]
@@ -179,9 +194,7 @@ impl<const PROTOCOL: u8> Packet for Xdp<PROTOCOL> {
     #[inline(always)]
     fn fits(&self, device: u32) -> bool {
         // The kernel would count the first piece of a frame in pieces alone.
-        // SAFETY: the helper has no preconditions.
-        let length = unsafe { bpf_xdp_get_buff_len(self.0) } as u32;
-        let mut length = length.wrapping_sub(ETHERNET);
+        let mut length = self.length().wrapping_sub(ETHERNET);
         // SAFETY: `length` is readable and writable.
         unsafe { bpf_check_mtu(self.0.cast(), device, &raw mut length, 0, 0) == 0 }
     }

@@ -116,6 +116,10 @@ impl Reader<'_> {
                 self.find("spec.ports.name", &name, Fault::DuplicatePort);
                 continue;
             }
+            if protocol == Protocol::Sctp {
+                // It stays a port all the same: its endpoints count for the health-check node port (H10).
+                self.find("spec.ports.protocol", "SCTP", Fault::Untranslated);
+            }
             ports.push(ServicePort {
                 name,
                 protocol,
