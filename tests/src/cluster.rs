@@ -24,6 +24,7 @@ use crate::address::{self, CLIENT, FAMILIES};
 use crate::agent::{Agent, SocketLb, Source};
 use crate::backlog;
 use crate::cgroup;
+use crate::guards::Guards;
 use crate::link::{self, Layout, Socket, Station, Wire};
 use crate::manifests::Object;
 use crate::netns::Namespace;
@@ -43,6 +44,7 @@ pub struct Builder {
     socket_lb: SocketLb,
     agents: bool,
     agent_arguments: Vec<String>,
+    guards: Guards,
 }
 
 impl Builder {
@@ -79,6 +81,12 @@ impl Builder {
     /// `false`: every sender computes checksums and segments itself.
     pub fn tx_offload(mut self, on: bool) -> Self {
         self.wire.offload = on;
+        self
+    }
+
+    /// What the nodes check about packets besides.
+    pub fn guards(mut self, guards: Guards) -> Self {
+        self.guards = guards;
         self
     }
 
@@ -134,6 +142,7 @@ impl Cluster {
             socket_lb: SocketLb::All,
             agents: true,
             agent_arguments: Vec::new(),
+            guards: Guards::default(),
         }
     }
 
@@ -276,6 +285,9 @@ impl Cluster {
         leaves
             .iter()
             .try_for_each(|namespace| link::prepare(namespace, false))?;
+        for node in &self.nodes {
+            plan.guards.set(node.namespace())?;
+        }
 
         let mut stations: Vec<_> = self
             .nodes

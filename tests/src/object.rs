@@ -6,6 +6,7 @@
 //! in by the uplink meeting XDP first and tc only if XDP lets it go on. Both must come to the same.
 
 pub mod budget;
+mod bystander;
 mod feeder;
 mod flows;
 mod instructions;
@@ -22,12 +23,13 @@ use std::panic;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::{env, fs};
 
 use anyhow::{Context as _, Result};
 use lb_agent::datapath::pins::Pins;
 use lb_agent::datapath::{Config, Datapath};
 use lb_agent::model::ServicePort;
-use lb_agent::plan::{Ledger, Plan, Timing};
+use lb_agent::plan::{Ledger, NodeAddresses, Plan, Timing};
 use lb_agent::snapshot::ObjectName;
 use lb_agent::sys::bpf::{Link, Program, WriteMode, XdpMode};
 use lb_agent::sys::clock;
@@ -38,6 +40,7 @@ use lb_ebpf::abi::settings::{Prefix4, Prefix6, Settings};
 use crate::packet::Frame;
 use crate::process::ip_batch;
 
+pub use bystander::Bystander;
 pub use feeder::Ends;
 pub use flows::SeenFlow;
 pub use net::Net;
@@ -50,6 +53,11 @@ use space::{BPFFS, Space};
 
 /// First and last source port that the programs may use in place of a client's own.
 pub const POOL: (u16, u16) = (20_000, 20_999);
+
+/// Index of the loopback device.
+const LOOPBACK: u32 = 1;
+/// Names the file of another object than the agent's: one may be tried without a build of the agent.
+const OBJECT: &str = "BEELINE_OBJECT";
 
 /// What meets a frame that comes in by the uplink.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -144,7 +152,7 @@ impl Node {
             bpffs: Path::new(BPFFS).to_owned(),
             packet_hook: None,
         };
-        let datapath = Datapath::open(&config).context("loading the object")?;
+        let datapath = open(&config)?;
         let pins = Pins::new(Path::new(BPFFS));
         let mut programs = BTreeMap::new();
         for name in [
@@ -153,6 +161,7 @@ impl Node {
             "out_ingress",
             "out_egress",
             "out_xdp",
+            "lo_egress",
         ] {
             programs.insert(name, Program::open(&pins.program(name))?);
         }
@@ -218,7 +227,11 @@ impl Node {
         tables.set_settings(&settings())?;
         self.counted = tables.counters.read()?;
         let own = [four.node, six.node];
-        let plan = self.ledger.set_node_addresses(&own, &own);
+        let plan = self.ledger.set_node_addresses(&NodeAddresses {
+            nodeport: &own,
+            loopback: &[Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            all: &own,
+        });
         self.carry_out(plan);
         Ok(())
     }
@@ -301,6 +314,11 @@ impl Node {
     /// A frame of this node's own that leaves by the uplink.
     pub fn sends(&self, frame: &impl Frame) -> Outcome {
         self.run("out_egress", (0, self.uplink), frame)
+    }
+
+    /// A frame of this node's own that passes the loopback device.
+    pub fn sends_itself(&self, frame: &impl Frame) -> Outcome {
+        self.run("lo_egress", (0, LOOPBACK), frame)
     }
 
     /// The frame by each of the four packet programs.
@@ -386,6 +404,18 @@ impl Node {
     }
 }
 
+/// Loads the agent's object, or the one that is to be tried.
+fn open(config: &Config) -> Result<Datapath> {
+    let datapath = match env::var_os(OBJECT) {
+        Some(file) => {
+            let object = fs::read(&file).with_context(|| format!("reading {file:?}"))?;
+            Datapath::open_object(config, &object)
+        }
+        None => Datapath::open(config),
+    };
+    datapath.context("loading the object")
+}
+
 /// A pod's veth, an uplink with addresses and a router, and a way to another network, whose router is known, too.
 fn lay_wires() -> Result<()> {
     let lines = [
@@ -421,7 +451,7 @@ fn set_forwarding(on: bool) -> Result<()> {
     for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         let path = Path::new("/proc/sys/net").join(switch);
         let value = if on { "1" } else { "0" };
-        std::fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
+        fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
 }

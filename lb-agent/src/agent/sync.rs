@@ -21,7 +21,7 @@ use crate::health::Health;
 use crate::health::service::{HealthPort, ServiceHealth};
 use crate::metrics::{Extent, Metrics, Policy};
 use crate::model::{self, HealthCheck, NodeView, Options};
-use crate::plan::{Ledger, Plan, Retired, Timing, Write};
+use crate::plan::{Ledger, NodeAddresses, Plan, Retired, Timing, Write};
 use crate::snapshot::{Event, Family, Kind, ObjectName, Snapshot};
 use crate::sys::{cgroup, clock, memory, netns, sock_diag};
 
@@ -339,6 +339,7 @@ impl Sync {
             name: self.config.node_name.as_str().into(),
             zone: known.and_then(|node| node.zone.clone()),
             addresses: self.addresses.all.clone(),
+            primary: self.addresses.primary.clone(),
         };
         if self.ready {
             self.health.set_node_eligible(eligible);
@@ -348,8 +349,11 @@ impl Sync {
             self.dirty
                 .extend(self.snapshot.services().map(|service| service.name.clone()));
         }
-        self.ledger
-            .set_node_addresses(&self.addresses.nodeport, &self.addresses.all)
+        self.ledger.set_node_addresses(&NodeAddresses {
+            nodeport: &self.addresses.nodeport,
+            loopback: &self.addresses.loopback,
+            all: &self.addresses.all,
+        })
     }
 
     /// Carries out plans; what fails is named and tried again later.

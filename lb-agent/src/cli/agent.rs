@@ -54,7 +54,7 @@ pub struct AgentArgs {
     /// XDP on uplinks: auto (network cards that can), native, generic or off. Attaching may reset a card's link
     #[arg(long, value_name = "MODE", default_value = "auto")]
     xdp: Xdp,
-    /// Addresses that NodePorts are served on: prefixes, primary, all, or localhost (not served) [default: primary]
+    /// Addresses that NodePorts are served on: prefixes, primary, all, or localhost (served to this node's own processes) [default: primary]
     #[arg(long, value_name = "LIST")]
     nodeport_addresses: Option<NodePortAddresses>,
     /// This node's primary address; unspecified: as the Node object says

@@ -11,6 +11,7 @@ use lb_ebpf::abi::{device, settings};
 use serde::Serialize;
 
 use super::live::{LiveTables, ServicePort, Verdict};
+use super::neighbours::Neighbour;
 use super::output::{self, Format};
 use super::read::{self, Hook, Inventory, Usage};
 use super::{CommandError, Exit, Printed, StatusArgs, ask};
@@ -60,6 +61,8 @@ struct Report {
     /// Whose sockets are translated when they connect.
     sockets: &'static str,
     devices: Vec<DeviceLine>,
+    /// Others' programs on the same devices.
+    neighbours: Vec<NeighbourLine>,
     services: usize,
     frontends: usize,
     rejecting: usize,
@@ -98,6 +101,15 @@ struct DeviceLine {
     xdp: Option<String>,
     /// Why it does not, as the agent says.
     without_xdp: Option<String>,
+}
+
+/// Another's program, its device named.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NeighbourLine {
+    device: String,
+    #[serde(flatten)]
+    neighbour: Neighbour,
 }
 
 /// Never fails: what cannot be found out is a problem shown.
@@ -224,6 +236,18 @@ impl Report {
             .collect();
         self.devices
             .sort_by(|a, b| (a.role, &a.name).cmp(&(b.role, &b.name)));
+        let neighbours = inventory.neighbours.into_iter();
+        self.neighbours = neighbours
+            .map(|neighbour| NeighbourLine {
+                device: named(neighbour.index, interfaces),
+                neighbour,
+            })
+            .collect();
+        if self.sockets == "off" && self.devices.iter().all(|device| device.role != "loopback") {
+            self.notes.push(
+                "the loopback device has no program: this node's own processes do not reach its NodePorts".into(),
+            );
+        }
         for usage in &inventory.usage {
             if usage.limit > 0 && usage.used * 100 >= usage.limit * FULL_PERCENT {
                 self.problems.push(format!(
@@ -298,19 +322,22 @@ fn device_line(
     interfaces: &BTreeMap<u32, String>,
 ) -> DeviceLine {
     DeviceLine {
-        name: interfaces
-            .get(&index)
-            .cloned()
-            .unwrap_or_else(|| format!("#{index}")),
+        name: named(index, interfaces),
         role: match device.role {
             device::POD => "pod",
             device::UPLINK => "uplink",
+            device::LOOPBACK => "loopback",
             _ => "?",
         },
         mtu: device.mtu,
         xdp: None,
         without_xdp: None,
     }
+}
+
+fn named(index: u32, interfaces: &BTreeMap<u32, String>) -> String {
+    let known = interfaces.get(&index).cloned();
+    known.unwrap_or_else(|| format!("#{index}"))
 }
 
 /// Names of the interfaces that the tables and links tell of, by index. Asked of the kernel: `/sys` may show another
@@ -374,6 +401,12 @@ mod tests {
                 flags: settings::SOCKETS_ALL,
                 ..settings::Settings::default()
             },
+            neighbours: vec![Neighbour {
+                index: 2,
+                hook: "tcx ingress",
+                order: "behind ours",
+                program: "cni_in".into(),
+            }],
         }
     }
 
@@ -410,6 +443,7 @@ mod tests {
             "Agent     healthy, version 1.2.3, node node-1, source manifests in /m (connected), last sync 2026-01-01T00:00:00Z",
             "Sockets   of every network namespace; attached: connect4",
             "Devices   uplinks: eth0; pods: #7; 1 programs attached",
+            "Neighbour cni_in on tcx ingress of eth0, behind ours",
             "Services  3 service ports, 4 frontends (1 reject, 1 drop), 4 endpoints",
             "frontends4  3     1024      1048576",
             "connect_translated  17     connect() to a service sent to an endpoint",

@@ -33,7 +33,7 @@ pub use follow_flows::Follower;
 pub use grace::Grace;
 pub use interfaces::{Interfaces, Picture};
 pub use read::{KernelState, Reader};
-pub use roles::{Choice, PodDevices, Selection, is_unroutable};
+pub use roles::{Choice, OwnTraffic, PodDevices, Selection, is_unroutable};
 pub use xdp::Seat;
 
 /// What went wrong on the kernel's side, and what to do about it.

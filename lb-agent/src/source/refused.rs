@@ -134,10 +134,10 @@ impl Fault {
         match self {
             Fault::Address(_) => Some(&refused.addresses),
             Fault::Port | Fault::DuplicatePort => Some(&refused.ports),
-            Fault::Protocol => Some(&refused.protocols),
+            Fault::Protocol | Fault::Untranslated => Some(&refused.protocols),
             Fault::Prefix => Some(&refused.prefixes),
             Fault::Name => Some(&refused.objects),
-            Fault::Untranslated | Fault::NoHealthCheckPort | Fault::AffinityTimeout => None,
+            Fault::NoHealthCheckPort | Fault::AffinityTimeout => None,
         }
     }
 }

@@ -6,7 +6,7 @@ use super::address::{Address4, Address6};
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Device {
-    /// [`POD`] or [`UPLINK`].
+    /// [`POD`], [`UPLINK`] or [`LOOPBACK`].
     pub role: u32,
     /// Interface index of the bridge this device is a port of, or 0.
     pub bridge: u32,
@@ -26,6 +26,8 @@ pub struct Device {
 pub const POD: u32 = 1;
 /// The way to other hosts.
 pub const UPLINK: u32 = 2;
+/// Where this node's packets to its own addresses pass.
+pub const LOOPBACK: u32 = 3;
 
 /// The device's driver sends back what its own XDP program tells it to. One that cannot drops it unseen.
 pub const SENDS_BACK: u32 = 1;

@@ -84,6 +84,9 @@ pub const LOCAL_ENDPOINT: u8 = 2;
 pub const MASQUERADE: u8 = 4;
 /// The client is this node itself: what comes back is given all its own addresses where it comes in.
 pub const OWN_CLIENT: u8 = 8;
+/// What the client, this node, dialled is an address of its own: the flow's packets pass the loopback device, and
+/// what comes back is handed over there.
+pub const OWN_ADDRESS: u8 = 32;
 /// No service is involved: the client speaks to the endpoint itself, from a port that a flow through a service has
 /// there already. Only its port is changed. `service` and `endpoint` are [`NOBODY`].
 pub const DIRECT: u8 = 16;

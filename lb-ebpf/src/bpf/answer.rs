@@ -54,10 +54,6 @@ pub(crate) fn reject<F: Answer, const WAY: u64>(skb: Skb) -> i32 {
     if network.part == Part::Later {
         return DROP;
     }
-    // Our answer goes the packet's way back: its MAC addresses, exchanged.
-    let Some(ethernet) = skb.load::<[u8; E]>(0) else {
-        return DROP;
-    };
     let length = if network.protocol == TCP {
         let Some(tcp) = skb.load::<Tcp>(network.transport) else {
             return DROP;
@@ -71,7 +67,8 @@ pub(crate) fn reject<F: Answer, const WAY: u64>(skb: Skb) -> i32 {
         let quoted = ((network.transport + 8).min(network.end) - network.offset) & !3;
         // Read anew, as the verifier must see the very value that is compared.
         let quoted = read(&quoted);
-        if quoted == 0 || quoted > MOST_QUOTED {
+        // Nothing to quote; as a bound, since verifiers before Linux 6.8 learn nothing from `!= 0`.
+        if quoted < 4 || quoted > MOST_QUOTED {
             return DROP;
         }
         // SAFETY: the buffer holds the quote at that place.
@@ -87,6 +84,13 @@ pub(crate) fn reject<F: Answer, const WAY: u64>(skb: Skb) -> i32 {
             return DROP;
         }
         F::unreachable(scratch, network, quoted)
+    };
+    // Our answer goes the packet's way back: its MAC addresses, exchanged. A device without such strips them.
+    if !skb.give_link_header(network.offset) {
+        return DROP;
+    }
+    let Some(ethernet) = skb.load::<[u8; E]>(0) else {
+        return DROP;
     };
     put(
         scratch,

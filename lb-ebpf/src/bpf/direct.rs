@@ -55,6 +55,7 @@ pub(crate) fn passes<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32
         return unknown_address::<F>(settings, &work.network);
     }
     work.own = false;
+    work.own_address = false;
     work.direct = true;
     work.masquerade = false;
     work.endpoint = Endpoint {

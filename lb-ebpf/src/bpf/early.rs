@@ -15,7 +15,7 @@ use lb_ebpf::tcp_state::is_clean_syn;
 
 use crate::answer::Answer;
 use crate::fast::{self, Hop};
-use crate::header::{IPV4, IPV6, NETWORK, Part, whole_transport};
+use crate::header::{IPV4, IPV6, Part, whole_transport};
 use crate::ingress::{fast_to_endpoint, new_flow, open_flow, step};
 use crate::lookup::{address_use, now, settings};
 use crate::masquerade::{find_answered, returns};
@@ -81,7 +81,7 @@ fn to_client<F: Hop, const PROTOCOL: u8>(packet: Xdp<0>) -> i32 {
 /// Finds the packet's flow, if it has one.
 #[inline(never)]
 fn known_flow<F: Hop>(packet: Xdp<0>) -> i32 {
-    let Some(network) = F::network(&packet, NETWORK) else {
+    let Some(network) = F::outer_network(&packet) else {
         return NEXT;
     };
     // Most frames are no business of ours and pay for this one miss.

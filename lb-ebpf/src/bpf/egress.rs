@@ -11,7 +11,7 @@ use lb_ebpf::tcp_state::Speaker;
 use crate::answer::Answer;
 use crate::fast::Hop;
 use crate::flow::{end, key, reply_entry};
-use crate::header::{ACK, FIN, IPV4, IPV6, RST, SYN, Wire, packet, transport};
+use crate::header::{ACK, FIN, IPV4, IPV6, RST, SYN, Wire, packet_at, transport};
 use crate::icmp_error::{self, Quoted};
 use crate::lookup::{address_use, now, settings};
 use crate::masquerade;
@@ -29,21 +29,23 @@ const MESSAGE: i32 = 201;
 /// The flow it seems to belong to is to make way.
 const STEP_ASIDE: i32 = 202;
 
-/// Entry point.
+/// Entry point. `LINK` is the length of the device's link-layer header.
 #[inline(always)]
-pub(crate) fn egress<const SCOPE: u8>(skb: &Skb) -> i32 {
+pub(crate) fn egress<const SCOPE: u8, const LINK: u32>(skb: &Skb) -> i32 {
     match skb.ethertype() {
-        IPV4 => run::<V4, SCOPE>(*skb),
-        IPV6 => run::<V6, SCOPE>(*skb),
+        IPV4 => run::<V4, SCOPE, LINK>(*skb),
+        IPV6 => run::<V6, SCOPE, LINK>(*skb),
         _ => NEXT,
     }
 }
 
 #[inline(always)]
-fn run<F: Answer + Claim + Hop + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let action = answer::<F, SCOPE>(skb);
+fn run<F: Answer + Claim + Hop + Quoted + ServiceCidrs, const SCOPE: u8, const LINK: u32>(
+    skb: Skb,
+) -> i32 {
+    let action = answer::<F, SCOPE, LINK>(skb);
     if SCOPE == OUTSIDE && action == OWN_PACKET {
-        return own::leaves::<F>(skb);
+        return own::leaves::<F, { own::OWN }>(skb);
     }
     if action == STEP_ASIDE {
         if let Some(work) = F::work() {
@@ -67,8 +69,10 @@ fn run<F: Answer + Claim + Hop + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Sk
 }
 
 #[inline(never)]
-fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let Some(network) = packet::<F>(&skb) else {
+fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8, const LINK: u32>(
+    skb: Skb,
+) -> i32 {
+    let Some(network) = packet_at::<F>(&skb, LINK) else {
         return NEXT;
     };
     let Some(settings) = settings() else {

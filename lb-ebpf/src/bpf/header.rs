@@ -107,10 +107,11 @@ pub(crate) struct Network<F: Family> {
     pub(crate) end: u32,
     pub(crate) protocol: u8,
     pub(crate) part: Part,
-    /// Zero: without it two bytes would be padding, and copying those is a read of uninitialised stack.
-    #[expect(dead_code, reason = "it only fills what would be padding")]
-    pub(crate) zero: u16,
+    /// The header's own checksum as on the wire; IPv6 has none.
+    pub(crate) checksum: u16,
     pub(crate) identification: u32,
+    /// Time to live. Wide, as copying padding is a read of uninitialised stack.
+    pub(crate) hops: u32,
 }
 
 /// What we need of a transport header. Ports are in host order.
@@ -122,24 +123,49 @@ pub(crate) struct Transport {
     pub(crate) flags: u8,
     /// Whether the packet has a transport header at all; later fragments have not.
     pub(crate) present: bool,
+    /// Where in the header its checksum is; 0 without a header.
+    pub(crate) checksum: u8,
+    /// Zero: what would be padding.
+    #[expect(dead_code, reason = "it only fills what would be padding")]
+    pub(crate) zero: u8,
 }
+
+/// Where a header's checksum is.
+pub(crate) const TCP_CHECKSUM: u8 = 16;
+pub(crate) const UDP_CHECKSUM: u8 = 6;
 
 /// Families as they are on the wire.
 pub(crate) trait Wire: Tables {
     /// Protocol number of the family's ICMP.
     const ICMP: u8;
+    /// Length of the network header without options or extension headers.
+    const HEADER: u32;
     /// Whether an address can be the source of no packet that is to be answered: loopback, unspecified,
     /// multicast, broadcast and reserved ones (RFC 1122 §3.2.1.3, RFC 4291 §2.5, §2.7).
     fn is_martian(source: &Self::Addr) -> bool;
     /// Reads the network header at `offset`, of a packet or of the beginning of one that is quoted; `None` if it is broken
     /// or of a kind we leave alone.
     fn network(skb: &impl Packet, offset: u32) -> Option<Network<Self>>;
+    /// Reads the packet's own network header.
+    fn outer_network(skb: &impl Packet) -> Option<Network<Self>>;
+    /// Reads what is behind a network header without options or extensions.
+    fn plain_transport<T: Copy>(skb: &impl Packet) -> Option<T>;
 }
 
 /// Reads the network header of the packet in a frame, which must be there up to its end.
 #[inline(always)]
 pub(crate) fn packet<F: Wire>(skb: &impl Packet) -> Option<Network<F>> {
-    let network = F::network(skb, NETWORK)?;
+    packet_at(skb, NETWORK)
+}
+
+/// As [`packet`], behind a link-layer header of this length.
+#[inline(always)]
+pub(crate) fn packet_at<F: Wire>(skb: &impl Packet, link: u32) -> Option<Network<F>> {
+    let network = if link == NETWORK {
+        F::outer_network(skb)?
+    } else {
+        F::network(skb, link)?
+    };
     (network.end <= skb.length()).then_some(network)
 }
 
@@ -156,6 +182,7 @@ fn end(skb: &impl Packet, start: u32, said: u16) -> u32 {
 
 impl Wire for V4 {
     const ICMP: u8 = ICMP;
+    const HEADER: u32 = 20;
 
     #[inline(always)]
     fn is_martian(source: &Address4) -> bool {
@@ -166,34 +193,50 @@ impl Wire for V4 {
 
     #[inline(always)]
     fn network(skb: &impl Packet, offset: u32) -> Option<Network<V4>> {
-        let header: Ipv4 = skb.load(offset)?;
-        let length = u32::from(header.version_ihl & 15) * 4;
-        let end = end(skb, offset, u16::from_be(header.total_length));
-        if header.version_ihl >> 4 != 4 || length < 20 || end < offset + length {
-            return None;
-        }
-        let fragment = u16::from_be(header.fragment);
-        let part = match (fragment & 0x1fff, fragment & 0x2000) {
-            (0, 0) => Part::Whole,
-            (0, _) => Part::First,
-            _ => Part::Later,
-        };
-        Some(Network {
-            source: header.source,
-            destination: header.destination,
-            offset,
-            transport: offset + length,
-            end,
-            protocol: header.protocol,
-            part,
-            zero: 0,
-            identification: u32::from(u16::from_be(header.identification)),
-        })
+        understand4(skb, &skb.load(offset)?, offset)
     }
+
+    #[inline(always)]
+    fn outer_network(skb: &impl Packet) -> Option<Network<V4>> {
+        understand4(skb, &skb.load_at::<Ipv4, NETWORK>()?, NETWORK)
+    }
+
+    #[inline(always)]
+    fn plain_transport<T: Copy>(skb: &impl Packet) -> Option<T> {
+        skb.load_at::<T, { NETWORK + V4::HEADER }>()
+    }
+}
+
+#[inline(always)]
+fn understand4(skb: &impl Packet, header: &Ipv4, offset: u32) -> Option<Network<V4>> {
+    let length = u32::from(header.version_ihl & 15) * 4;
+    let end = end(skb, offset, u16::from_be(header.total_length));
+    if header.version_ihl >> 4 != 4 || length < 20 || end < offset + length {
+        return None;
+    }
+    let fragment = u16::from_be(header.fragment);
+    let part = match (fragment & 0x1fff, fragment & 0x2000) {
+        (0, 0) => Part::Whole,
+        (0, _) => Part::First,
+        _ => Part::Later,
+    };
+    Some(Network {
+        source: header.source,
+        destination: header.destination,
+        offset,
+        transport: offset + length,
+        end,
+        protocol: header.protocol,
+        part,
+        checksum: header.checksum,
+        identification: u32::from(u16::from_be(header.identification)),
+        hops: u32::from(header.ttl),
+    })
 }
 
 impl Wire for V6 {
     const ICMP: u8 = ICMPV6;
+    const HEADER: u32 = 40;
 
     #[inline(always)]
     fn is_martian(source: &Address6) -> bool {
@@ -203,34 +246,49 @@ impl Wire for V6 {
 
     #[inline(always)]
     fn network(skb: &impl Packet, offset: u32) -> Option<Network<V6>> {
-        let header: Ipv6 = skb.load(offset)?;
-        if (u32::from_be(header.version_class_label) >> 28) != 6 {
-            return None;
-        }
-        let mut found = Network {
-            source: header.source,
-            destination: header.destination,
-            offset,
-            transport: offset + 40,
-            end: end(skb, offset + 40, u16::from_be(header.payload_length)),
-            protocol: header.next_header,
-            part: Part::Whole,
-            zero: 0,
-            identification: 0,
-        };
-        if matches!(found.protocol, TCP | UDP | ICMPV6) {
-            return Some(found);
-        }
-        let led = skb.past_extensions(found.transport, found.protocol)?;
-        if led.transport > found.end {
-            return None;
-        }
-        found.transport = led.transport;
-        found.protocol = led.protocol;
-        found.part = led.part;
-        found.identification = led.identification;
-        Some(found)
+        understand6(skb, &skb.load(offset)?, offset)
     }
+
+    #[inline(always)]
+    fn outer_network(skb: &impl Packet) -> Option<Network<V6>> {
+        understand6(skb, &skb.load_at::<Ipv6, NETWORK>()?, NETWORK)
+    }
+
+    #[inline(always)]
+    fn plain_transport<T: Copy>(skb: &impl Packet) -> Option<T> {
+        skb.load_at::<T, { NETWORK + V6::HEADER }>()
+    }
+}
+
+#[inline(always)]
+fn understand6(skb: &impl Packet, header: &Ipv6, offset: u32) -> Option<Network<V6>> {
+    if (u32::from_be(header.version_class_label) >> 28) != 6 {
+        return None;
+    }
+    let mut found = Network {
+        source: header.source,
+        destination: header.destination,
+        offset,
+        transport: offset + 40,
+        end: end(skb, offset + 40, u16::from_be(header.payload_length)),
+        protocol: header.next_header,
+        part: Part::Whole,
+        checksum: 0,
+        identification: 0,
+        hops: u32::from(header.hop_limit),
+    };
+    if matches!(found.protocol, TCP | UDP | ICMPV6) {
+        return Some(found);
+    }
+    let led = skb.past_extensions(found.transport, found.protocol)?;
+    if led.transport > found.end {
+        return None;
+    }
+    found.transport = led.transport;
+    found.protocol = led.protocol;
+    found.part = led.part;
+    found.identification = led.identification;
+    Some(found)
 }
 
 /// Reads the transport header of a TCP or UDP packet. A first fragment teaches the later ones their ports;
@@ -270,16 +328,18 @@ pub(crate) fn whole_transport<F: Wire, P: Packet>(
             if at + size_of::<WholeTcp>() as u32 > network.end {
                 return None;
             }
-            let header = skb.load::<WholeTcp>(at)?.first;
+            let header = load_transport::<F, WholeTcp>(skb, at)?.first;
             Some(Transport {
                 source_port: u16::from_be(header.source_port),
                 destination_port: u16::from_be(header.destination_port),
                 flags: header.flags,
                 present: true,
+                checksum: TCP_CHECKSUM,
+                zero: 0,
             })
         }
         UDP => {
-            let header: Udp = skb.load(at)?;
+            let header = load_transport::<F, Udp>(skb, at)?;
             let length = u32::from(u16::from_be(header.length));
             // Of a first fragment only the header has to be here.
             let needed = if network.part == Part::First {
@@ -296,9 +356,20 @@ pub(crate) fn whole_transport<F: Wire, P: Packet>(
                 destination_port: u16::from_be(header.destination_port),
                 flags: 0,
                 present: true,
+                checksum: UDP_CHECKSUM,
+                zero: 0,
             })
         }
         _ => None,
+    }
+}
+
+#[inline(always)]
+fn load_transport<F: Wire, T: Copy>(skb: &impl Packet, at: u32) -> Option<T> {
+    if at == NETWORK + F::HEADER {
+        F::plain_transport(skb)
+    } else {
+        skb.load(at)
     }
 }
 
@@ -334,6 +405,8 @@ fn later_fragment<F: Wire>(network: &Network<F>, scope: u8) -> Option<Transport>
         destination_port: ports as u16,
         flags: 0,
         present: false,
+        checksum: 0,
+        zero: 0,
     })
 }
 

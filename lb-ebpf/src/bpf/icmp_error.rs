@@ -4,7 +4,7 @@
 use lb_ebpf::abi::address::Address4;
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{FlowKey, MASQUERADE, MASQUERADED, OUTSIDE, OWN_CLIENT, POD};
+use lb_ebpf::abi::flow::{FlowKey, MASQUERADE, MASQUERADED, OUTSIDE, OWN_ADDRESS, OWN_CLIENT, POD};
 use lb_ebpf::abi::{TCP, UDP};
 
 use crate::flow::{find, write_turned};
@@ -321,6 +321,9 @@ fn about_masqueraded<F: Quoted>(skb: &Skb, work: &mut Work<F>, quote: &Quote<F>)
         return DROP;
     }
     count(counter::ICMP_TRANSLATED);
+    if work.flow.flags & OWN_ADDRESS != 0 {
+        return skb.hand_over(work.network.offset);
+    }
     NEXT
 }
 

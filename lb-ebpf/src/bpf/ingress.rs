@@ -3,7 +3,7 @@
 //!
 //! Packet → is the address ours? → flow → frontend → endpoint → new flow → rewrite → onwards.
 
-use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, NODE, NODE_LOCAL, TOMBSTONE};
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LOOPBACK, NODE, NODE_LOCAL, TOMBSTONE};
 use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, OUTSIDE, POD};
@@ -17,13 +17,13 @@ use crate::answer::{Answer, reject};
 use crate::direct;
 use crate::fast::{self, Hop};
 use crate::forward::{back, to_endpoint};
-use crate::header::{IPV4, IPV6, Network, packet, transport};
+use crate::header::{IPV4, IPV6, Network, packet_at, transport};
 use crate::icmp_error;
 use crate::lookup::{address_use, dialled_frontend, now, settings};
 use crate::maps::TOMBSTONES;
 use crate::masquerade::{self, Origin, returns};
 use crate::opening::{Claim, Opening};
-use crate::own::OWN;
+use crate::own::{OWN, OWN_LOOPBACK};
 use crate::packet::Packet;
 use crate::report::count;
 use crate::select::{Set, Verdict, choose};
@@ -46,19 +46,19 @@ pub(crate) mod step {
     pub(crate) const DIRECT: i32 = 106;
 }
 
-/// Entry point.
+/// Entry point. `LINK` is the length of the device's link-layer header.
 #[inline(always)]
-pub(crate) fn ingress<const SCOPE: u8>(skb: &Skb) -> i32 {
+pub(crate) fn ingress<const SCOPE: u8, const LINK: u32>(skb: &Skb) -> i32 {
     match skb.ethertype() {
-        IPV4 => run::<V4, SCOPE>(*skb),
-        IPV6 => run::<V6, SCOPE>(*skb),
+        IPV4 => run::<V4, SCOPE, LINK>(*skb),
+        IPV6 => run::<V6, SCOPE, LINK>(*skb),
         _ => NEXT,
     }
 }
 
 #[inline(always)]
-fn run<F: Answer + Claim + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let mut action = known_flow::<F, SCOPE>(skb);
+fn run<F: Answer + Claim + Hop + ServiceCidrs, const SCOPE: u8, const LINK: u32>(skb: Skb) -> i32 {
+    let mut action = known_flow::<F, SCOPE, LINK>(skb);
     if action == step::OTHER_PROTOCOL {
         action = other_protocol::<F, SCOPE>(skb);
     }
@@ -100,8 +100,8 @@ pub(crate) fn fast_to_endpoint<F: Hop>(skb: impl Packet) -> i32 {
 
 /// Finds out what the packet is, and its flow if it has one.
 #[inline(never)]
-fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let Some(network) = packet::<F>(&skb) else {
+fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8, const LINK: u32>(skb: Skb) -> i32 {
+    let Some(network) = packet_at::<F>(&skb, LINK) else {
         count(counter::MALFORMED);
         return NEXT;
     };
@@ -131,7 +131,7 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
     };
     work.transport = transport;
     if returns(settings, uses, transport.destination_port) {
-        let action = masquerade::answered(skb, work);
+        let action = masquerade::answered::<F, SCOPE>(skb, work);
         if action != masquerade::NOT_OURS {
             return action;
         }
@@ -150,7 +150,13 @@ pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };
-    let uses = work.uses;
+    let mut uses = work.uses;
+    // A loopback address counts for this node's own packets alone.
+    let on_loopback = SCOPE == OWN_LOOPBACK && uses & LOOPBACK != 0;
+    if on_loopback {
+        uses |= NODE;
+    }
+    let own = SCOPE == OWN || SCOPE == OWN_LOOPBACK;
     let now = now();
     let (protocol, flags) = (work.network.protocol, work.transport.flags);
     if SCOPE == POD {
@@ -187,8 +193,8 @@ pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
     let internal = found.flags & KIND == frontend::CLUSTER_IP;
     let local_policy = found.flags & LOCAL_POLICY != 0;
     let origin = origin::<F, SCOPE>(settings, work.network.source);
-    // The external policy binds neither local pods nor the node itself (spec D13, D14).
-    let free = origin == Origin::LocalPod || SCOPE == OWN;
+    // The external policy binds neither local pods nor the node itself (spec D13, D14), but on loopback (G9).
+    let free = origin == Origin::LocalPod || own && !on_loopback;
     let set = if local_policy && (internal || !free) {
         Set::Local
     } else {
@@ -197,15 +203,18 @@ pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
     let choice = choose::<F>(&found, set, &F::wide(work.network.source));
     match choice.verdict {
         Verdict::Reject => return step::REJECT,
+        // There nobody listens, then.
+        Verdict::Drop if on_loopback => return step::REJECT,
         Verdict::Drop => {
             count(counter::PACKET_DROPPED);
             return DROP;
         }
         Verdict::Translate => {}
     }
-    work.own = SCOPE == OWN;
+    work.own = own;
+    work.own_address = SCOPE == OWN_LOOPBACK;
     work.direct = false;
-    work.masquerade = if SCOPE == OWN {
+    work.masquerade = if own {
         choice.endpoint.flags & (HOST | LOCAL) != HOST | LOCAL
     } else {
         masquerade::wanted(

@@ -43,6 +43,7 @@ use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 
 use lb_ebpf::abi::flow::{OUTSIDE, POD};
 
+use crate::packet::ETHERNET;
 use crate::skb::Skb;
 use crate::xdp::Xdp;
 
@@ -94,22 +95,37 @@ fn peername6(ctx: SockAddrContext) -> i32 {
 
 #[classifier]
 fn pod_ingress(ctx: TcContext) -> i32 {
-    ingress::ingress::<POD>(&Skb::new(&ctx))
+    ingress::ingress::<POD, ETHERNET>(&Skb::new(&ctx))
 }
 
 #[classifier]
 fn pod_egress(ctx: TcContext) -> i32 {
-    egress::egress::<POD>(&Skb::new(&ctx))
+    egress::egress::<POD, ETHERNET>(&Skb::new(&ctx))
 }
 
 #[classifier]
 fn out_ingress(ctx: TcContext) -> i32 {
-    ingress::ingress::<OUTSIDE>(&Skb::new(&ctx))
+    ingress::ingress::<OUTSIDE, ETHERNET>(&Skb::new(&ctx))
 }
 
 #[classifier]
 fn out_egress(ctx: TcContext) -> i32 {
-    egress::egress::<OUTSIDE>(&Skb::new(&ctx))
+    egress::egress::<OUTSIDE, ETHERNET>(&Skb::new(&ctx))
+}
+
+#[classifier]
+fn l3_ingress(ctx: TcContext) -> i32 {
+    ingress::ingress::<OUTSIDE, 0>(&Skb::new(&ctx))
+}
+
+#[classifier]
+fn l3_egress(ctx: TcContext) -> i32 {
+    egress::egress::<OUTSIDE, 0>(&Skb::new(&ctx))
+}
+
+#[classifier]
+fn lo_egress(ctx: TcContext) -> i32 {
+    own::passes_loopback(&Skb::new(&ctx))
 }
 
 #[xdp(frags)]

@@ -8,7 +8,8 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use core::ptr::copy_nonoverlapping;
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{
-    CLOSED, DIRECT, HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, NEW, OWN_CLIENT, POD, key_check,
+    CLOSED, DIRECT, HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, NEW, OWN_ADDRESS, OWN_CLIENT, POD,
+    key_check,
 };
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{counter, endpoint};
@@ -134,7 +135,9 @@ impl<F: Claim> Work<F> {
     #[inline(always)]
     pub(crate) fn open(&mut self, now: u32) -> Opening {
         self.fill(now);
-        let port = if self.flow.flags & (MASQUERADE | DIRECT) == 0 {
+        // A process may dial its node's server directly from the same port: only a port of our pool tells the two
+        // connections apart.
+        let port = if self.flow.flags & (MASQUERADE | DIRECT | OWN_ADDRESS) == 0 {
             CLIENTS_OWN
         } else {
             POOLED
@@ -161,7 +164,7 @@ impl<F: Claim> Work<F> {
             F::read(&self.key.source),
             F::read(&self.masquerade_address),
         );
-        flow.new_source = if hairpin {
+        flow.new_source = if hairpin && !self.own_address {
             dialled
         } else if masquerade {
             own
@@ -186,6 +189,9 @@ impl<F: Claim> Work<F> {
         }
         if self.own {
             flow.flags |= OWN_CLIENT;
+        }
+        if self.own_address {
+            flow.flags |= OWN_ADDRESS;
         }
         flow.zero = 0;
         flow.service = chosen.service;

@@ -4,15 +4,18 @@ use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated::{
     bpf_check_mtu, bpf_csum_diff, bpf_csum_update, bpf_fib_lookup, bpf_l3_csum_replace,
     bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
-    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
+    bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
-use core::ptr::{addr_of, null_mut, read_volatile};
+use core::ptr::{addr_of, null_mut, read_unaligned, read_volatile};
 
 use crate::extension::{Led, walk_skb};
 use crate::header::{Network, Transport, Wire};
-use crate::packet::{FOUND, NO_NEIGHBOUR, PSEUDO, Packet};
+use crate::packet::{ETHERNET, FOUND, NO_NEIGHBOUR, PSEUDO, Packet};
+use crate::rewrite::Checksum;
+use crate::{DROP, NEXT};
 
 /// `BPF_F_IPV6` (Linux 6.16): the pseudo header's change leaves `skb->csum` right.
 const IPV6: u64 = 1 << 7;
@@ -39,6 +42,15 @@ pub(crate) const OUT: u64 = 0;
 
 /// Back in from the device that a packet leaves by: `BPF_F_INGRESS`.
 pub(crate) const IN: u64 = 1;
+
+/// Onwards as it is: on the loopback device everything comes back to its sender.
+pub(crate) const STAY: u64 = u64::MAX;
+
+/// `PACKET_HOST`.
+const TO_US: u32 = 0;
+
+/// Interface index of the loopback device of any network namespace.
+const LOOPBACK: u32 = 1;
 
 impl Skb {
     #[inline(always)]
@@ -118,8 +130,38 @@ impl Skb {
     /// Sends the packet back the way it came, [`OUT`] of the device or [`IN`]; the value ends the program.
     #[inline(always)]
     pub(crate) fn send_back<const WAY: u64>(&self) -> i32 {
+        if WAY == STAY {
+            return NEXT;
+        }
         // SAFETY: the helper has no preconditions.
         unsafe { bpf_redirect(self.device(), WAY) as i32 }
+    }
+
+    /// Gives this host a packet whose source is an address of its own, or of a service; the value ends the program.
+    /// `network` is where its network header is.
+    ///
+    /// On the device where it came in the kernel would refuse such a source. So the packet leaves by the loopback
+    /// device, with the route of a packet that this host sends to itself: input takes it by that route and asks no
+    /// further.
+    #[inline(always)]
+    pub(crate) fn hand_over(&self, network: u32) -> i32 {
+        if !self.give_link_header(network) {
+            return DROP;
+        }
+        // The helper counts the Ethernet header in `skb->csum`, where the device summed up the packet, and does not
+        // take it out again.
+        let Some([a, b, c, d, e, f, g]) = self.load::<[u16; 7]>(0) else {
+            return DROP;
+        };
+        let mut header = [a, b, c, d, e, f, g, 0u16];
+        // SAFETY: 16 bytes are readable, the others have no preconditions. No next hop is given.
+        unsafe {
+            let sum = bpf_csum_diff(header.as_mut_ptr().cast(), 16, null_mut(), 0, 0);
+            bpf_csum_update(self.0, sum as u32);
+            // To a bridge's port, a frame for the bridge is one for somebody else.
+            bpf_skb_change_type(self.0, TO_US);
+            bpf_redirect_neigh(LOOPBACK, null_mut(), 0, 0) as i32
+        }
     }
 
     /// Whether the packet is this host's own: it came in on no device.
@@ -143,8 +185,8 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn carried<F: Wire>(network: &Network<F>, transport: &Transport) -> (bool, u8) {
-        (transport.present, network.protocol)
+    fn checksum<F: Wire>(network: &Network<F>, transport: &Transport) -> Checksum {
+        Checksum::of(network.transport, transport.checksum)
     }
 
     #[inline(always)]
@@ -189,6 +231,21 @@ impl Packet for Skb {
         }
     }
 
+    /// Without a call where the bytes are in the packet's linear part, as headers mostly are. Offsets that vary are
+    /// not for this: the verifier lets only programs with `CAP_PERFMON` add them to a pointer into a packet.
+    #[inline(always)]
+    fn load_at<T: Copy, const OFFSET: u32>(&self) -> Option<T> {
+        // SAFETY: the comparison shows the verifier that the bytes are there. Whatever they are, `T` takes them.
+        unsafe {
+            let start = read_volatile(addr_of!((*self.0).data)) as usize;
+            let end = read_volatile(addr_of!((*self.0).data_end)) as usize;
+            if start + OFFSET as usize + size_of::<T>() <= end {
+                return Some(read_unaligned((start + OFFSET as usize) as *const T));
+            }
+        }
+        self.load(OFFSET)
+    }
+
     #[inline(always)]
     fn store<T: Copy>(&self, offset: u32, value: &T) -> bool {
         // SAFETY: `value` is readable for its size.
@@ -221,12 +278,6 @@ impl Packet for Skb {
     fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool {
         // SAFETY: the helper checks the offset.
         unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 4) == 0 }
-    }
-
-    #[inline(always)]
-    fn replace_l3_half(&self, offset: u32, old: u16, new: u16) -> bool {
-        // SAFETY: the helper checks the offset.
-        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 2) == 0 }
     }
 
     #[inline(always)]
@@ -286,6 +337,17 @@ impl Packet for Skb {
         let mut mtu = 0;
         // SAFETY: `mtu` is writable.
         unsafe { bpf_check_mtu(self.0.cast(), device, &raw mut mtu, 0, SEGMENTS) == 0 }
+    }
+
+    #[inline(always)]
+    fn give_link_header(&self, network: u32) -> bool {
+        if network != 0 {
+            return true;
+        }
+        let ethertype = self.ethertype().to_be();
+        // SAFETY: no pointers into the packet are kept.
+        let given = unsafe { bpf_skb_change_head(self.0, ETHERNET, 0) == 0 };
+        given && self.store(12, &ethertype)
     }
 
     #[inline(always)]

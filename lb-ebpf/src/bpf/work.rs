@@ -22,6 +22,8 @@ pub(crate) struct Work<F: Family> {
     pub(crate) generation: u32,
     /// Whether the new flow's client is this node itself.
     pub(crate) own: bool,
+    /// Whether it dialled an address of its own.
+    pub(crate) own_address: bool,
     /// Whether the new flow's client speaks to the endpoint itself, no service in between.
     pub(crate) direct: bool,
     /// Whether the new flow is to be masqueraded.

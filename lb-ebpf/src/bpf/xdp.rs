@@ -9,12 +9,14 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::XdpContext;
 use lb_ebpf::abi::device::{SENDS_BACK, TRANSMITS};
-use lb_ebpf::checksum::{adjusted, replaced};
+use lb_ebpf::abi::{TCP, UDP};
+use lb_ebpf::checksum::{replaced, sum_words};
 
 use crate::extension::Led;
-use crate::header::{Network, Transport, Wire};
+use crate::header::{Network, TCP_CHECKSUM, Transport, UDP_CHECKSUM, Wire};
 use crate::maps::DEVICES;
 use crate::packet::{ETHERNET, FOUND, Packet, ZERO_IS_NONE};
+use crate::rewrite::Checksum;
 
 /// `XDP_TX`: back out of the device, as `leave` answers it.
 pub(crate) const TX: i32 = 3;
@@ -28,6 +30,12 @@ pub(crate) struct Xdp<const PROTOCOL: u8>(*mut xdp_md);
 /// A header at an even address, which is all that a frame promises.
 #[repr(C, packed(2))]
 struct Even<T>(T);
+
+/// The sum of an address's words.
+#[inline(always)]
+fn sum_of([a, b, c, d]: [u32; 4]) -> u32 {
+    sum_words(sum_words(a, b), sum_words(c, d))
+}
 
 impl Xdp<0> {
     #[inline(always)]
@@ -64,9 +72,9 @@ impl<const PROTOCOL: u8> Xdp<PROTOCOL> {
         Some(at as *mut Even<T>)
     }
 
-    /// Changes the checksum at `offset` by a difference of [`replaced`].
+    /// Makes the checksum at `offset` follow a change from one sum of words to another.
     #[inline(always)]
-    fn adjust(&self, offset: u32, difference: u64, flags: u64) -> bool {
+    fn adjust(&self, offset: u32, (before, after): (u32, u32), flags: u64) -> bool {
         let Some(old) = self.load::<u16>(offset) else {
             return false;
         };
@@ -74,7 +82,7 @@ impl<const PROTOCOL: u8> Xdp<PROTOCOL> {
         if zero_is_none && old == 0 {
             return true;
         }
-        let new = adjusted(old, difference);
+        let new = replaced(old, before, after);
         let new = if zero_is_none && new == 0 { !0 } else { new };
         self.store(offset, &new)
     }
@@ -84,12 +92,17 @@ impl<const PROTOCOL: u8> Packet for Xdp<PROTOCOL> {
     /// Only packets with plain headers are served here.
     #[inline(always)]
     fn headers<F: Wire>(_: &Network<F>) -> (u32, u32) {
-        (ETHERNET, ETHERNET + if F::VERSION == 4 { 20 } else { 40 })
+        (ETHERNET, ETHERNET + F::HEADER)
     }
 
     #[inline(always)]
-    fn carried<F: Wire>(_: &Network<F>, _: &Transport) -> (bool, u8) {
-        (true, PROTOCOL)
+    fn checksum<F: Wire>(_: &Network<F>, _: &Transport) -> Checksum {
+        let within = match PROTOCOL {
+            TCP => TCP_CHECKSUM,
+            UDP => UDP_CHECKSUM,
+            _ => 0,
+        };
+        Checksum::of(ETHERNET + F::HEADER, within)
     }
 
     #[inline(always)]
@@ -139,22 +152,17 @@ impl<const PROTOCOL: u8> Packet for Xdp<PROTOCOL> {
 
     #[inline(always)]
     fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool {
-        self.adjust(offset, replaced(&[old], &[new]), 0)
-    }
-
-    #[inline(always)]
-    fn replace_l3_half(&self, offset: u32, old: u16, new: u16) -> bool {
-        self.adjust(offset, replaced(&[old.into()], &[new.into()]), 0)
+        self.adjust(offset, (old, new), 0)
     }
 
     #[inline(always)]
     fn replace_l4(&self, offset: u32, old: u32, new: u32, _: u64, flags: u64) -> bool {
-        self.adjust(offset, replaced(&[old], &[new]), flags)
+        self.adjust(offset, (old, new), flags)
     }
 
     #[inline(always)]
     fn replace_l4_address6(&self, offset: u32, old: [u32; 4], new: [u32; 4], flags: u64) -> bool {
-        self.adjust(offset, replaced(&old, &new), flags)
+        self.adjust(offset, (sum_of(old), sum_of(new)), flags)
     }
 
     #[inline(always)]

@@ -14,6 +14,8 @@ enum Arguments {
     Packet(bench::packet::Options),
     /// What clients get through Services, and without
     Lanes(bench::lanes::Options),
+    /// The tables and plots of docs/benchmarks.md from what was measured last
+    Page(bench::page::Options),
     /// A client of `lanes`
     #[command(hide = true)]
     LaneClient(bench::lanes::ClientOptions),
@@ -33,6 +35,7 @@ fn main() -> anyhow::Result<()> {
         Arguments::Control(options) => bench::run(&options),
         Arguments::Packet(options) => bench::packet::run(&options),
         Arguments::Lanes(options) => bench::lanes::run(&options),
+        Arguments::Page(options) => bench::page::run(&options),
         Arguments::LaneClient(options) => bench::lanes::client(&options),
         Arguments::LaneServer(options) => bench::lanes::server(&options),
     }

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::{fs, io, thread};
 
 use anyhow::{Context as _, Result, ensure};
+use lb_agent::datapath::Config;
 use lb_agent::datapath::object::{Definitions, embedded};
 use lb_agent::datapath::pins::Pins;
-use lb_agent::datapath::{Config, Datapath};
 use lb_agent::sys::bpf::Program;
 
 use super::space::{BPFFS, Space};
@@ -49,7 +49,7 @@ pub fn load_with(capabilities: &[u32]) -> Result<Costs> {
             bpffs: BPFFS.into(),
             packet_hook: None,
         };
-        let _datapath = Datapath::open(&config).context("loading the object")?;
+        let _datapath = super::open(&config)?;
         let pins = Pins::new(Path::new(BPFFS));
         let mut costs = Costs::new();
         for name in Definitions::of(embedded()?)?.programs() {

@@ -329,7 +329,9 @@ pub fn compare(stage: &Stage, asked: &[Question]) -> Result<Compared> {
         compared.disagreements.clear();
         for (client, group) in groups.into_iter().enumerate() {
             for (index, question) in group.into_iter().enumerate() {
-                let outcome = |twin: usize| Outcome::of(&question, &found[twin][client][index]);
+                let outcome = |twin: usize| {
+                    Outcome::of(&question, &found[twin][client][index]).unrouted(&question)
+                };
                 let theirs = outcome(0);
                 let mut rules = Vec::new();
                 let mut against = Vec::new();

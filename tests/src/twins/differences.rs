@@ -100,9 +100,13 @@ fn udp_refusal_on_node(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut
 }
 
 fn udp_silence_on_node(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
-    let packets =
-        comparison.socket_lb == SocketLb::Off || comparison.question.aim == Aim::Unallocated;
-    if packets
+    // An address of a Service that labels hide is one that nobody has.
+    let unmet = comparison.socket_lb == SocketLb::Off
+        || matches!(
+            comparison.question.aim,
+            Aim::Unallocated | Aim::ClusterIp | Aim::Undefined
+        );
+    if unmet
         && of_node(comparison)
         && comparison.question.udp()
         && theirs.is_just(Denied)
@@ -172,8 +176,8 @@ fn own_server_source(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut O
 /// NodePorts of their own node never leave it, so packets to them are met nowhere.
 fn own_node_port(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
     let own = matches!(
-        (comparison.question.who(), comparison.question.aim),
-        (Who::Host(node), Aim::NodePort(at)) if node == at
+        comparison.question.who(),
+        Who::Host(node) if node_addresses(node).contains(&comparison.question.to.ip())
     );
     if own && comparison.socket_lb == SocketLb::Off && ours.is_just(Refused) {
         ours.clone_from(theirs);

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::question::Question;
+use super::question::{Aim, Question};
 use crate::peer::protocol::{FailureKind, Findings};
 
 /// What a client met at one address.
@@ -39,6 +39,23 @@ impl Outcome {
             answers: answers.collect(),
             failures: findings.failures.iter().map(|(kind, ..)| *kind).collect(),
         }
+    }
+
+    /// Where a packet went to the network's own router, TCP may hear of it late or not at all.
+    #[must_use]
+    pub fn unrouted(mut self, question: &Question) -> Self {
+        let external = matches!(
+            question.aim,
+            Aim::Vip | Aim::ExternalIp | Aim::ExternalUndefined
+        );
+        if external
+            && !question.udp()
+            && self.answers.is_empty()
+            && self.failures.contains(&FailureKind::Unreachable)
+        {
+            self.failures.remove(&FailureKind::TimedOut);
+        }
+        self
     }
 
     /// Nothing but failures of this kind.

@@ -61,6 +61,7 @@ const fn substitute(
 /// Programs and the layers they are in.
 const PROGRAM_LAYERS: &[(&str, &str)] = &[
     ("agnhost", "agnhost"),
+    ("asker", "asker"),
     ("coredns", "coredns"),
     ("pause", "pause"),
     ("regression", "regression"),
@@ -68,6 +69,7 @@ const PROGRAM_LAYERS: &[(&str, &str)] = &[
 
 /// What stands where upstream's images are not asked for by name.
 pub(super) const COREDNS: &str = "localhost/coredns:cluster";
+const TOOLBOX: &str = "localhost/tools:cluster";
 pub(super) const PAUSE: &str = "localhost/pause:cluster";
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -231,6 +233,12 @@ pub(super) fn build() -> Result<Made> {
         )?;
     }
     archive.add(COREDNS, &roots, &["coredns"], &start(&["/coredns"], &[]))?;
+    archive.add(
+        TOOLBOX,
+        &roots,
+        &[TOOLS, &["asker"]].concat(),
+        &start(&["/agnhost"], &["pause"]),
+    )?;
     archive.add(PAUSE, &roots, &["pause"], &start(&["/pause"], &[]))?;
     archive.finish(&self::archive())?;
     Ok(Made::Anew)

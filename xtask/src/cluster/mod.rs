@@ -30,6 +30,7 @@ mod place;
 mod process;
 pub(crate) mod programs;
 mod settings;
+mod trial;
 
 pub(crate) use place::{home, kubeconfig, outside, program};
 pub(crate) use process::in_network;
@@ -52,6 +53,8 @@ pub(crate) enum Cluster {
         /// Which node.
         node: u8,
     },
+    /// Replace agents, roll out the name service and cut a node's power, under traffic that is counted.
+    Trial,
     /// kubectl of the administrator.
     #[command(disable_help_flag = true)]
     Kubectl {
@@ -95,6 +98,7 @@ pub(crate) fn run(cluster: &Cluster) -> Result<()> {
             Ok(())
         }
         Cluster::Reboot { node } => reboot(*node),
+        Cluster::Trial => trial::run_trial(),
         Cluster::Kubectl { arguments } => {
             running()?;
             crate::execute(control_plane::kubectl().args(arguments))

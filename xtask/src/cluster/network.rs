@@ -30,6 +30,8 @@ pub(super) fn create(settings: &Settings) -> Result<()> {
         "-qw",
         "net.ipv4.ip_forward=1",
         "net.ipv6.conf.all.forwarding=1",
+        // A load balancer's connections go to nodes by their ports too, else one client would always meet one node.
+        "net.ipv4.fib_multipath_hash_policy=1",
     ]))?;
 
     ip(

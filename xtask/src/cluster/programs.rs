@@ -23,6 +23,7 @@ const KUBERNETES: &str = "kubernetes";
 /// The large ones last: a fault shows early.
 const PROGRAMS: &[Program] = &[
     go(KUBERNETES, "./pause", "pause"),
+    go(KUBERNETES, "./asker", "asker"),
     go(KUBERNETES, "./cloud", "cloud"),
     go(KUBERNETES, "github.com/onsi/ginkgo/v2/ginkgo", "ginkgo"),
     go(KUBERNETES, "k8s.io/kubernetes/cmd/kubectl", "kubectl"),

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1 as core;
 use super::super::address::parse_family;
 use super::super::refused::{Fault, Finding};
 use super::Reader;
-use crate::snapshot::{Cidr, Event, Family, ObjectName, Service, ServicePort};
+use crate::snapshot::{Cidr, Event, Family, ObjectName, Protocol, Service, ServicePort};
 
 /// The API server's default for session affinity (A24).
 const AFFINITY_SECONDS: i32 = 10_800;

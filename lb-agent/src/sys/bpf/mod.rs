@@ -27,6 +27,7 @@ pub use outer::Outer;
 pub(crate) use outer::inner_path;
 pub use program::{
     Attach, Link, LinkInfo, Position, Program, ProgramInfo, XdpMode, attached_programs,
+    program_name,
 };
 pub use table::{Counters, Table};
 

@@ -4,7 +4,8 @@
 // Which Services want one, and which nodes may be asked, is for upstream's own service controller to say. The load
 // balancer is a router: each address is an equal-cost route over the nodes whose health check answers, in the
 // network namespace this runs in. So packets reach a node with the client's address as source and the load
-// balancer's as destination, as behind any balancer that leaves packets as they are.
+// balancer's as destination, as behind any balancer that leaves packets as they are. Connections spread over the
+// nodes by their ports; those of a Service with session affinity all go to one node, which alone can keep it.
 //
 //	cloud KUBECONFIG PREFIX    # PREFIX: the first three numbers of the addresses, like 192.168.231
 package main
@@ -18,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -47,6 +49,8 @@ type frontend struct {
 	address string
 	port    int32
 	nodes   []string
+	// Its clients stay where they were.
+	sticky bool
 	// Next hops of the route that is in force.
 	hops string
 }
@@ -145,6 +149,7 @@ func (f *frontend) follow(service *core.Service, nodes []*core.Node) {
 	if port := service.Spec.HealthCheckNodePort; port != 0 {
 		f.port = port
 	}
+	f.sticky = service.Spec.SessionAffinity == core.ServiceAffinityClientIP
 	f.nodes = f.nodes[:0]
 	for _, node := range nodes {
 		for _, address := range node.Status.Addresses {
@@ -154,6 +159,7 @@ func (f *frontend) follow(service *core.Service, nodes []*core.Node) {
 			}
 		}
 	}
+	slices.Sort(f.nodes)
 }
 
 // route sends packets for the address to these nodes; to nobody if there are none.
@@ -211,6 +217,9 @@ func (c *cloud) check(client *http.Client) {
 			if answers[question{node, known.port}] {
 				serving = append(serving, node)
 			}
+		}
+		if known.sticky && len(serving) > 1 {
+			serving = serving[:1]
 		}
 		known.route(serving)
 	}
