@@ -57,7 +57,7 @@ pub(super) fn halt(number: u8) -> Result<()> {
     if let Some(outer) = process::number(&name) {
         // All other processes of the namespace end with its first.
         if let Some(first) = child(outer) {
-            end(first, "KILL")?;
+            end(first)?;
         }
         process::stop(&name)?;
     }

@@ -107,7 +107,7 @@ pub(super) fn child(parent: u32) -> Option<u32> {
 /// Ends the process started under a name and waits until it is gone.
 pub(super) fn stop(name: &str) -> Result<()> {
     if let Some(number) = number(name) {
-        end(number, "TERM")?;
+        end(number)?;
     }
     match fs::remove_file(number_file(name)) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -117,22 +117,18 @@ pub(super) fn stop(name: &str) -> Result<()> {
     }
 }
 
-/// Sends a signal and waits; kills what does not end.
-pub(super) fn end(number: u32, signal: &str) -> Result<()> {
-    let send = |signal: &str| {
-        let mut kill = Command::new("kill");
-        kill.args(["-s", signal, &number.to_string()]);
-        // It may have ended meanwhile.
-        kill.stderr(Stdio::null()).status().context("starting kill")
-    };
-    send(signal)?;
+/// Kills a process and waits: nothing it has is needed any more, and an API server takes long to end in good order.
+pub(super) fn end(number: u32) -> Result<()> {
+    let mut kill = Command::new("kill");
+    kill.args(["-s", "KILL", &number.to_string()]);
+    // It may have ended meanwhile.
+    kill.stderr(Stdio::null())
+        .status()
+        .context("starting kill")?;
     let begun = Instant::now();
     while is_alive(number) {
-        if begun.elapsed() > PATIENCE {
-            send("KILL")?;
-        }
         ensure!(
-            begun.elapsed() < PATIENCE * 2,
+            begun.elapsed() < PATIENCE,
             "process {number} does not end, not even killed"
         );
         sleep(Duration::from_millis(20));

@@ -19,6 +19,7 @@ struct Program {
 }
 
 const KUBERNETES: &str = "kubernetes";
+const TESTS: &str = "k8s.io/kubernetes/test/e2e";
 
 /// The large ones last: a fault shows early.
 const PROGRAMS: &[Program] = &[
@@ -133,13 +134,13 @@ pub(super) fn build() -> Result<()> {
 pub(crate) fn build_tests() -> Result<()> {
     let module = module(KUBERNETES);
     let output = place::program("e2e.test");
-    if is_current(&output, &module) {
+    if is_current(&output, &module, TESTS) {
         return Ok(());
     }
     say("building e2e.test (minutes the first time)");
     let mut command = go_command(&module);
     command.args(["test", "-c", "-vet=off", "-ldflags", &stamp(&module)?, "-o"]);
-    run(command.arg(&output).arg("k8s.io/kubernetes/test/e2e"))?;
+    run(command.arg(&output).arg(TESTS))?;
     touch(&output)
 }
 
@@ -150,7 +151,7 @@ fn module(name: &str) -> PathBuf {
 fn build_go(program: &Program) -> Result<()> {
     let module = module(program.module);
     let output = place::program(program.name);
-    if is_current(&output, &module) {
+    if is_current(&output, &module, program.package) {
         return Ok(());
     }
     say(format_args!(
@@ -167,7 +168,7 @@ fn build_go(program: &Program) -> Result<()> {
 fn build_etcd() -> Result<()> {
     let tests = crate::root().join("tests/kubernetes");
     let built = crate::target().join("kubernetes/etcd");
-    if !is_current(&built, &tests) {
+    if !is_current(&built, &tests, "./etcd") {
         say("building etcd (a minute the first time)");
         run(Command::new(tests.join("build")).arg("etcd"))?;
     }
@@ -219,8 +220,8 @@ pub(crate) fn version() -> Result<String> {
     Ok(version.to_owned())
 }
 
-/// Built after everything in the module was last changed.
-fn is_current(output: &Path, module: &Path) -> bool {
+/// Built after its module, and its own directory where it is ours, were last changed.
+fn is_current(output: &Path, module: &Path, package: &str) -> bool {
     let changed = |path: &Path| {
         fs::metadata(path)
             .and_then(|metadata| metadata.modified())
@@ -229,17 +230,18 @@ fn is_current(output: &Path, module: &Path) -> bool {
     let Some(built) = changed(output) else {
         return false;
     };
-    newest(module).is_none_or(|newest| newest <= built)
-}
-
-fn newest(directory: &Path) -> Option<std::time::SystemTime> {
-    let entries = fs::read_dir(directory).ok()?.flatten();
-    entries
-        .filter_map(|entry| match entry.file_type().ok()?.is_dir() {
-            true => newest(&entry.path()),
-            false => entry.metadata().ok()?.modified().ok(),
-        })
-        .max()
+    let own = package.starts_with('.').then(|| module.join(package));
+    let own = own.and_then(|directory| fs::read_dir(directory).ok());
+    let files = own
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path());
+    let described = ["go.mod", "go.sum"].map(|name| module.join(name));
+    files
+        .chain(described)
+        .filter_map(|file| changed(&file))
+        .all(|changed| changed <= built)
 }
 
 /// A program that needed no new link keeps its old time.

@@ -14,11 +14,11 @@ use serde_json::{Value, json};
 use crate::cluster::Cluster;
 use crate::control_plane::ControlPlane;
 use crate::control_plane::objects::{node, node_path};
-use crate::control_plane::relay;
 use crate::link;
 use crate::netns::Namespace;
 use crate::process::{enter, output};
 use crate::scope::Scope;
+use crate::twins::relay;
 
 /// Puts in one transaction; etcd takes 128.
 const PUTS: usize = 100;
@@ -48,7 +48,8 @@ impl Kube {
         let admin = self.plane.admin();
         for (name, address) in addresses {
             admin.create(&node(name))?;
-            let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": address}]}});
+            let status =
+                json!({"status": {"addresses": [{"type": "InternalIP", "address": address}]}});
             admin.patch(&format!("{}/status", node_path(name)), &status)?;
         }
         Ok(())
@@ -75,7 +76,10 @@ impl Kube {
                 })
                 .collect();
             let answer = self.post("/v3/kv/txn", &json!({"success": puts}))?;
-            ensure!(answer.contains("\"succeeded\":true"), "etcd answered {answer}");
+            ensure!(
+                answer.contains("\"succeeded\":true"),
+                "etcd answered {answer}"
+            );
         }
         Ok(())
     }
@@ -105,7 +109,10 @@ impl Drop for Kube {
 /// Where the API server looks for an object, and the object with what the API server gives it.
 fn stored(object: &Value) -> (String, Value) {
     let mut object = object.clone();
-    let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    let name = object["metadata"]["name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
     let place = match object["kind"].as_str() {
         Some("Service") => "services/specs",
         _ => "endpointslices",
@@ -115,7 +122,11 @@ fn stored(object: &Value) -> (String, Value) {
     });
     let mut uid = String::new();
     let kind = u16::from(place == "endpointslices");
-    let _ = write!(uid, "{kind:08x}-0000-4000-8000-{:012x}", digits & 0xffff_ffff_ffff);
+    let _ = write!(
+        uid,
+        "{kind:08x}-0000-4000-8000-{:012x}",
+        digits & 0xffff_ffff_ffff
+    );
     object["metadata"]["uid"] = uid.into();
     object["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z".into();
     (format!("/registry/{place}/default/{name}"), object)
@@ -126,7 +137,9 @@ fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for three in bytes.chunks(3) {
-        let word = three.iter().fold(0u32, |word, &byte| word << 8 | u32::from(byte))
+        let word = three
+            .iter()
+            .fold(0u32, |word, &byte| word << 8 | u32::from(byte))
             << (8 * (3 - three.len()));
         for digit in 0..4 {
             text.push(if digit <= three.len() {
@@ -155,7 +168,13 @@ mod tests {
 
     #[test]
     fn base64_as_in_rfc_4648() {
-        let cases = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
+        let cases = [
+            ("", ""),
+            ("f", "Zg=="),
+            ("fo", "Zm8="),
+            ("foo", "Zm9v"),
+            ("foob", "Zm9vYg=="),
+        ];
         for (bytes, text) in cases {
             assert_eq!(base64(bytes.as_bytes()), text);
         }

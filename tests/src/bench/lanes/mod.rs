@@ -161,7 +161,7 @@ fn settle(sides: &mut [Side], services: usize, processor: usize) -> Result<()> {
     let last = IpAddr::from(objects::address(services - 1));
     for side in sides.iter() {
         let to = side.dialled(Path::ClusterIp, Work::Connect, last);
-        client(side, Path::ClusterIp, Work::Connect, to, processor)?;
+        served(side, Path::ClusterIp, Work::Connect, to, processor)?;
     }
     if sides.iter().any(|side| side.kube_proxy.is_some()) {
         thread::sleep(SETTLE);
@@ -228,7 +228,7 @@ fn lanes(
                 path,
                 work,
                 place,
-                client: client(side, path, work, to, processor)?,
+                client: served(side, path, work, to, processor)?,
                 turns: Vec::new(),
             });
         }
@@ -237,22 +237,16 @@ fn lanes(
 }
 
 /// A client that has been served.
-fn client(
-    side: &Side,
-    path: Path,
-    work: Work,
-    to: SocketAddr,
-    processor: usize,
-) -> Result<Client> {
+fn served(side: &Side, path: Path, work: Work, to: SocketAddr, processor: usize) -> Result<Client> {
     let place = side.client(path)?;
-    let served = eventually("the Service is served", SOON, || {
+    let found = eventually("the Service is served", SOON, || {
         let mut client = Client::start(&place, processor, work, to)?;
         let done = client.turn(1);
         Ok(done
             .is_ok_and(|turn| turn.done > 0 && turn.errors == 0)
             .then_some(client))
     });
-    served.with_context(|| format!("{}: {work:?} at {to}", side.proxy.name()))
+    found.with_context(|| format!("{}: {work:?} at {to}", side.proxy.name()))
 }
 
 fn measure(

@@ -22,7 +22,7 @@ use crate::link::Layout;
 use crate::process::{Place, output};
 
 /// Who serves Services in a cluster.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Proxy {
     /// Nobody: endpoints are dialled.
     Nobody,
@@ -55,7 +55,7 @@ impl Proxy {
 }
 
 /// What clients dial, and from where.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Path {
     /// A pod dials a ClusterIP; the endpoint is on its node.
     ClusterIp,
@@ -149,7 +149,11 @@ impl Side {
         };
         let mut places = kube::places(&self.cluster, save)?;
         places.retain(|&address| objects::is_alike(address, services));
-        let found = [("first", 0), ("middle", places.len() / 2), ("last", places.len() - 1)];
+        let found = [
+            ("first", 0),
+            ("middle", places.len() / 2),
+            ("last", places.len() - 1),
+        ];
         Ok(found
             .into_iter()
             .filter_map(|(place, index)| Some((place, (*places.get(index)?).into())))

@@ -84,7 +84,10 @@ pub(super) fn table(lines: &[Value]) -> (String, Vec<(String, String)>) {
             });
         }
         if work == "connect" {
-            let stem = path.to_lowercase().replace([',', ' '], "-").replace("--", "-");
+            let stem = path
+                .to_lowercase()
+                .replace([',', ' '], "-")
+                .replace("--", "-");
             let title = format!("{path}: new connections, of what a direct one allows");
             for shade in [Shade::Light, Shade::Dark] {
                 plots.push((

@@ -97,7 +97,11 @@ mod tests {
             range: (value - 0.1, value + 0.1),
             ours,
         };
-        let svg = bars("a < b", &[bar("x", 0.5, true), bar("y", 1.5, false)], Shade::Dark);
+        let svg = bars(
+            "a < b",
+            &[bar("x", 0.5, true), bar("y", 1.5, false)],
+            Shade::Dark,
+        );
         assert_eq!(svg.matches("<rect").count(), 2);
         assert!(svg.contains("a &lt; b") && svg.contains(">0.50<") && svg.contains(">1.50<"));
     }
