@@ -91,18 +91,19 @@ pub struct Node {
 /// Runs a test on this test program's node, once for each [`Entry`]. Needs root and says so.
 pub fn on_a_node(test: impl Fn(&mut Node) + Sync) {
     for entry in [Entry::Tc, Entry::XdpFirst] {
-        with_entry(entry, &test);
+        on_a_node_by(entry, &test);
     }
 }
 
 /// Runs a test of what XDP itself does, in IPv4 and in IPv6.
 pub fn with_xdp_in_both_families(test: impl Fn(&mut Node, &Net) + Sync) {
     for net in [Net::v4(), Net::v6()] {
-        with_entry(Entry::XdpFirst, &|node: &mut Node| test(node, &net));
+        on_a_node_by(Entry::XdpFirst, |node| test(node, &net));
     }
 }
 
-fn with_entry(entry: Entry, test: &(impl Fn(&mut Node) + Sync)) {
+/// Runs something once on this test program's node.
+pub fn on_a_node_by(entry: Entry, test: impl FnOnce(&mut Node) + Send) {
     static NODE: Mutex<Option<Node>> = Mutex::new(None);
     let inside = || {
         // A test that failed while it had the node left nothing that the next one does not clear away.
