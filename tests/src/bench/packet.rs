@@ -16,7 +16,7 @@ use super::Output;
 use super::record::Record;
 use super::report::at;
 use crate::object::{
-    Described, Ends, Met, Net, Node, Stream, Times, on_a_node, tcp_service, udp_service,
+    Described, Ends, Entry, Met, Net, Node, Stream, Times, on_a_node_by, tcp_service, udp_service,
 };
 use crate::packet::{Packet, tcp, udp};
 
@@ -71,7 +71,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut lanes = Vec::new();
     for net in [Net::v4(), Net::v6()] {
         for setting in [nobody, pod, outside_local, outside_remote] {
-            on_a_node(|node| {
+            on_a_node_by(Entry::Tc, |node| {
                 let measured = prepare(node, &net, options)
                     .and_then(|()| setting(node, &net))
                     .and_then(|mut lanes| {
