@@ -124,7 +124,6 @@ fn prepare(node: &mut Node, net: &Net, options: &Options) -> Result<()> {
         // The sweep is to find nothing.
         settings.timeout_new = 7200;
         settings.timeout_udp = 7200;
-        (settings.nat_port_first, settings.nat_port_last) = (10_000, 60_000);
     });
     for number in 0..options.services {
         node.serve(bystander(net, number));
@@ -287,6 +286,8 @@ fn plain_flows(
 /// An outside client dials endpoints of other nodes, by the fast way.
 fn outside_remote(node: &mut Node, net: &Net) -> Result<Vec<Lane>> {
     const NAME: &str = "NodePort, remote endpoint";
+    // Each flow takes a port of the pool, which costs what leaves from such a port a further look.
+    node.set(|settings| (settings.nat_port_first, settings.nat_port_last) = (10_000, 60_000));
     let mut service = tcp_service("web", net.family).node_port(net.node_port.port());
     for number in 0..ENDPOINTS {
         let mut endpoint = net.endpoint;
