@@ -44,7 +44,7 @@ pub use bystander::Bystander;
 pub use feeder::Ends;
 pub use flows::SeenFlow;
 pub use net::Net;
-pub use run::{Early, Outcome, Received};
+pub use run::{Early, Entry, Outcome, Received};
 pub use service::{Described, tcp_service, udp_service};
 pub use timing::{Met, Stream, Timed, Times};
 
@@ -58,14 +58,6 @@ pub const POOL: (u16, u16) = (20_000, 20_999);
 const LOOPBACK: u32 = 1;
 /// Names the file of another object than the agent's: one may be tried without a build of the agent.
 const OBJECT: &str = "BEELINE_OBJECT";
-
-/// What meets a frame that comes in by the uplink.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Entry {
-    Tc,
-    /// XDP, and tc if it passes.
-    XdpFirst,
-}
 
 /// One node: tables, programs, a pod-facing device and two uplinks.
 #[derive(Debug)]

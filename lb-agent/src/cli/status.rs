@@ -3,20 +3,21 @@
 //! The kernel's tables are the witness; the agent is asked, too, and its silence is a finding and no
 //! failure, as traffic goes on without it.
 
+mod node;
 mod text;
 
 use std::collections::BTreeMap;
 
-use lb_ebpf::abi::{device, settings};
+use lb_ebpf::abi::settings;
 use serde::Serialize;
 
+use self::node::{device_line, interface_names, kernel};
 use super::live::{LiveTables, ServicePort, Verdict};
 use super::neighbours::Neighbour;
 use super::output::{self, Format};
 use super::read::{self, Hook, Inventory, Usage};
 use super::{CommandError, Exit, Printed, StatusArgs, ask};
 use crate::health::status::AgentStatus;
-use crate::sys::netlink;
 
 /// A table of fixed size is a problem from here on, in percent.
 const FULL_PERCENT: usize = 90;
@@ -316,48 +317,15 @@ impl Report {
     }
 }
 
-fn device_line(
-    index: u32,
-    device: &device::Device,
-    interfaces: &BTreeMap<u32, String>,
-) -> DeviceLine {
-    DeviceLine {
-        name: named(index, interfaces),
-        role: match device.role {
-            device::POD => "pod",
-            device::UPLINK => "uplink",
-            device::LOOPBACK => "loopback",
-            _ => "?",
-        },
-        mtu: device.mtu,
-        xdp: None,
-        without_xdp: None,
-    }
-}
-
 fn named(index: u32, interfaces: &BTreeMap<u32, String>) -> String {
     let known = interfaces.get(&index).cloned();
     known.unwrap_or_else(|| format!("#{index}"))
 }
 
-/// Names of the interfaces that the tables and links tell of, by index. Asked of the kernel: `/sys` may show another
-/// network namespace's.
-fn interface_names(inventory: &Inventory) -> BTreeMap<u32, String> {
-    let devices = inventory.devices.iter().map(|(index, _)| *index);
-    let hooks = inventory.hooks.iter().filter_map(|hook| hook.interface);
-    let named = devices
-        .chain(hooks)
-        .filter_map(|index| Some((index, netlink::device_name(index)?)));
-    named.collect()
-}
-
-fn kernel() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease")
-        .map_or_else(|_| "?".into(), |text| text.trim().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use lb_ebpf::abi::device;
+
     use super::*;
     use crate::cli::output::Palette;
     use crate::cli::sample;

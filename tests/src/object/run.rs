@@ -41,6 +41,14 @@ pub enum Received {
     Summed,
 }
 
+/// What meets a frame that comes in by the uplink.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    Tc,
+    /// XDP, and tc if it passes.
+    XdpFirst,
+}
+
 /// What the XDP program made of a frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Early {
