@@ -131,6 +131,10 @@ impl Stage {
                 .without_agents()
                 .build()?;
             quieten(&cluster)?;
+            refuse_redirects(cluster.outside(), &["eth0"])?;
+            for node in cluster.nodes() {
+                refuse_redirects(node.namespace(), &["eth0"])?;
+            }
             if layout == Layout::Bridge {
                 let_pods_meet_themselves(&cluster)?;
             }
@@ -478,11 +482,25 @@ fn quieten(cluster: &Cluster) -> Result<()> {
     let pods = cluster.pods().map(|pod| pod.namespace());
     for namespace in nodes.chain(pods).chain([cluster.lan(), cluster.outside()]) {
         namespace.sysctl(&[
+            // A client that was once sent to the router for an address that nobody served would go there for ever.
+            ("ipv4/conf/all/accept_redirects", "0"),
+            ("ipv4/conf/all/send_redirects", "0"),
+            ("ipv6/conf/all/accept_redirects", "0"),
             ("ipv4/icmp_ratemask", "0"),
             // A list, and no empty one: of a type that nobody sends.
             ("ipv6/icmp/ratemask", "200"),
             ("ipv6/icmp/ratelimit", "0"),
         ])?;
+    }
+    Ok(())
+}
+
+/// A device's own setting counts beside that for all.
+fn refuse_redirects(namespace: &Namespace, devices: &[&str]) -> Result<()> {
+    for device in devices {
+        let accept = [4, 6].map(|ip| format!("ipv{ip}/conf/{device}/accept_redirects"));
+        let send = format!("ipv4/conf/{device}/send_redirects");
+        namespace.sysctl(&[(&accept[0], "0"), (&accept[1], "0"), (&send, "0")])?;
     }
     Ok(())
 }
