@@ -9,9 +9,13 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+mod api_server;
+mod conntrack;
 mod nodeport;
 mod pods;
 
+pub use api_server::{ApiServer, ServerAddress};
+pub use conntrack::{Conntrack, Timeout};
 pub use nodeport::NodePortAddresses;
 pub use pods::{DetectLocalMode, Detection, LocalPods, PodCidrs};
 
@@ -43,6 +47,8 @@ pub struct Config {
     pub masquerade_all: bool,
     /// Whether endpoints of this node see their clients' addresses.
     pub snat_local: SnatLocal,
+    /// What netfilter is set to.
+    pub conntrack: Conntrack,
     /// Address of `/healthz`, `/livez` and `/readyz`.
     pub healthz_bind: BindAddress,
     /// Address of `/metrics`.
@@ -54,7 +60,7 @@ pub struct Config {
 #[serde(rename_all = "camelCase")]
 pub enum SourceConfig {
     /// The API server, with the pod's service account.
-    InCluster,
+    InCluster(ApiServer),
     /// The API server, as this file says.
     Kubeconfig(PathBuf),
     /// A directory of manifests.
@@ -127,7 +133,7 @@ impl std::error::Error for Refused {}
 impl fmt::Display for SourceConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            SourceConfig::InCluster => f.write_str("API server (service account)"),
+            SourceConfig::InCluster(_) => f.write_str("API server (service account)"),
             SourceConfig::Kubeconfig(file) => {
                 write!(f, "API server (kubeconfig {})", file.display())
             }

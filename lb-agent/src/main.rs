@@ -24,6 +24,10 @@ fn main() -> ExitCode {
 fn agent(args: &AgentArgs) -> anyhow::Result<()> {
     logging::start(args.log_format);
     let config = args.config()?;
+    if args.init_only {
+        lb_agent::agent::initialise(&config);
+        return Ok(());
+    }
     // One thread: an update touches few records, and the kernel forwards without us.
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

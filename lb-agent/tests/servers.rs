@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::Parser as _;
 use lb_agent::cli::{self, Cli, Exit};
 use lb_agent::config::{
-    BindAddress, Config, Devices, LocalPods, NodePortAddresses, SnatLocal, SocketLb, SocketPeer,
-    SourceConfig,
+    BindAddress, Config, Conntrack, Devices, LocalPods, NodePortAddresses, SnatLocal, SocketLb,
+    SocketPeer, SourceConfig,
 };
 use lb_agent::health::http::{self, Reach};
 use lb_agent::health::service::{HealthPort, ServiceHealth};
@@ -72,6 +72,7 @@ fn config() -> Config {
         local_pods: LocalPods::Devices,
         masquerade_all: false,
         snat_local: SnatLocal::Preserve,
+        conntrack: Conntrack::default(),
         healthz_bind: BindAddress(None),
         metrics_bind: BindAddress(None),
     }

@@ -24,6 +24,7 @@ use crate::address::{self, CLIENT, FAMILIES};
 use crate::agent::{Agent, SocketLb, Source};
 use crate::backlog;
 use crate::cgroup;
+use crate::guards::Guards;
 use crate::link::{self, Layout, Socket, Station, Wire};
 use crate::manifests::Object;
 use crate::netns::Namespace;
@@ -43,6 +44,7 @@ pub struct Builder {
     socket_lb: SocketLb,
     agents: bool,
     agent_arguments: Vec<String>,
+    guards: Guards,
 }
 
 impl Builder {
@@ -79,6 +81,12 @@ impl Builder {
     /// `false`: every sender computes checksums and segments itself.
     pub fn tx_offload(mut self, on: bool) -> Self {
         self.wire.offload = on;
+        self
+    }
+
+    /// What the nodes check about packets besides.
+    pub fn guards(mut self, guards: Guards) -> Self {
+        self.guards = guards;
         self
     }
 
@@ -134,12 +142,18 @@ impl Cluster {
             socket_lb: SocketLb::All,
             agents: true,
             agent_arguments: Vec::new(),
+            guards: Guards::default(),
         }
     }
 
     /// A node, counted from 1.
     pub fn node(&self, number: u8) -> &Node {
         &self.nodes[usize::from(number) - 1]
+    }
+
+    /// A node that is to be changed, counted from 1.
+    pub fn node_mut(&mut self, number: u8) -> &mut Node {
+        &mut self.nodes[usize::from(number) - 1]
     }
 
     /// Starts agents that follow an API server, on a cluster that was built without, and waits until they are ready.
@@ -271,6 +285,9 @@ impl Cluster {
         leaves
             .iter()
             .try_for_each(|namespace| link::prepare(namespace, false))?;
+        for node in &self.nodes {
+            plan.guards.set(node.namespace())?;
+        }
 
         let mut stations: Vec<_> = self
             .nodes
@@ -340,7 +357,8 @@ impl Cluster {
         Ok(())
     }
 
-    fn outside_place(&self) -> Result<Place> {
+    /// Where processes of the outside client run.
+    pub fn outside_place(&self) -> Result<Place> {
         Ok(Place {
             namespace: self.outside.clone(),
             cgroup: self.scope.cgroup()?.join("outside"),

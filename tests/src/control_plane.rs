@@ -149,6 +149,11 @@ impl ControlPlane {
         SocketAddr::new(self.address, self.api_port)
     }
 
+    /// Where etcd serves clients, in plain HTTP.
+    pub fn etcd(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.etcd_port)
+    }
+
     /// `https://address:port` of the API server.
     pub fn url(&self) -> String {
         format!("https://{}", self.socket())

@@ -1,11 +1,14 @@
 //! The real kube-proxy on a node of a cluster: what Beeline's behaviour is compared with.
 
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
+use std::{env, io};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::json;
 
 use crate::agent::healthy;
@@ -21,7 +24,10 @@ const PROGRAM: &str = "kube-proxy";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
     Nftables,
+    /// With the iptables that writes nftables rules.
     Iptables,
+    /// With the iptables that writes tables of its own.
+    IptablesLegacy,
 }
 
 impl Mode {
@@ -29,7 +35,7 @@ impl Mode {
     pub fn name(self) -> &'static str {
         match self {
             Self::Nftables => "nftables",
-            Self::Iptables => "iptables",
+            Self::Iptables | Self::IptablesLegacy => "iptables",
         }
     }
 }
@@ -71,8 +77,17 @@ impl KubeProxy {
             namespace: node.namespace().clone(),
             cgroup: node.cgroup()?.join("agent"),
         };
-        let process = place
-            .command(program(PROGRAM))?
+        let mut command = place.command(program(PROGRAM))?;
+        match mode {
+            Mode::Nftables => {}
+            Mode::Iptables => {
+                command.env("PATH", path_with_iptables(directory, "nft")?);
+            }
+            Mode::IptablesLegacy => {
+                command.env("PATH", path_with_iptables(directory, "legacy")?);
+            }
+        }
+        let process = command
             .arg("--config")
             .arg(&config)
             .stdin(Stdio::null())
@@ -99,6 +114,27 @@ impl KubeProxy {
         outcome.with_context(|| format!("kube-proxy's log:\n{}", self.log()))
     }
 
+    /// Stops it where it is, so that it takes no processor and changes no rule.
+    pub fn pause(&self) -> Result<()> {
+        self.signal(libc::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(libc::SIGCONT)
+    }
+
+    fn signal(&self, signal: libc::c_int) -> Result<()> {
+        // SAFETY: the child is not reaped yet, so the id is its own.
+        let sent = unsafe { libc::kill(self.process.id().cast_signed(), signal) };
+        ensure!(
+            sent == 0,
+            "signalling kube-proxy: {}",
+            io::Error::last_os_error()
+        );
+        Ok(())
+    }
+
     /// What it has printed so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
@@ -111,4 +147,28 @@ impl Drop for KubeProxy {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// A search path on which `iptables` is of this kind, whatever the distribution chose.
+fn path_with_iptables(directory: &Path, kind: &str) -> Result<OsString> {
+    let tools = directory.join("iptables");
+    fs::create_dir_all(&tools).with_context(|| format!("create {}", tools.display()))?;
+    for family in ["iptables", "ip6tables"] {
+        for action in ["", "-save", "-restore"] {
+            let name = format!("{family}-{kind}{action}");
+            let found = ["/usr/sbin", "/sbin", "/usr/bin", "/usr/local/sbin"]
+                .map(|place| Path::new(place).join(&name))
+                .into_iter()
+                .find(|path| path.exists());
+            let found = found.with_context(|| format!("{name} is missing: install iptables"))?;
+            let link = tools.join(format!("{family}{action}"));
+            if !link.exists() {
+                symlink(found, &link).with_context(|| format!("link {}", link.display()))?;
+            }
+        }
+    }
+    let mut path = tools.into_os_string();
+    path.push(":");
+    path.push(env::var_os("PATH").unwrap_or_default());
+    Ok(path)
 }

@@ -5,11 +5,15 @@
 //! loaded object and take turns; each starts with empty tables.
 
 pub mod budget;
+mod bystander;
+mod feeder;
 mod flows;
+mod instructions;
 mod net;
 mod run;
 mod service;
 mod space;
+mod timing;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,12 +22,13 @@ use std::panic;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::{env, fs};
 
 use anyhow::{Context as _, Result};
 use lb_agent::datapath::pins::Pins;
 use lb_agent::datapath::{Config, Datapath};
 use lb_agent::model::ServicePort;
-use lb_agent::plan::{Ledger, Plan, Timing};
+use lb_agent::plan::{Ledger, NodeAddresses, Plan, Timing};
 use lb_agent::snapshot::ObjectName;
 use lb_agent::sys::bpf::{Program, WriteMode};
 use lb_agent::sys::clock;
@@ -34,16 +39,24 @@ use lb_ebpf::abi::settings::{Prefix4, Prefix6, Settings};
 use crate::packet::Frame;
 use crate::process::ip_batch;
 
+pub use bystander::Bystander;
+pub use feeder::Ends;
 pub use flows::SeenFlow;
 pub use net::Net;
 pub use run::{Outcome, Received};
 pub use service::{Described, tcp_service, udp_service};
+pub use timing::{Met, Stream, Timed, Times};
 
 use flows::FlowTables;
 use space::{BPFFS, Space};
 
 /// First and last source port that the programs may use in place of a client's own.
 pub const POOL: (u16, u16) = (20_000, 20_999);
+
+/// Index of the loopback device.
+const LOOPBACK: u32 = 1;
+/// Names the file of another object than the agent's: one may be tried without a build of the agent.
+const OBJECT: &str = "BEELINE_OBJECT";
 
 /// One node: tables, programs, a pod-facing device and an uplink.
 #[derive(Debug)]
@@ -107,10 +120,16 @@ impl Node {
             bpffs: Path::new(BPFFS).to_owned(),
             packet_hook: None,
         };
-        let datapath = Datapath::open(&config).context("loading the object")?;
+        let datapath = open(&config)?;
         let pins = Pins::new(Path::new(BPFFS));
         let mut programs = BTreeMap::new();
-        for name in ["pod_ingress", "pod_egress", "out_ingress", "out_egress"] {
+        for name in [
+            "pod_ingress",
+            "pod_egress",
+            "out_ingress",
+            "out_egress",
+            "lo_egress",
+        ] {
             programs.insert(name, Program::open(&pins.program(name))?);
         }
         Ok(Self {
@@ -166,7 +185,11 @@ impl Node {
         tables.set_settings(&settings())?;
         self.counted = tables.counters.read()?;
         let own = [four.node, six.node];
-        let plan = self.ledger.set_node_addresses(&own, &own);
+        let plan = self.ledger.set_node_addresses(&NodeAddresses {
+            nodeport: &own,
+            loopback: &[Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            all: &own,
+        });
         self.carry_out(plan);
         Ok(())
     }
@@ -236,6 +259,11 @@ impl Node {
         self.run("out_egress", (0, self.uplink), frame)
     }
 
+    /// A frame of this node's own that passes the loopback device.
+    pub fn sends_itself(&self, frame: &impl Frame) -> Outcome {
+        self.run("lo_egress", (0, LOOPBACK), frame)
+    }
+
     /// The frame by each of the four packet programs.
     pub fn everywhere(&self, frame: &impl Frame) -> [Outcome; 4] {
         [
@@ -286,6 +314,11 @@ impl Node {
         self.flows.seen().expect("the flow tables")
     }
 
+    /// Entries of the flow tables and of the reply tables, both families.
+    pub fn halves(&self) -> (usize, usize) {
+        self.flows.halves().expect("the flow tables")
+    }
+
     /// Makes every flow look as if its last packet had passed `seconds` ago.
     pub fn let_flows_rest(&self, seconds: u32) {
         let now = clock::seconds();
@@ -299,6 +332,18 @@ impl Node {
         assert!(now > seconds, "the machine runs for only {now} s");
         self.flows.set_last_used(now - seconds).expect("written");
     }
+}
+
+/// Loads the agent's object, or the one that is to be tried.
+fn open(config: &Config) -> Result<Datapath> {
+    let datapath = match env::var_os(OBJECT) {
+        Some(file) => {
+            let object = fs::read(&file).with_context(|| format!("reading {file:?}"))?;
+            Datapath::open_object(config, &object)
+        }
+        None => Datapath::open(config),
+    };
+    datapath.context("loading the object")
 }
 
 /// A pod's veth, and an uplink with addresses and a router.
@@ -325,7 +370,7 @@ fn set_forwarding(on: bool) -> Result<()> {
     for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         let path = Path::new("/proc/sys/net").join(switch);
         let value = if on { "1" } else { "0" };
-        std::fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
+        fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
 }

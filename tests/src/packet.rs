@@ -387,6 +387,19 @@ impl Packet {
         self
     }
 
+    /// Source and destination port, if it has any.
+    pub fn ports(&self) -> Option<(u16, u16)> {
+        match &self.body {
+            Body::Tcp(tcp) => Some(tcp.ports),
+            Body::Udp(udp) => Some(udp.ports),
+            Body::Icmp(_) | Body::Bytes(..) => None,
+        }
+    }
+
+    pub fn is_tcp(&self) -> bool {
+        matches!(self.body, Body::Tcp(_))
+    }
+
     fn untagged(mut self) -> Self {
         self.tags.clear();
         self

@@ -3,35 +3,31 @@
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use clap::Subcommand;
 
 use crate::progress::say;
 use crate::setup::{self, Need};
 use crate::{build, build_ebpf, demo};
 
-#[derive(Subcommand)]
-pub(crate) enum Bench {
-    /// How fast the agent follows a cluster, and its memory: see docs/benchmarks.md. Needs root.
-    #[command(disable_help_flag = true)]
-    Control {
-        /// Passed on: --help shows them.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        arguments: Vec<String>,
-    },
+/// What to measure, as that program takes it.
+#[derive(clap::Args)]
+#[command(disable_help_flag = true)]
+pub(crate) struct Options {
+    /// Passed on: --help shows them.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
 }
 
 /// Builds for release and measures.
-pub(crate) fn run(bench: &Bench) -> Result<()> {
-    let Bench::Control { arguments } = bench;
+pub(crate) fn run(Options { arguments }: &Options) -> Result<()> {
     ensure!(
         setup::is_root(),
         "the benchmark makes network namespaces and loads programs, so it needs root: {}",
-        demo::as_root("bench control")
+        demo::as_root("bench")
     );
     setup::run(Need::ALL)?;
     build_ebpf::build()?;
     let beeline = build::agent(&["--package=lb-tests", "--bin=bench"])?;
-    say("bench control");
+    say(format_args!("bench {}", arguments.join(" ")));
     let mut bench = Command::new(beeline.with_file_name("bench"));
     crate::execute(
         bench

@@ -50,7 +50,7 @@ pub(crate) fn agent(further: &[&str]) -> Result<PathBuf> {
 
 /// glibc linked in: the musl target is not everywhere, and since glibc 2.34 name resolution through files
 /// and DNS works without loading a library.
-fn static_agent() -> Result<PathBuf> {
+pub(crate) fn static_agent() -> Result<PathBuf> {
     say("agent: static release build");
     let verbose = toolchain::output(std::process::Command::new("rustc").arg("-vV"))
         .context("asking rustc for its host")?;

@@ -13,7 +13,9 @@ mod bench;
 mod build;
 mod build_ebpf;
 mod check;
+mod cluster;
 mod demo;
+mod e2e;
 mod fuzz;
 mod linker;
 mod manifests;
@@ -25,6 +27,7 @@ mod setup;
 mod test;
 mod tidy;
 mod toolchain;
+mod vm;
 
 /// Beeline's build, demo and test commands.
 #[derive(Parser)]
@@ -42,9 +45,13 @@ enum Command {
     Build(build::Options),
     /// Run a cluster made of network namespaces and watch Beeline serve it. Needs root.
     Demo,
-    /// Measure. Needs root.
+    /// Run a Kubernetes cluster with Beeline on this machine. Needs root.
     #[command(subcommand)]
-    Bench(bench::Bench),
+    Cluster(cluster::Cluster),
+    /// Have upstream's own end-to-end tests judge Beeline on such a cluster. Needs root.
+    E2e(e2e::Options),
+    /// Measure: see docs/benchmarks.md. Needs root.
+    Bench(bench::Options),
     /// Run every check and every test. Needs root.
     Test {
         /// Run only the tests whose names contain this, and leave out the checks.
@@ -52,6 +59,8 @@ enum Command {
     },
     /// Send random packets through the loaded programs and compare with an independent oracle. Needs root.
     Fuzz(fuzz::Options),
+    /// Run the tests of programs and agent on Debian's kernels under emulation, and on this machine's.
+    Vm(vm::Options),
     /// Run Beeline beside the real kube-proxy on generated clusters and compare what clients meet. Needs root.
     Oracle(oracle::Options),
     /// Check formatting, lints (host and eBPF), the object and the project's rules.
@@ -63,9 +72,12 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(setup::Need::ALL).map(|()| true),
         Command::Build(options) => build::run(options).map(|()| true),
         Command::Demo => demo::run().map(|()| true),
+        Command::Cluster(cluster) => cluster::run(&cluster).map(|()| true),
+        Command::E2e(options) => e2e::run(&options),
         Command::Bench(bench) => bench::run(&bench).map(|()| true),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Fuzz(options) => fuzz::run(options).map(|()| true),
+        Command::Vm(options) => vm::run(&options),
         Command::Oracle(options) => oracle::run(&options).map(|()| true),
         Command::Check => check::run().map(|()| true),
     };

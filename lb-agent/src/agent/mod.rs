@@ -4,6 +4,7 @@
 //! it. Nothing is taken down when it ends: the kernel goes on forwarding by the last state.
 
 mod adoption;
+mod conntrack;
 mod gauges;
 mod node;
 mod settings;
@@ -43,6 +44,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     let refused = Arc::new(Refused::default());
     describe(&config, &health);
+    // First of all: flows live no longer than netfilter's.
+    initialise(&config);
 
     let datapath = Datapath::open(&datapath::Config {
         bpffs: config.bpffs.clone(),
@@ -94,6 +97,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Changes the settings of the system that the configuration asks for, where we may.
+pub fn initialise(config: &Config) {
+    conntrack::apply(&config.conntrack);
+}
+
 fn describe(config: &Config, health: &Health) {
     health.describe(|status| {
         status.version = env!("CARGO_PKG_VERSION").to_owned();
@@ -139,17 +147,17 @@ async fn follow_cluster(
     refused: Arc<Refused>,
 ) -> anyhow::Result<()> {
     let options = Options::default();
-    let kubeconfig = match config.source {
+    let access = match config.source {
         SourceConfig::Manifests(directory) => {
             return DirectorySource::new(directory, config.node_name, options, refused)
                 .run(events)
                 .await;
         }
-        SourceConfig::Kubeconfig(file) => Some(file),
-        SourceConfig::InCluster => None,
+        SourceConfig::Kubeconfig(file) => kubernetes::Access::Kubeconfig(file),
+        SourceConfig::InCluster(api_server) => kubernetes::Access::ServiceAccount(api_server),
     };
     let settings = kubernetes::Settings {
-        kubeconfig,
+        access,
         node_name: config.node_name,
         options,
     };

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use crate::config::{Config, LocalPods};
-use crate::datapath::{PodDevices, Selection};
+use crate::config::{Config, LocalPods, SocketLb};
+use crate::datapath::{OwnTraffic, PodDevices, Selection};
 use crate::snapshot::{Cidr, Family, Node};
 
 /// Addresses of this node by use, each list sorted and without repeats.
@@ -11,6 +11,8 @@ use crate::snapshot::{Cidr, Family, Node};
 pub(super) struct Addresses {
     /// NodePorts are served on them.
     pub nodeport: Vec<IpAddr>,
+    /// NodePorts are served on them to this node's own processes.
+    pub loopback: Vec<IpAddr>,
     /// All.
     pub all: Vec<IpAddr>,
     /// The first of each family.
@@ -36,6 +38,7 @@ impl Addresses {
         all.dedup();
         Self {
             nodeport: config.nodeport_addresses.select(&primary, own),
+            loopback: config.nodeport_addresses.loopback(),
             all,
             primary,
         }
@@ -70,6 +73,10 @@ pub(super) fn selection(config: &Config) -> Selection {
             LocalPods::Bridge(name) => PodDevices::Bridge(name.clone()),
             LocalPods::Prefix(prefix) => PodDevices::Prefix(prefix.clone()),
             _ => PodDevices::ByNature,
+        },
+        own: match config.socket_lb {
+            SocketLb::All | SocketLb::Host => OwnTraffic::Sockets,
+            SocketLb::Off => OwnTraffic::Packets,
         },
     }
 }

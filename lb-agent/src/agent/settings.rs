@@ -25,7 +25,7 @@ pub(super) fn settings(
     service_cidrs: &[Cidr],
     pod_cidrs: Option<&[Cidr]>,
 ) -> Settings {
-    let timeouts = Timeouts::read();
+    let timeouts = Timeouts::read(&config.conntrack);
     let pool = source_ports(local_port_range().unwrap_or(32_768..=60_999));
     let mut flags = match config.socket_lb {
         SocketLb::All => SOCKETS_ALL | SOCKETS_HOST,

@@ -21,7 +21,7 @@ use crate::health::Health;
 use crate::health::service::{HealthPort, ServiceHealth};
 use crate::metrics::{Extent, Metrics, Policy};
 use crate::model::{self, HealthCheck, NodeView, Options};
-use crate::plan::{Ledger, Plan, Retired, Timing, Write};
+use crate::plan::{Ledger, NodeAddresses, Plan, Retired, Timing, Write};
 use crate::snapshot::{Event, Family, Kind, ObjectName, Snapshot};
 use crate::sys::{cgroup, clock, memory, netns, sock_diag};
 
@@ -345,8 +345,11 @@ impl Sync {
             self.dirty
                 .extend(self.snapshot.services().map(|service| service.name.clone()));
         }
-        self.ledger
-            .set_node_addresses(&self.addresses.nodeport, &self.addresses.all)
+        self.ledger.set_node_addresses(&NodeAddresses {
+            nodeport: &self.addresses.nodeport,
+            loopback: &self.addresses.loopback,
+            all: &self.addresses.all,
+        })
     }
 
     /// Carries out plans; what fails is named and tried again later.
@@ -430,7 +433,7 @@ impl Sync {
             }
             SocketLb::All | SocketLb::Host => {
                 let directory = match &self.config.cgroup {
-                    Some(directory) => directory.clone(),
+                    Some(directory) => cgroup::hierarchy(directory),
                     None => cgroup::root()
                         .context("find the cgroup v2 hierarchy; name it with --cgroup")?,
                 };

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::CommandError;
+use super::api_server::ApiServerArgs;
+use super::conntrack::ConntrackArgs;
 use super::logging::LogFormat;
 use crate::config::{
     self, BindAddress, Config, DetectLocalMode, Detection, Devices, NodePortAddresses, PodCidrs,
@@ -29,6 +31,8 @@ pub struct AgentArgs {
     /// Follow a directory of Service, EndpointSlice and Node manifests instead of an API server
     #[arg(long, value_name = "DIR")]
     manifests: Option<PathBuf>,
+    #[command(flatten)]
+    api_server: ApiServerArgs,
     /// Name of this node's Node object [default: the host name in lower case]
     #[arg(long, env = "NODE_NAME", value_name = "NAME", visible_alias = "hostname-override", value_parser = node_name)]
     node_name: Option<String>,
@@ -47,7 +51,7 @@ pub struct AgentArgs {
     /// Devices of the packet path: auto, or names like eth0,veth1
     #[arg(long, value_name = "auto|LIST", default_value = "auto")]
     devices: Devices,
-    /// Addresses that NodePorts are served on: prefixes, primary, all, or localhost (not served) [default: primary]
+    /// Addresses that NodePorts are served on: prefixes, primary, all, or localhost (served to this node's own processes) [default: primary]
     #[arg(long, value_name = "LIST")]
     nodeport_addresses: Option<NodePortAddresses>,
     /// This node's primary address; unspecified: as the Node object says
@@ -72,6 +76,11 @@ pub struct AgentArgs {
     /// Whether endpoints of this node see their clients' addresses (preserve), or this node's (kube-proxy)
     #[arg(long, value_name = "HOW", default_value = "preserve")]
     snat_local: SnatLocal,
+    #[command(flatten)]
+    conntrack: ConntrackArgs,
+    /// Only change the system's settings that need privileges (--conntrack-…), then end
+    #[arg(long)]
+    pub init_only: bool,
     /// Address of /healthz, /livez and /readyz; off for none
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:10256", value_parser = healthz_bind)]
     healthz_bind_address: BindAddress,
@@ -89,7 +98,15 @@ impl AgentArgs {
         let source = match (&self.kubeconfig, &self.manifests) {
             (_, Some(directory)) => SourceConfig::Manifests(directory.clone()),
             (Some(file), None) => SourceConfig::Kubeconfig(file.clone()),
-            (None, None) => SourceConfig::InCluster,
+            (None, None) => {
+                SourceConfig::InCluster(self.api_server.config().map_err(|refused| {
+                    CommandError {
+                        what: "cannot tell where the API server is".into(),
+                        cause: refused.to_string(),
+                        next: "correct --api-server or BEELINE_API_SERVER".into(),
+                    }
+                })?)
+            }
         };
         // An environment that sets NODE_NAME to nothing means that it does not know it.
         let node_name = match self.node_name.as_deref().filter(|name| !name.is_empty()) {
@@ -121,6 +138,7 @@ impl AgentArgs {
             local_pods,
             masquerade_all: self.masquerade_all,
             snat_local: self.snat_local,
+            conntrack: (&self.conntrack).into(),
             healthz_bind: self.healthz_bind_address,
             metrics_bind: self.metrics_bind_address,
         })
@@ -159,6 +177,7 @@ mod tests {
 
     use super::*;
     use crate::cli::{Cli, Command};
+    use crate::config::{Conntrack, Timeout};
 
     fn config(flags: &str) -> Config {
         let line = format!("beeline agent {flags}");
@@ -174,7 +193,12 @@ mod tests {
     #[test]
     fn defaults_are_kube_proxys() {
         let config = config("--node-name Node-1");
-        assert_eq!(config.source, SourceConfig::InCluster);
+        let SourceConfig::InCluster(api_server) = config.source else {
+            panic!("{:?}", config.source);
+        };
+        assert_eq!(api_server.given, None);
+        assert_eq!(api_server.kubeconfigs.len(), 2);
+        assert_eq!(api_server.state, PathBuf::from("/var/lib/beeline"));
         assert_eq!(config.node_name, "node-1");
         assert_eq!(config.bpffs, PathBuf::from("/sys/fs/bpf"));
         assert_eq!(
@@ -182,6 +206,7 @@ mod tests {
             (SocketLb::All, SocketPeer::Service)
         );
         assert_eq!(config.devices, Devices::Auto);
+        assert_eq!(config.conntrack, Conntrack::default());
         assert_eq!(
             config.healthz_bind,
             BindAddress(Some("0.0.0.0:10256".parse().unwrap()))
@@ -196,7 +221,8 @@ mod tests {
     fn flags_become_settings() {
         let config = config(
             "--manifests /m --hostname-override n2 --socket-lb off --socket-lb-peer endpoint --devices a,b \
-             --cgroup /c --healthz-bind-address off",
+             --cgroup /c --healthz-bind-address off --conntrack-max-per-core 0 --conntrack-udp-timeout 10s \
+             --conntrack-tcp-timeout-close-wait 0 --conntrack-tcp-be-liberal",
         );
         assert_eq!(config.source, SourceConfig::Manifests("/m".into()));
         assert_eq!(config.node_name, "n2");
@@ -207,6 +233,14 @@ mod tests {
         assert_eq!(config.devices, Devices::List(vec!["a".into(), "b".into()]));
         assert_eq!(config.cgroup, Some("/c".into()));
         assert_eq!(config.healthz_bind, BindAddress(None));
+        let conntrack = Conntrack {
+            max_per_core: 0,
+            tcp_close_wait: Timeout(None),
+            tcp_be_liberal: true,
+            udp: Timeout(Some(10)),
+            ..Conntrack::default()
+        };
+        assert_eq!(config.conntrack, conntrack);
     }
 
     #[test]
@@ -217,6 +251,7 @@ mod tests {
             "--devices a/b",
             "--node-name a_b",
             "--healthz-bind-address host:80",
+            "--conntrack-udp-timeout 10",
         ] {
             let line = format!("beeline agent {flags}");
             let error = Cli::try_parse_from(line.split_whitespace()).expect_err(flags);

@@ -11,6 +11,7 @@ use lb_ebpf::abi::{device, settings};
 use serde::Serialize;
 
 use super::live::{LiveTables, ServicePort, Verdict};
+use super::neighbours::Neighbour;
 use super::output::{self, Format};
 use super::read::{self, Hook, Inventory, Usage};
 use super::{CommandError, Exit, Printed, StatusArgs, ask};
@@ -59,6 +60,8 @@ struct Report {
     /// Whose sockets are translated when they connect.
     sockets: &'static str,
     devices: Vec<DeviceLine>,
+    /// Others' programs on the same devices.
+    neighbours: Vec<NeighbourLine>,
     services: usize,
     frontends: usize,
     rejecting: usize,
@@ -93,6 +96,15 @@ struct DeviceLine {
     name: String,
     role: &'static str,
     mtu: u32,
+}
+
+/// Another's program, its device named.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NeighbourLine {
+    device: String,
+    #[serde(flatten)]
+    neighbour: Neighbour,
 }
 
 /// Never fails: what cannot be found out is a problem shown.
@@ -211,6 +223,18 @@ impl Report {
             .collect();
         self.devices
             .sort_by(|a, b| (a.role, &a.name).cmp(&(b.role, &b.name)));
+        let neighbours = inventory.neighbours.into_iter();
+        self.neighbours = neighbours
+            .map(|neighbour| NeighbourLine {
+                device: named(neighbour.index, interfaces),
+                neighbour,
+            })
+            .collect();
+        if self.sockets == "off" && self.devices.iter().all(|device| device.role != "loopback") {
+            self.notes.push(
+                "the loopback device has no program: this node's own processes do not reach its NodePorts".into(),
+            );
+        }
         for usage in &inventory.usage {
             if usage.limit > 0 && usage.used * 100 >= usage.limit * FULL_PERCENT {
                 self.problems.push(format!(
@@ -274,17 +298,20 @@ fn device_line(
     interfaces: &BTreeMap<u32, String>,
 ) -> DeviceLine {
     DeviceLine {
-        name: interfaces
-            .get(&index)
-            .cloned()
-            .unwrap_or_else(|| format!("#{index}")),
+        name: named(index, interfaces),
         role: match device.role {
             device::POD => "pod",
             device::UPLINK => "uplink",
+            device::LOOPBACK => "loopback",
             _ => "?",
         },
         mtu: device.mtu,
     }
+}
+
+fn named(index: u32, interfaces: &BTreeMap<u32, String>) -> String {
+    let known = interfaces.get(&index).cloned();
+    known.unwrap_or_else(|| format!("#{index}"))
 }
 
 /// Names of this network namespace's interfaces, by index.
@@ -354,6 +381,12 @@ mod tests {
                 flags: settings::SOCKETS_ALL,
                 ..settings::Settings::default()
             },
+            neighbours: vec![Neighbour {
+                index: 2,
+                hook: "tcx ingress",
+                order: "behind ours",
+                program: "cni_in".into(),
+            }],
         }
     }
 
@@ -390,6 +423,7 @@ mod tests {
             "Agent     healthy, version 1.2.3, node node-1, source manifests in /m (connected), last sync 2026-01-01T00:00:00Z",
             "Sockets   of every network namespace; attached: connect4",
             "Devices   uplinks: eth0; pods: #7; 1 programs attached",
+            "Neighbour cni_in on tcx ingress of eth0, behind ours",
             "Services  3 service ports, 4 frontends (1 reject, 1 drop), 4 endpoints",
             "frontends4  3     1024      1048576",
             "connect_translated  17     connect() to a service sent to an endpoint",

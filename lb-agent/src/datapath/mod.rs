@@ -9,6 +9,7 @@ mod follow_flows;
 pub mod grace;
 pub mod growing;
 pub mod interfaces;
+pub mod newcomers;
 pub mod object;
 pub mod pins;
 pub mod programs;
@@ -31,7 +32,7 @@ pub use follow_flows::Follower;
 pub use grace::Grace;
 pub use interfaces::{Interfaces, Picture};
 pub use read::{KernelState, Reader};
-pub use roles::{Choice, PodDevices, Selection, is_unroutable};
+pub use roles::{Choice, OwnTraffic, PodDevices, Selection, is_unroutable};
 
 /// What went wrong on the kernel's side, and what to do about it.
 #[derive(Debug)]

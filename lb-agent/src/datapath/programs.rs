@@ -11,9 +11,13 @@ use super::object::{Definition, Definitions};
 use super::pins::{Pins, check, list};
 use super::{Error, Result};
 use crate::sys::bpf::{Map, MapKind, Program, WriteMode, pin};
+use crate::sys::capability;
 
 /// Runs the sweeper's timer; see `sweep_arm` in the object.
 const SWEEP_ARM: &str = "sweep_arm";
+
+/// A timer's memory is allocated without waiting (Linux 6.18), which fails now and then where CPUs compete for it.
+const ARMING_TRIES: u32 = 20;
 
 /// Every program of the object, pinned.
 #[derive(Debug)]
@@ -73,12 +77,20 @@ impl Programs {
     /// Starts the timer that sweeps expired flows, or hands it to this object's code. From then on the pin of its
     /// table keeps it ticking.
     pub fn arm_sweeper(&self) -> Result<()> {
-        // The shortest frame that a test run takes.
-        match self.get(SWEEP_ARM)?.0.run_once(&[0; 64])? {
-            0 => Ok(()),
-            step => Err(Error::Object(format!(
-                "the sweep of expired flows does not start (step {step} of {SWEEP_ARM})"
-            ))),
+        let program = &self.get(SWEEP_ARM)?.0;
+        let mut tries = ARMING_TRIES;
+        loop {
+            // The shortest frame that a test run takes.
+            match program.run_once(&[0; 64])? {
+                0 => return Ok(()),
+                step if tries == 0 => {
+                    return Err(Error::Object(format!(
+                        "the sweep of expired flows does not start (step {step} of {SWEEP_ARM})"
+                    )));
+                }
+                _ => tries -= 1,
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
         }
     }
 }
@@ -106,13 +118,25 @@ fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<()> {
                 )));
             }
         }
-        .map_err(|source| failed(&format!("program {name}"), source))?;
+        .map_err(|source| failed(&refused(name), source))?;
         let fd = program
             .fd()
             .map_err(|source| failed(&format!("program {name}"), source))?;
         pin::pin_over(fd.as_fd(), &pins.program(name))?;
     }
     Ok(())
+}
+
+/// What did not load, and what may help.
+fn refused(name: &str) -> String {
+    match capability::may_read_kernel_memory() {
+        // Later verifiers put a barrier where they once gave up (mainline 6.17).
+        Ok(false) => format!(
+            "program {name} (before Linux 6.18 this takes CAP_PERFMON, which this process lacks, beside CAP_BPF \
+             and CAP_NET_ADMIN: add it to the container's capabilities)"
+        ),
+        _ => format!("program {name}"),
+    }
 }
 
 /// The pinned programs, `None` if one is missing.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_ebpf::abi::address::{Address4, Address6};
-use lb_ebpf::abi::device::{Device, POD, UPLINK};
+use lb_ebpf::abi::device::{Device, LOOPBACK, POD, UPLINK};
 
 use super::interfaces::{Interface, LinkKind, LocalAddress, Picture};
 
@@ -19,6 +19,18 @@ pub struct Selection {
     pub names: Option<Vec<String>>,
     /// How devices that lead to pods are told from others.
     pub pods: PodDevices,
+    /// Who translates what this node's own processes send.
+    pub own: OwnTraffic,
+}
+
+/// Who translates what this node's own processes send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OwnTraffic {
+    /// Socket hooks do.
+    #[default]
+    Sockets,
+    /// The packet programs: also on the loopback device, where packets to this node's own addresses pass.
+    Packets,
 }
 
 /// How devices that lead to pods are told from others.
@@ -51,8 +63,8 @@ pub struct Choice {
 
 /// Why a device that was asked for, or that leads to other hosts, gets no programs.
 mod reason {
-    pub(super) const NO_LINK_HEADER: &str =
-        "it has no Ethernet header (tun, WireGuard, IP tunnel), which the packet programs need";
+    pub(super) const LINK_HEADER: &str =
+        "it leads to a pod without an Ethernet header, which the packet programs need there";
     pub(super) const LOOPBACK: &str = "it is a loopback device";
     pub(super) const MEMBER: &str =
         "it is a member of another device, which sees its packets: name that one";
@@ -66,6 +78,7 @@ impl Selection {
         Self {
             names: None,
             pods: PodDevices::ByNature,
+            own: OwnTraffic::Sockets,
         }
     }
 
@@ -83,6 +96,11 @@ impl Picture {
     pub fn choose(&self, selection: &Selection, node_addresses: &[IpAddr]) -> Choice {
         let mut choice = Choice::default();
         for interface in &self.interfaces {
+            if interface.kind == LinkKind::Loopback && selection.own == OwnTraffic::Packets {
+                let chosen = self.chosen(interface, LOOPBACK);
+                choice.chosen.insert(interface.index, chosen);
+                continue;
+            }
             let named = match &selection.names {
                 None => false,
                 Some(names) if names.contains(&interface.name) => true,
@@ -116,7 +134,10 @@ impl Picture {
     ) -> Result<Option<u32>, &'static str> {
         let refused = |reason| if named { Err(reason) } else { Ok(None) };
         if self.leads_to_pod(interface, &selection.pods, node_addresses) {
-            return Ok(Some(POD));
+            return match interface.header_length {
+                0 => Err(reason::LINK_HEADER),
+                _ => Ok(Some(POD)),
+            };
         }
         if interface.kind == LinkKind::Loopback {
             return refused(reason::LOOPBACK);
@@ -129,9 +150,6 @@ impl Picture {
         }
         if !named && !self.leads_to_hosts(interface) {
             return Ok(None);
-        }
-        if interface.header_length == 0 {
-            return Err(reason::NO_LINK_HEADER);
         }
         Ok(Some(UPLINK))
     }

@@ -24,10 +24,12 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info};
 
+use super::api_server::{Candidate, Finder, Found};
 use super::connection;
 use super::convert::{Converter, Options};
 use super::outage::{Backoff, Outage};
 use super::{Refused, Source};
+use crate::config::ApiServer;
 use crate::snapshot::{Event, Kind};
 
 /// A1 as §8 corrects it: Services of other proxies are not ours, whatever the label's value.
@@ -41,6 +43,8 @@ const SLICE_LABELS: &str = "!service.kubernetes.io/headless";
 const LIST_STALL: Duration = Duration::from_secs(20);
 /// A watch that meets no error for this long works. Quiet ones give no other sign.
 const QUIET: Duration = Duration::from_secs(95);
+/// How long nothing may come from a server before another one is looked for, and how often.
+const LOST: Duration = Duration::from_secs(10);
 /// How often to ask again for a kind the server does not know (ServiceCIDR came with 1.33).
 const ABSENT_RETRY: Duration = Duration::from_secs(600);
 
@@ -50,16 +54,29 @@ pub const LOG_FILTER: &str = "kube_client=error,kube_runtime=error";
 /// How to reach the API server, and who asks.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// A kubeconfig file; `None` takes the service account of the pod.
-    pub kubeconfig: Option<PathBuf>,
+    pub access: Access,
     /// Name of our own Node object.
     pub node_name: String,
     pub options: Options,
 }
 
+/// With whose rights, and where.
+#[derive(Clone, Debug)]
+pub enum Access {
+    /// As this file says.
+    Kubeconfig(PathBuf),
+    /// As the pod's service account, wherever the API server is found.
+    ServiceAccount(ApiServer),
+}
+
+enum Server {
+    Known(Client),
+    Sought(Finder),
+}
+
 /// A source that watches the API server.
 pub struct KubernetesSource {
-    client: Client,
+    server: Server,
     node_name: String,
     converter: Converter,
 }
@@ -67,20 +84,24 @@ pub struct KubernetesSource {
 impl KubernetesSource {
     /// Reads the configuration. Does not connect: the API server may come later than we do (spec §3.3).
     pub async fn new(settings: Settings, refused: Arc<Refused>) -> anyhow::Result<Self> {
-        let config = match &settings.kubeconfig {
-            Some(file) => {
-                let kubeconfig = Kubeconfig::read_from(file)
-                    .with_context(|| format!("cannot read kubeconfig {}: check --kubeconfig", file.display()))?;
-                Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                    .await
-                    .with_context(|| format!("kubeconfig {} is not usable", file.display()))?
+        let server = match settings.access {
+            Access::Kubeconfig(file) => {
+                let kubeconfig = Kubeconfig::read_from(&file).with_context(|| {
+                    format!(
+                        "cannot read kubeconfig {}: check --kubeconfig",
+                        file.display()
+                    )
+                })?;
+                let config =
+                    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                        .await
+                        .with_context(|| format!("kubeconfig {} is not usable", file.display()))?;
+                Server::Known(connection::client(config).context("cannot set up the API client")?)
             }
-            None => Config::incluster()
-                .context("no service account found: run in a pod, or give --kubeconfig FILE or --manifests DIR")?,
+            Access::ServiceAccount(settings) => Server::Sought(Finder::new(settings)?),
         };
-        let client = connection::client(config).context("cannot set up the API client")?;
         Ok(Self {
-            client,
+            server,
             node_name: settings.node_name,
             converter: Converter::new(settings.options, refused),
         })
@@ -90,25 +111,29 @@ impl KubernetesSource {
 impl Source for KubernetesSource {
     async fn run(self, events: mpsc::Sender<Event>) -> anyhow::Result<()> {
         let Self {
-            client,
+            server,
             node_name,
             converter,
         } = self;
+        let (known, finder) = match server {
+            Server::Known(client) => (Some(client), None),
+            Server::Sought(finder) => (None, Some(finder)),
+        };
         let follower = Follower {
             converter: Mutex::new(converter),
             outage: Mutex::new(Outage::default()),
             events: events.clone(),
+            finder,
         };
         let all = async {
-            tokio::join!(
-                follower.follow(services(&client)),
-                follower.follow(slices(&client)),
-                follower.follow(own_node(&client, &node_name)),
-                follower.follow(service_cidrs(&client)),
-            )
+            match (known, &follower.finder) {
+                (Some(client), _) => follower.follow_all(&client, &node_name).await,
+                (None, Some(finder)) => follower.follow_found(finder, &node_name).await,
+                (None, None) => {}
+            }
         };
         tokio::select! {
-            _ = all => {}
+            () = all => {}
             () = events.closed() => {}
         }
         Ok(())
@@ -177,6 +202,8 @@ struct Follower {
     converter: Mutex<Converter>,
     outage: Mutex<Outage>,
     events: mpsc::Sender<Event>,
+    /// Where the server had to be found.
+    finder: Option<Finder>,
 }
 
 /// Why a watch was given up.
@@ -192,6 +219,40 @@ enum End {
 }
 
 impl Follower {
+    /// Follows whichever server answers; goes over to another when this one has been silent for a while.
+    async fn follow_found(&self, finder: &Finder, node_name: &str) {
+        let mut found = finder.find().await;
+        loop {
+            tokio::select! {
+                () = self.follow_all(&found.client, node_name) => return,
+                other = self.replacement(finder, &found.candidate) => found = other,
+            }
+        }
+    }
+
+    /// Another server, once this one is lost. The watches go on trying meanwhile: if it comes back first, they need
+    /// no new lists.
+    async fn replacement(&self, finder: &Finder, current: &Candidate) -> Found {
+        loop {
+            sleep(LOST).await;
+            if self.outage().is_total(LOST)
+                && let Some(other) = finder.other_than(current).await
+                && self.outage().is_total(LOST)
+            {
+                return other;
+            }
+        }
+    }
+
+    async fn follow_all(&self, client: &Client, node_name: &str) {
+        tokio::join!(
+            self.follow(services(client)),
+            self.follow(slices(client)),
+            self.follow(own_node(client, node_name)),
+            self.follow(service_cidrs(client)),
+        );
+    }
+
     /// Watches one kind until nobody listens.
     async fn follow<K>(&self, watched: Watched<K>)
     where
@@ -299,7 +360,11 @@ impl Follower {
             watcher::Event::Init => Some(Event::Begin(watched.kind)),
             watcher::Event::InitDone => Some(Event::Complete(watched.kind)),
             watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
-                (watched.convert)(&mut converter, &object)
+                let event = (watched.convert)(&mut converter, &object);
+                if let (Some(Event::Slice(slice)), Some(finder)) = (&event, &self.finder) {
+                    finder.note(slice);
+                }
+                event
             }
             watcher::Event::Delete(object) => (watched.gone)(&mut converter, object.metadata()),
         }

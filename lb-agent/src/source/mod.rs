@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use crate::snapshot::Event;
 
 pub mod address;
+mod api_server;
 mod catalog;
 mod connection;
 pub mod convert;

@@ -55,6 +55,17 @@ impl Outage {
         failures.is_some_and(|failures| failures >= OUTAGE)
     }
 
+    /// No kind of object that every server has could be followed for so long.
+    pub(super) fn is_total(&self, long: Duration) -> bool {
+        let failing = |kind: &Kind| {
+            self.failures
+                .get(kind)
+                .is_some_and(|times| *times >= OUTAGE)
+        };
+        let needed = [Kind::Services, Kind::Slices, Kind::Node];
+        needed.iter().all(failing) && self.since.is_some_and(|since| since.elapsed() >= long)
+    }
+
     fn is_due(&mut self, kind: Kind, now: Instant) -> bool {
         let failures = self.failures.entry(kind).or_default();
         *failures = failures.saturating_add(1);
@@ -126,6 +137,24 @@ mod tests {
         assert!(!outage.is_due(Kind::Services, second(62)));
         assert!(!outage.is_due(Kind::Services, second(63)));
         assert!(outage.is_due(Kind::Services, second(121)));
+    }
+
+    #[test]
+    fn one_kind_refused_is_no_lost_server() {
+        let mut outage = Outage::default();
+        for _ in 0..3 {
+            outage.failed(Kind::Node, "Forbidden");
+        }
+        assert!(!outage.is_total(Duration::ZERO));
+        for kind in [Kind::Services, Kind::Slices] {
+            outage.failed(kind, "connection refused");
+            assert!(!outage.is_total(Duration::ZERO), "one failure is none");
+            outage.failed(kind, "connection refused");
+        }
+        assert!(outage.is_total(Duration::ZERO));
+        assert!(!outage.is_total(Duration::from_secs(60)));
+        outage.worked(Kind::Slices);
+        assert!(!outage.is_total(Duration::ZERO));
     }
 
     #[test]

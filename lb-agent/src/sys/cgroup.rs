@@ -15,6 +15,18 @@ pub fn root() -> io::Result<PathBuf> {
     })
 }
 
+/// The cgroup v2 directory that is meant by the place where a host mounts its cgroups: on hybrid hosts that is a
+/// plain directory with one hierarchy beside the other, the second version's by systemd's name for it.
+pub fn hierarchy(given: &Path) -> PathBuf {
+    let is_v2 = |directory: &Path| directory.join("cgroup.controllers").exists();
+    let unified = given.join("unified");
+    if !is_v2(given) && is_v2(&unified) {
+        unified
+    } else {
+        given.to_owned()
+    }
+}
+
 /// The kernel's number for a cgroup, as links tell it (its inode number).
 pub fn id(directory: &Path) -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt as _;
@@ -82,6 +94,24 @@ mod tests {
     #[test]
     fn a_hybrid_host_has_cgroup2_below_unified() {
         assert_eq!(find(HYBRID), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+    }
+
+    #[test]
+    fn a_hybrid_hosts_directory_means_the_second_version_below_it() {
+        let host = std::env::temp_dir().join(format!("beeline-cgroup-{}", std::process::id()));
+        let unified = host.join("unified");
+        fs::create_dir_all(&unified).unwrap();
+        assert_eq!(hierarchy(&host), host, "no cgroups at all");
+        fs::write(unified.join("cgroup.controllers"), "").unwrap();
+        assert_eq!(hierarchy(&host), unified);
+        assert_eq!(hierarchy(&unified), unified);
+        fs::write(host.join("cgroup.controllers"), "").unwrap();
+        assert_eq!(
+            hierarchy(&host),
+            host,
+            "a group of that name in the one hierarchy"
+        );
+        fs::remove_dir_all(&host).unwrap();
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Raw system calls; the only unsafe code of the agent.
 
 pub mod bpf;
+pub mod capability;
 pub mod cgroup;
 pub mod clock;
 pub mod memory;

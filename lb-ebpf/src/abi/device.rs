@@ -6,7 +6,7 @@ use super::address::{Address4, Address6};
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Device {
-    /// [`POD`] or [`UPLINK`].
+    /// [`POD`], [`UPLINK`] or [`LOOPBACK`].
     pub role: u32,
     /// Interface index of the bridge this device is a port of, or 0.
     pub bridge: u32,
@@ -24,5 +24,7 @@ pub struct Device {
 pub const POD: u32 = 1;
 /// The way to other hosts.
 pub const UPLINK: u32 = 2;
+/// Where this node's packets to its own addresses pass.
+pub const LOOPBACK: u32 = 3;
 
 crate::assert_layout!(Device = 36);

@@ -5,53 +5,35 @@
 //! takes the stack's way, with the same flow.
 
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
-use aya_ebpf::helpers::generated::{bpf_check_mtu, bpf_fib_lookup, bpf_redirect_neigh};
 use core::mem::zeroed;
-use core::ptr::null_mut;
 
 use crate::DROP;
 use crate::forward::Route;
-use crate::rewrite::{Rewrite, rewrite_both};
-use crate::skb::Skb;
+use crate::packet::Packet;
+use crate::rewrite::{Rewrite, rewrite_and_hop};
 use crate::work::Work;
-
-/// `BPF_MTU_CHK_SEGS`: look at the segments of a GSO packet.
-const SEGMENTS: u64 = 1;
-
-const FOUND: i64 = 0;
-const NO_NEIGHBOUR: i64 = 7;
 
 /// The packet takes the stack's way.
 pub(crate) const NO: i32 = i32::MIN;
 
-/// The device towards `destination`, or 0 if the packet is one for the stack.
+/// Finds the way towards `destination`; false if the packet is one for the stack.
 #[inline(always)]
-fn way_out<F: Hop>(skb: &Skb, work: &Work<F>, destination: F::Addr) -> u32 {
-    // SAFETY: all fields may be zero.
-    let mut route: FibLookup = unsafe { zeroed() };
-    F::fill(&mut route, F::UNSPECIFIED, destination);
+fn way_out<F: Hop>(
+    skb: &impl Packet,
+    work: &Work<F>,
+    destination: F::Addr,
+    route: &mut FibLookup,
+) -> bool {
+    F::fill(route, F::UNSPECIFIED, destination);
     route.ifindex = skb.device();
-    // SAFETY: `route` is readable and writable for its size.
-    let result = unsafe {
-        bpf_fib_lookup(
-            skb.raw().cast(),
-            &raw mut route,
-            size_of::<FibLookup>() as i32,
-            0,
-        )
-    };
-    if result != FOUND && result != NO_NEIGHBOUR || !F::may_hop(skb, work.network.offset) {
-        return 0;
-    }
-    let mut mtu = 0;
-    // SAFETY: `mtu` is writable.
-    let fits = unsafe { bpf_check_mtu(skb.raw().cast(), route.ifindex, &raw mut mtu, 0, SEGMENTS) };
-    if fits == 0 { route.ifindex } else { 0 }
+    let answer = skb.route(route, 0);
+    // A packet without a hop left is for the stack, which tells its sender.
+    skb.can_leave(answer, route) && work.network.hops > 1 && skb.fits(route.ifindex)
 }
 
 /// Sends a client's packet to its endpoint, or says [`NO`] with the packet untouched.
 #[inline(never)]
-pub(crate) fn to_endpoint<F: Hop>(skb: Skb, work: &Work<F>) -> i32 {
+pub(crate) fn to_endpoint<F: Hop>(skb: impl Packet, work: &Work<F>) -> i32 {
     let flow = &work.flow;
     translate(
         skb,
@@ -63,7 +45,7 @@ pub(crate) fn to_endpoint<F: Hop>(skb: Skb, work: &Work<F>) -> i32 {
 
 /// Sends an endpoint's answer to its client, or says [`NO`] with the packet untouched.
 #[inline(never)]
-pub(crate) fn to_client<F: Hop>(skb: Skb, work: &Work<F>) -> i32 {
+pub(crate) fn to_client<F: Hop>(skb: impl Packet, work: &Work<F>) -> i32 {
     let asked = &work.forward;
     translate(
         skb,
@@ -75,63 +57,26 @@ pub(crate) fn to_client<F: Hop>(skb: Skb, work: &Work<F>) -> i32 {
 
 /// Gives a packet these ends and a hop, and sends it.
 #[inline(always)]
-fn translate<F: Hop>(
-    skb: Skb,
+fn translate<F: Hop, P: Packet>(
+    skb: P,
     work: &Work<F>,
     source: (&F::Addr, u16),
     destination: (&F::Addr, u16),
 ) -> i32 {
-    let device = way_out(&skb, work, F::read(destination.0));
-    if device == 0 {
+    // SAFETY: all fields may be zero.
+    let mut route: FibLookup = unsafe { zeroed() };
+    if !way_out(&skb, work, F::read(destination.0), &mut route) {
         return NO;
     }
-    let done = rewrite_both(&skb, work, source, destination) && F::hop(&skb, work.network.offset);
-    if done { send(device) } else { DROP }
-}
-
-#[inline(always)]
-fn send(device: u32) -> i32 {
-    // SAFETY: no next hop is given, so the kernel takes the packet's destination and finds the neighbour.
-    unsafe { bpf_redirect_neigh(device, null_mut(), 0, 0) as i32 }
-}
-
-/// Taking a hop off a packet's time to live.
-pub(crate) trait Hop: Rewrite + Route {
-    /// Whether the packet may go on; else the stack tells its sender.
-    fn may_hop(skb: &Skb, network: u32) -> bool;
-    /// Takes one hop off.
-    fn hop(skb: &Skb, network: u32) -> bool;
-}
-
-impl Hop for lb_ebpf::abi::family::V4 {
-    #[inline(always)]
-    fn may_hop(skb: &Skb, network: u32) -> bool {
-        skb.load::<u8>(network + 8).is_some_and(|ttl| ttl > 1)
-    }
-
-    #[inline(always)]
-    fn hop(skb: &Skb, network: u32) -> bool {
-        let Some([ttl, protocol]) = skb.load::<[u8; 2]>(network + 8) else {
-            return false;
-        };
-        let old = u16::from_ne_bytes([ttl, protocol]);
-        let new = u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]);
-        skb.replace_l3_half(network + 10, old, new) && skb.store(network + 8, &new)
+    let done = rewrite_and_hop(&skb, work, source, destination);
+    if done && skb.give_link_header(P::headers(&work.network).0) {
+        skb.leave(&route)
+    } else {
+        DROP
     }
 }
 
-impl Hop for lb_ebpf::abi::family::V6 {
-    #[inline(always)]
-    fn may_hop(skb: &Skb, network: u32) -> bool {
-        skb.load::<u8>(network + 7).is_some_and(|limit| limit > 1)
-    }
+/// Families that can take the fast way.
+pub(crate) trait Hop: Rewrite + Route {}
 
-    #[inline(always)]
-    fn hop(skb: &Skb, network: u32) -> bool {
-        match skb.load::<u8>(network + 7) {
-            // No checksum makes up for the change.
-            Some(limit) => skb.store_summed(network + 7, &limit.wrapping_sub(1)),
-            None => false,
-        }
-    }
-}
+impl<F: Rewrite + Route> Hop for F {}

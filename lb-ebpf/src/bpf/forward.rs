@@ -1,16 +1,15 @@
 //! A packet of a known flow on its way.
 
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
-use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use core::mem::zeroed;
 use core::ptr::read_volatile;
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT, MASQUERADE};
 
 use crate::maps::{DEVICES, Tables};
-use crate::rewrite::{End, Rewrite, rewrite, rewrite_answer};
+use crate::packet::Packet as _;
+use crate::rewrite::{Rewrite, rewrite_answer, rewrite_both};
 use crate::skb::Skb;
-use crate::work::Work;
 use crate::{DROP, NEXT};
 
 const AF_INET: u8 = 2;
@@ -20,32 +19,23 @@ const AF_INET6: u8 = 10;
 #[inline(never)]
 pub(crate) fn to_endpoint<F: Rewrite + Route, const WAY: u64>(skb: Skb) -> i32 {
     let Some(work) = F::work() else { return DROP };
-    let (network, transport, flow) = (&work.network, &work.transport, &work.flow);
+    let (network, flow) = (&work.network, &work.flow);
     let (client, new) = (F::read(&network.source), F::read(&flow.new_source));
     let source = if flow.flags & MASQUERADE != 0 {
         client
     } else {
         new
     };
-    if !rewrite(
+    if !rewrite_both(
         &skb,
-        network,
-        transport,
-        End::Destination,
-        flow.new_destination,
-        flow.new_destination_port,
-    ) || !rewrite(
-        &skb,
-        network,
-        transport,
-        End::Source,
-        source,
-        flow.new_source_port,
+        work,
+        (&source, flow.new_source_port),
+        (&flow.new_destination, flow.new_destination_port),
     ) {
         return DROP;
     }
     if flow.flags & HAIRPIN != 0 {
-        return turn_around::<WAY>(&skb);
+        return turn_around::<WAY>(&skb, work.network.offset);
     }
     // A masqueraded flow is routed in both directions: its answers are addressed to the host.
     if flow.flags & (LOCAL_ENDPOINT | MASQUERADE) == LOCAL_ENDPOINT {
@@ -56,17 +46,24 @@ pub(crate) fn to_endpoint<F: Rewrite + Route, const WAY: u64>(skb: Skb) -> i32 {
 
 /// Gives a client its answer to itself. As it sees the service's address as its peer, the answer is addressed
 /// there and comes to ingress like any packet of a client.
-#[inline(always)]
-pub(crate) fn back_to_client<F: Rewrite, const WAY: u64>(skb: Skb, work: &Work<F>) -> i32 {
+///
+/// Out of line for the stack of what else the caller calls.
+#[inline(never)]
+pub(crate) fn back<F: Rewrite, const WAY: u64>(skb: Skb) -> i32 {
+    let Some(work) = F::work() else { return DROP };
     if !rewrite_answer(&skb, work) {
         return DROP;
     }
-    turn_around::<WAY>(&skb)
+    turn_around::<WAY>(&skb, work.network.offset)
 }
 
 /// Back to whoever sent the packet.
 #[inline(always)]
-pub(crate) fn turn_around<const WAY: u64>(skb: &Skb) -> i32 {
+pub(crate) fn turn_around<const WAY: u64>(skb: &Skb, network: u32) -> i32 {
+    if network == 0 {
+        // No link-layer header to address.
+        return skb.send_back::<WAY>();
+    }
     let Some(macs) = skb.load::<[u8; 12]>(0) else {
         return DROP;
     };
@@ -98,16 +95,7 @@ fn switch_to_endpoint<F: Route>(skb: &Skb, source: F::Addr, destination: F::Addr
     let mut route: FibLookup = unsafe { zeroed() };
     F::fill(&mut route, source, destination);
     route.ifindex = bridge;
-    // SAFETY: `route` is readable and writable for its size.
-    let result = unsafe {
-        bpf_fib_lookup(
-            skb.raw().cast(),
-            &raw mut route,
-            size_of::<FibLookup>() as i32,
-            0,
-        )
-    };
-    if result == 0 && route.ifindex == bridge {
+    if skb.route(&mut route, 0) == 0 && route.ifindex == bridge {
         skb.store(0, &route.dmac);
     }
 }

@@ -8,7 +8,9 @@
 )]
 
 mod answer;
+mod direct;
 mod egress;
+mod extension;
 mod fast;
 mod flow;
 mod forward;
@@ -18,7 +20,10 @@ mod ingress;
 mod lookup;
 mod maps;
 mod masquerade;
+mod newcomer;
+mod opening;
 mod own;
+mod packet;
 mod report;
 mod rewrite;
 mod select;
@@ -28,6 +33,7 @@ mod skb;
 mod socket;
 mod source_range;
 mod sweep;
+mod target;
 mod work;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
@@ -35,6 +41,7 @@ use aya_ebpf::programs::{SockAddrContext, TcContext};
 
 use lb_ebpf::abi::flow::{OUTSIDE, POD};
 
+use crate::packet::ETHERNET;
 use crate::skb::Skb;
 
 /// `TCX_NEXT` / `TC_ACT_UNSPEC`: the packet goes on to the next program.
@@ -85,22 +92,37 @@ fn peername6(ctx: SockAddrContext) -> i32 {
 
 #[classifier]
 fn pod_ingress(ctx: TcContext) -> i32 {
-    ingress::ingress::<POD>(&Skb::new(&ctx))
+    ingress::ingress::<POD, ETHERNET>(&Skb::new(&ctx))
 }
 
 #[classifier]
 fn pod_egress(ctx: TcContext) -> i32 {
-    egress::egress::<POD>(&Skb::new(&ctx))
+    egress::egress::<POD, ETHERNET>(&Skb::new(&ctx))
 }
 
 #[classifier]
 fn out_ingress(ctx: TcContext) -> i32 {
-    ingress::ingress::<OUTSIDE>(&Skb::new(&ctx))
+    ingress::ingress::<OUTSIDE, ETHERNET>(&Skb::new(&ctx))
 }
 
 #[classifier]
 fn out_egress(ctx: TcContext) -> i32 {
-    egress::egress::<OUTSIDE>(&Skb::new(&ctx))
+    egress::egress::<OUTSIDE, ETHERNET>(&Skb::new(&ctx))
+}
+
+#[classifier]
+fn l3_ingress(ctx: TcContext) -> i32 {
+    ingress::ingress::<OUTSIDE, 0>(&Skb::new(&ctx))
+}
+
+#[classifier]
+fn l3_egress(ctx: TcContext) -> i32 {
+    egress::egress::<OUTSIDE, 0>(&Skb::new(&ctx))
+}
+
+#[classifier]
+fn lo_egress(ctx: TcContext) -> i32 {
+    own::passes_loopback(&Skb::new(&ctx))
 }
 
 #[classifier]

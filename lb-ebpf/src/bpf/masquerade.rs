@@ -6,30 +6,29 @@
 //! and filtered it. Answers get the client's address back on ingress, and the service's where the flow was met.
 
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
-use aya_ebpf::helpers::generated::bpf_fib_lookup;
 use core::mem::zeroed;
 use lb_ebpf::abi::address::{Address4, Address6, NODE, NODE_LOCAL};
 use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{LOCAL_ENDPOINT, MASQUERADED, OUTSIDE, OWN_CLIENT};
+use lb_ebpf::abi::flow::{
+    LOCAL_ENDPOINT, MASQUERADE, MASQUERADED, OUTSIDE, OWN_ADDRESS, OWN_CLIENT, POD,
+};
 use lb_ebpf::abi::settings::{MASQUERADE_ALL, SNAT_LOCAL, Settings};
 use lb_ebpf::tcp_state::Speaker;
 
 use crate::fast::{self, Hop};
+use crate::flow::write_turned;
 use crate::forward::Route;
 use crate::lookup::now;
-use crate::maps::DEVICES;
-use crate::rewrite::{End, Rewrite, rewrite, rewrite_answer};
+use crate::maps::{DEVICES, Tables};
+use crate::packet::{FOUND, NO_NEIGHBOUR, Packet, TOO_BIG};
+use crate::rewrite::{Rewrite, rewrite_answer, rewrite_both};
 use crate::skb::Skb;
 use crate::work::Work;
 use crate::{DROP, NEXT};
 
 /// `BPF_FIB_LOOKUP_SRC` (Linux 6.7): also choose a source address.
 const WITH_SOURCE: u32 = 1 << 4;
-/// Answers of the route lookup that name a route.
-const FOUND: i64 = 0;
-const NO_NEIGHBOUR: i64 = 7;
-const TOO_BIG: i64 = 8;
 
 /// Whose a new flow is (spec E6-E10).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,14 +81,13 @@ pub(crate) fn returns(settings: &Settings, uses: u32, destination_port: u16) -> 
 /// No verdict: the packet is no answer to a masqueraded flow.
 pub(crate) const NOT_OURS: i32 = i32::MIN;
 
-/// Gives an answer to a masqueraded flow its client's address back; the host then routes it there, or it goes the
-/// fast way.
+/// Finds the masqueraded flow that the packet at hand answers, and notes the answer there; false if there is none.
 #[inline(always)]
-pub(crate) fn answered<F: Hop>(skb: Skb, work: &mut Work<F>) -> i32 {
+pub(crate) fn find_answered<F: Tables>(work: &mut Work<F>) -> bool {
     work.set_key(MASQUERADED);
     work.reply = work.key;
     let Some(place) = work.find_reply() else {
-        return NOT_OURS;
+        return false;
     };
     place.touch(
         &work.flow,
@@ -98,11 +96,25 @@ pub(crate) fn answered<F: Hop>(skb: Skb, work: &mut Work<F>) -> i32 {
         Speaker::Endpoint,
         now(),
     );
+    true
+}
+
+/// Gives an answer to a masqueraded flow its client's address back; the host then routes it there, or it goes the
+/// fast way.
+#[inline(always)]
+pub(crate) fn answered<F: Hop, const SCOPE: u8>(skb: Skb, work: &mut Work<F>) -> i32 {
+    if !find_answered(work) {
+        return NOT_OURS;
+    }
     if work.flow.flags & OWN_CLIENT != 0 {
-        return if rewrite_answer(&skb, work) {
-            NEXT
+        if !rewrite_answer(&skb, work) {
+            return DROP;
+        }
+        // The service's address is no source that a host which checks sources expects from a pod's device.
+        return if work.flow.flags & OWN_ADDRESS != 0 || SCOPE == POD {
+            skb.hand_over(work.network.offset)
         } else {
-            DROP
+            NEXT
         };
     }
     if work.forward.scope == OUTSIDE && work.flow.flags & LOCAL_ENDPOINT == 0 {
@@ -111,14 +123,12 @@ pub(crate) fn answered<F: Hop>(skb: Skb, work: &mut Work<F>) -> i32 {
             return action;
         }
     }
-    let port = work.transport.destination_port;
-    let done = rewrite(
+    let ports = (work.transport.source_port, work.transport.destination_port);
+    let done = rewrite_both(
         &skb,
-        &work.network,
-        &work.transport,
-        End::Destination,
-        work.forward.source,
-        port,
+        work,
+        (&work.network.source, ports.0),
+        (&work.forward.source, ports.1),
     );
     if done { NEXT } else { DROP }
 }
@@ -134,17 +144,22 @@ pub(crate) fn mask_source<F: Rewrite>(
     if !pooled(settings, work.transport.source_port) {
         return None;
     }
-    work.set_key(MASQUERADED);
-    work.reply = work.key;
-    work.find_reply()?;
-    let port = work.transport.source_port;
-    let done = rewrite(
+    // The packet as an answer would be, where its flow was met.
+    work.set_key(OUTSIDE);
+    write_turned(&mut work.reply, &work.key);
+    if work.find_reply().is_none() {
+        work.reply.scope = POD;
+        work.find_reply()?;
+    }
+    if work.flow.flags & MASQUERADE == 0 {
+        return None;
+    }
+    let ports = (work.transport.source_port, work.transport.destination_port);
+    let done = rewrite_both(
         skb,
-        &work.network,
-        &work.transport,
-        End::Source,
-        work.flow.new_source,
-        port,
+        work,
+        (&work.flow.new_source, ports.0),
+        (&work.network.destination, ports.1),
     );
     Some(if done { NEXT } else { DROP })
 }
@@ -152,20 +167,12 @@ pub(crate) fn mask_source<F: Rewrite>(
 /// Chooses the address that the new flow is masqueraded with: the one the host would use towards the endpoint
 /// (spec E2), else that of the device the packet came in on.
 #[inline(never)]
-pub(crate) fn choose_address<F: NodeAddress>(skb: Skb, work: &mut Work<F>) -> bool {
+pub(crate) fn choose_address<F: NodeAddress>(skb: impl Packet, work: &mut Work<F>) -> bool {
     // SAFETY: all fields may be zero.
     let mut route: FibLookup = unsafe { zeroed() };
     F::fill(&mut route, F::UNSPECIFIED, work.endpoint.address);
     route.ifindex = skb.device();
-    // SAFETY: `route` is readable and writable for its size.
-    let result = unsafe {
-        bpf_fib_lookup(
-            skb.raw().cast(),
-            &raw mut route,
-            size_of::<FibLookup>() as i32,
-            WITH_SOURCE,
-        )
-    };
+    let result = skb.route(&mut route, WITH_SOURCE);
     let mut found = F::UNSPECIFIED;
     if result == FOUND || result == NO_NEIGHBOUR || result == TOO_BIG {
         found = F::source(&route);
@@ -173,15 +180,7 @@ pub(crate) fn choose_address<F: NodeAddress>(skb: Skb, work: &mut Work<F>) -> bo
         // The flag is unknown to kernels before 6.7.
         F::fill(&mut route, F::UNSPECIFIED, work.endpoint.address);
         route.ifindex = skb.device();
-        // SAFETY: as above.
-        unsafe {
-            bpf_fib_lookup(
-                skb.raw().cast(),
-                &raw mut route,
-                size_of::<FibLookup>() as i32,
-                0,
-            )
-        };
+        skb.route(&mut route, 0);
         found = F::of_device(route.ifindex);
     }
     if found == F::UNSPECIFIED {

@@ -1,29 +1,37 @@
 //! A packet as tc programs see it.
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated::{
-    bpf_csum_diff, bpf_csum_update, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
-    bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_check_mtu, bpf_csum_diff, bpf_csum_update, bpf_fib_lookup, bpf_l3_csum_replace,
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
+    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
+    bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
-use core::ptr::{addr_of, read_volatile};
+use core::ptr::{addr_of, null_mut, read_unaligned, read_volatile};
 
-/// Length of an Ethernet header.
-pub(crate) const ETHERNET: u32 = 14;
+use crate::extension::{Led, walk_skb};
+use crate::header::{Network, Transport, Wire};
+use crate::packet::{ETHERNET, FOUND, NO_NEIGHBOUR, PSEUDO, Packet};
+use crate::rewrite::Checksum;
+use crate::{DROP, NEXT};
 
-/// `BPF_F_PSEUDO_HDR`: the change is also in the pseudo header.
-pub(crate) const PSEUDO: u64 = 1 << 4;
-/// `BPF_F_MARK_MANGLED_0`: UDP, where a checksum of zero means "none".
-pub(crate) const ZERO_IS_NONE: u64 = 1 << 5;
 /// `BPF_F_IPV6` (Linux 6.16): the pseudo header's change leaves `skb->csum` right.
-pub(crate) const IPV6: u64 = 1 << 7;
+const IPV6: u64 = 1 << 7;
 
 /// `BPF_F_RECOMPUTE_CSUM`: the written bytes count in `skb->csum`.
 const RECOMPUTE: u64 = 1;
 
+/// Ethertype of a VLAN tag, and the bits of a tag that are the VLAN's number.
+const TAG: u16 = 0x8100;
+const VLAN_ID: u32 = 0xfff;
+
 /// `BPF_ADJ_ROOM_MAC`.
 const ROOM_AFTER_MAC: u32 = 1;
+
+/// `BPF_MTU_CHK_SEGS`: look at the segments of a GSO packet.
+const SEGMENTS: u64 = 1;
 
 /// Handle of a packet. Helpers that move data need no care here: nothing keeps pointers into the packet.
 #[derive(Clone, Copy)]
@@ -35,140 +43,58 @@ pub(crate) const OUT: u64 = 0;
 /// Back in from the device that a packet leaves by: `BPF_F_INGRESS`.
 pub(crate) const IN: u64 = 1;
 
+/// Onwards as it is: on the loopback device everything comes back to its sender.
+pub(crate) const STAY: u64 = u64::MAX;
+
+/// `PACKET_HOST`.
+const TO_US: u32 = 0;
+
+/// Interface index of the loopback device of any network namespace.
+const LOOPBACK: u32 = 1;
+
 impl Skb {
     #[inline(always)]
     pub(crate) fn new(ctx: &TcContext) -> Self {
         Self(ctx.skb.skb)
     }
 
-    /// Ethertype, host order.
+    /// From the context itself.
+    #[inline(always)]
+    pub(crate) fn from_raw(skb: *mut __sk_buff) -> Self {
+        Self(skb)
+    }
+
+    /// Ethertype, host order; a tag's where the packet has one.
+    ///
+    /// The kernel takes the outer tag out of a frame before we meet it, and looks for the device of that VLAN only
+    /// afterwards. That device has programs of ours where it is an uplink, and there the packet comes by without its
+    /// tag: translated here it would meet the wrong routes, and leave with a tag that is not the way out's. A tag
+    /// that names no VLAN is only a priority (IEEE 802.1Q, 9.6).
     #[inline(always)]
     pub(crate) fn ethertype(&self) -> u16 {
-        // SAFETY: a field of the context.
-        u16::from_be(unsafe { read_volatile(addr_of!((*self.0).protocol)) } as u16)
-    }
-
-    /// Interface the program sits on.
-    #[inline(always)]
-    pub(crate) fn device(&self) -> u32 {
-        // SAFETY: a field of the context.
-        unsafe { read_volatile(addr_of!((*self.0).ifindex)) }
-    }
-
-    /// Reads a header. `T` is made of integers and arrays of such.
-    #[inline(always)]
-    pub(crate) fn load<T: Copy>(&self, offset: u32) -> Option<T> {
-        let mut value = MaybeUninit::<T>::uninit();
-        // SAFETY: the helper fills all of `value` or fails.
-        unsafe {
-            let failed = bpf_skb_load_bytes(
-                self.0.cast(),
-                offset,
-                value.as_mut_ptr().cast(),
-                size_of::<T>() as u32,
-            );
-            if failed != 0 {
-                None
-            } else {
-                Some(value.assume_init())
-            }
+        // SAFETY: fields of the context.
+        let (protocol, tagged, tag) = unsafe {
+            (
+                read_volatile(addr_of!((*self.0).protocol)),
+                read_volatile(addr_of!((*self.0).vlan_present)),
+                read_volatile(addr_of!((*self.0).vlan_tci)),
+            )
+        };
+        if tagged != 0 && tag & VLAN_ID != 0 {
+            return TAG;
         }
+        u16::from_be(protocol as u16)
     }
 
-    /// Writes a header without touching `skb->csum`: every change of ours comes with one of a checksum.
-    #[inline(always)]
-    pub(crate) fn store<T: Copy>(&self, offset: u32, value: &T) -> bool {
-        // SAFETY: `value` is readable for its size.
-        unsafe {
-            bpf_skb_store_bytes(
-                self.0,
-                offset,
-                (&raw const *value).cast(),
-                size_of::<T>() as u32,
-                0,
-            ) == 0
-        }
-    }
-
-    /// Writes a header that no checksum covers, and keeps `skb->csum` right.
-    #[inline(always)]
-    pub(crate) fn store_summed<T: Copy>(&self, offset: u32, value: &T) -> bool {
-        // SAFETY: `value` is readable for its size.
-        unsafe {
-            bpf_skb_store_bytes(
-                self.0,
-                offset,
-                (&raw const *value).cast(),
-                size_of::<T>() as u32,
-                RECOMPUTE,
-            ) == 0
-        }
-    }
-
-    /// Writes `length` bytes, at most what `buffer` holds.
+    /// Writes `length` bytes, at most what `buffer` holds, and keeps `skb->csum` right.
     #[inline(always)]
     pub(crate) fn store_bytes(&self, offset: u32, buffer: &[u8; 256], length: u32) -> bool {
         if length == 0 || length > 256 {
             return false;
         }
         // SAFETY: `buffer` is readable for `length`.
-        unsafe { bpf_skb_store_bytes(self.0, offset, buffer.as_ptr().cast(), length, 0) == 0 }
-    }
-
-    /// Updates an IPv4 header's checksum for a changed word.
-    #[inline(always)]
-    pub(crate) fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool {
-        // SAFETY: the helper checks the offset.
-        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 4) == 0 }
-    }
-
-    /// Updates an IPv4 header's checksum for a changed half-word.
-    #[inline(always)]
-    pub(crate) fn replace_l3_half(&self, offset: u32, old: u16, new: u16) -> bool {
-        // SAFETY: the helper checks the offset.
-        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 2) == 0 }
-    }
-
-    /// Updates a transport checksum for a changed value of `size` bytes.
-    #[inline(always)]
-    pub(crate) fn replace_l4(
-        &self,
-        offset: u32,
-        old: u32,
-        new: u32,
-        size: u64,
-        flags: u64,
-    ) -> bool {
-        // SAFETY: the helper checks the offset.
-        unsafe { bpf_l4_csum_replace(self.0, offset, old.into(), new.into(), size | flags) == 0 }
-    }
-
-    /// Updates a transport checksum for a changed IPv6 address in the pseudo header.
-    #[inline(always)]
-    pub(crate) fn replace_l4_address6(
-        &self,
-        offset: u32,
-        mut old: [u32; 4],
-        mut new: [u32; 4],
-        flags: u64,
-    ) -> bool {
-        // SAFETY: both buffers hold 16 bytes.
-        let difference = unsafe { bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0) };
-        if difference < 0 {
-            return false;
-        }
-        // SAFETY: the helper checks the offset.
         unsafe {
-            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO | IPV6) == 0
-            {
-                return true;
-            }
-            // Before 6.16 the helper also changes `skb->csum`, wrongly for IPv6; put it back.
-            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO) != 0 {
-                return false;
-            }
-            bpf_csum_update(self.0, difference as u32);
-            true
+            bpf_skb_store_bytes(self.0, offset, buffer.as_ptr().cast(), length, RECOMPUTE) == 0
         }
     }
 
@@ -204,8 +130,38 @@ impl Skb {
     /// Sends the packet back the way it came, [`OUT`] of the device or [`IN`]; the value ends the program.
     #[inline(always)]
     pub(crate) fn send_back<const WAY: u64>(&self) -> i32 {
+        if WAY == STAY {
+            return NEXT;
+        }
         // SAFETY: the helper has no preconditions.
         unsafe { bpf_redirect(self.device(), WAY) as i32 }
+    }
+
+    /// Gives this host a packet whose source is an address of its own, or of a service; the value ends the program.
+    /// `network` is where its network header is.
+    ///
+    /// On the device where it came in the kernel would refuse such a source. So the packet leaves by the loopback
+    /// device, with the route of a packet that this host sends to itself: input takes it by that route and asks no
+    /// further.
+    #[inline(always)]
+    pub(crate) fn hand_over(&self, network: u32) -> i32 {
+        if !self.give_link_header(network) {
+            return DROP;
+        }
+        // The helper counts the Ethernet header in `skb->csum`, where the device summed up the packet, and does not
+        // take it out again.
+        let Some([a, b, c, d, e, f, g]) = self.load::<[u16; 7]>(0) else {
+            return DROP;
+        };
+        let mut header = [a, b, c, d, e, f, g, 0u16];
+        // SAFETY: 16 bytes are readable, the others have no preconditions. No next hop is given.
+        unsafe {
+            let sum = bpf_csum_diff(header.as_mut_ptr().cast(), 16, null_mut(), 0, 0);
+            bpf_csum_update(self.0, sum as u32);
+            // To a bridge's port, a frame for the bridge is one for somebody else.
+            bpf_skb_change_type(self.0, TO_US);
+            bpf_redirect_neigh(LOOPBACK, null_mut(), 0, 0) as i32
+        }
     }
 
     /// Whether the packet is this host's own: it came in on no device.
@@ -219,5 +175,184 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn raw(&self) -> *mut __sk_buff {
         self.0
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn headers<F: Wire>(network: &Network<F>) -> (u32, u32) {
+        (network.offset, network.transport)
+    }
+
+    #[inline(always)]
+    fn checksum<F: Wire>(network: &Network<F>, transport: &Transport) -> Checksum {
+        Checksum::of(network.transport, transport.checksum)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).len)) }
+    }
+
+    #[inline(always)]
+    fn is_segmented(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).gso_size)) != 0 }
+    }
+
+    #[inline(always)]
+    fn past_extensions(&self, offset: u32, protocol: u8) -> Option<Led> {
+        Led::from_number(walk_skb(self.0, offset, protocol.into()))
+    }
+
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).ifindex)) }
+    }
+
+    #[inline(always)]
+    fn load<T: Copy>(&self, offset: u32) -> Option<T> {
+        let mut value = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper fills all of `value` or fails.
+        unsafe {
+            let failed = bpf_skb_load_bytes(
+                self.0.cast(),
+                offset,
+                value.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+            );
+            if failed != 0 {
+                None
+            } else {
+                Some(value.assume_init())
+            }
+        }
+    }
+
+    /// Without a call where the bytes are in the packet's linear part, as headers mostly are. Offsets that vary are
+    /// not for this: the verifier lets only programs with `CAP_PERFMON` add them to a pointer into a packet.
+    #[inline(always)]
+    fn load_at<T: Copy, const OFFSET: u32>(&self) -> Option<T> {
+        // SAFETY: the comparison shows the verifier that the bytes are there. Whatever they are, `T` takes them.
+        unsafe {
+            let start = read_volatile(addr_of!((*self.0).data)) as usize;
+            let end = read_volatile(addr_of!((*self.0).data_end)) as usize;
+            if start + OFFSET as usize + size_of::<T>() <= end {
+                return Some(read_unaligned((start + OFFSET as usize) as *const T));
+            }
+        }
+        self.load(OFFSET)
+    }
+
+    #[inline(always)]
+    fn store<T: Copy>(&self, offset: u32, value: &T) -> bool {
+        // SAFETY: `value` is readable for its size.
+        unsafe {
+            bpf_skb_store_bytes(
+                self.0,
+                offset,
+                (&raw const *value).cast(),
+                size_of::<T>() as u32,
+                0,
+            ) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn store_summed<T: Copy>(&self, offset: u32, value: &T) -> bool {
+        // SAFETY: `value` is readable for its size.
+        unsafe {
+            bpf_skb_store_bytes(
+                self.0,
+                offset,
+                (&raw const *value).cast(),
+                size_of::<T>() as u32,
+                RECOMPUTE,
+            ) == 0
+        }
+    }
+
+    #[inline(always)]
+    fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool {
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 4) == 0 }
+    }
+
+    #[inline(always)]
+    fn replace_l4(&self, offset: u32, old: u32, new: u32, size: u64, flags: u64) -> bool {
+        // SAFETY: the helper checks the offset.
+        unsafe { bpf_l4_csum_replace(self.0, offset, old.into(), new.into(), size | flags) == 0 }
+    }
+
+    #[inline(always)]
+    fn replace_l4_address6(
+        &self,
+        offset: u32,
+        mut old: [u32; 4],
+        mut new: [u32; 4],
+        flags: u64,
+    ) -> bool {
+        // SAFETY: both buffers hold 16 bytes.
+        let difference = unsafe { bpf_csum_diff(old.as_mut_ptr(), 16, new.as_mut_ptr(), 16, 0) };
+        if difference < 0 {
+            return false;
+        }
+        // SAFETY: the helper checks the offset.
+        unsafe {
+            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO | IPV6) == 0
+            {
+                return true;
+            }
+            // Before 6.16 the helper also changes `skb->csum`, wrongly for IPv6; put it back.
+            if bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags | PSEUDO) != 0 {
+                return false;
+            }
+            bpf_csum_update(self.0, difference as u32);
+            true
+        }
+    }
+
+    #[inline(always)]
+    fn route(&self, route: &mut FibLookup, flags: u32) -> i64 {
+        // SAFETY: `route` is readable and writable for its size.
+        unsafe {
+            bpf_fib_lookup(
+                self.0.cast(),
+                &raw mut *route,
+                size_of::<FibLookup>() as i32,
+                flags,
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn can_leave(&self, answer: i64, _: &FibLookup) -> bool {
+        answer == FOUND || answer == NO_NEIGHBOUR
+    }
+
+    #[inline(always)]
+    fn fits(&self, device: u32) -> bool {
+        let mut mtu = 0;
+        // SAFETY: `mtu` is writable.
+        unsafe { bpf_check_mtu(self.0.cast(), device, &raw mut mtu, 0, SEGMENTS) == 0 }
+    }
+
+    #[inline(always)]
+    fn give_link_header(&self, network: u32) -> bool {
+        if network != 0 {
+            return true;
+        }
+        let ethertype = self.ethertype().to_be();
+        // SAFETY: no pointers into the packet are kept.
+        let given = unsafe { bpf_skb_change_head(self.0, ETHERNET, 0) == 0 };
+        given && self.store(12, &ethertype)
+    }
+
+    #[inline(always)]
+    fn leave(&self, route: &FibLookup) -> i32 {
+        // SAFETY: no next hop is given, so the kernel takes the packet's destination and finds the neighbour.
+        unsafe { bpf_redirect_neigh(route.ifindex, null_mut(), 0, 0) as i32 }
     }
 }

@@ -5,7 +5,7 @@
 
 use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::Family;
-use lb_ebpf::abi::flow::{Flow, FlowKey};
+use lb_ebpf::abi::flow::{Flow, FlowKey, Newcomer};
 
 use crate::header::{Network, Transport};
 
@@ -21,6 +21,10 @@ pub(crate) struct Work<F: Family> {
     pub(crate) generation: u32,
     /// Whether the new flow's client is this node itself.
     pub(crate) own: bool,
+    /// Whether it dialled an address of its own.
+    pub(crate) own_address: bool,
+    /// Whether the new flow's client speaks to the endpoint itself, no service in between.
+    pub(crate) direct: bool,
     /// Whether the new flow is to be masqueraded.
     pub(crate) masquerade: bool,
     /// Address of this node that a new flow is to be masqueraded with.
@@ -35,4 +39,6 @@ pub(crate) struct Work<F: Family> {
     pub(crate) flow: Flow<F>,
     /// Another flow's record, in our way.
     pub(crate) other: Flow<F>,
+    /// A flow on its way into its shard's queue, or out of it.
+    pub(crate) newcomer: Newcomer<F>,
 }

@@ -149,7 +149,7 @@ pub(super) fn mebibytes(bytes: u64) -> f64 {
 }
 
 /// What a reader must know of the machine.
-fn facts() -> Map<String, Value> {
+pub(super) fn facts() -> Map<String, Value> {
     let read = |path: &str| {
         fs::read_to_string(path)
             .unwrap_or_default()
@@ -183,5 +183,31 @@ fn facts() -> Map<String, Value> {
         cpu.unwrap_or_else(|| std::env::consts::ARCH.into()).into(),
     );
     facts.insert("load before".into(), load.into());
+    facts.insert("date".into(), date().into());
     facts
+}
+
+/// Today, as ISO 8601 has it.
+fn date() -> String {
+    let seconds = std::time::UNIX_EPOCH
+        .elapsed()
+        .map_or(0, |time| time.as_secs());
+    let mut days = (seconds / 86_400) as i64;
+    // Years of 365 days and leap days, from 1970 on.
+    let length = |year: i64| 365 + i64::from(year % 4 == 0 && (year % 100 != 0 || year % 400 == 0));
+    let mut year = 1970;
+    while days >= length(year) {
+        days -= length(year);
+        year += 1;
+    }
+    let february = length(year) - 337;
+    let mut month = 1;
+    for days_of_month in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+        if days < days_of_month {
+            break;
+        }
+        days -= days_of_month;
+        month += 1;
+    }
+    format!("{year}-{month:02}-{:02}", days + 1)
 }

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::{fs, io, thread};
 
 use anyhow::{Context as _, Result, ensure};
+use lb_agent::datapath::Config;
 use lb_agent::datapath::object::{Definitions, embedded};
 use lb_agent::datapath::pins::Pins;
-use lb_agent::datapath::{Config, Datapath};
 use lb_agent::sys::bpf::Program;
 
 use super::space::{BPFFS, Space};
@@ -32,17 +32,24 @@ pub fn kernel() -> Result<String> {
     Ok(numbers.join("."))
 }
 
-/// Loads every program with exactly CAP_BPF and CAP_NET_ADMIN, as the agent's container does.
-pub fn load_with_two_capabilities() -> Result<Costs> {
+/// What the agent's container may do (include/uapi/linux/capability.h).
+pub const NET_ADMIN: u32 = 12;
+pub const BPF: u32 = 39;
+/// What the verifier asks for besides on older kernels.
+pub const PERFMON: u32 = 38;
+
+/// Loads every program with exactly these capabilities.
+pub fn load_with(capabilities: &[u32]) -> Result<Costs> {
     crate::scope::require_root()?;
-    let inside = || {
+    let set = capabilities.iter().fold(0, |set, bit| set | 1 << bit);
+    let inside = move || {
         Space::create().context("making namespaces")?;
-        drop_privileges().context("giving up privileges")?;
+        keep_only(set).context("giving up privileges")?;
         let config = Config {
             bpffs: BPFFS.into(),
             packet_hook: None,
         };
-        let _datapath = Datapath::open(&config).context("loading the object")?;
+        let _datapath = super::open(&config)?;
         let pins = Pins::new(Path::new(BPFFS));
         let mut costs = Costs::new();
         for name in Definitions::of(embedded()?)?.programs() {
@@ -117,15 +124,13 @@ fn parse(text: &str) -> Result<Cost> {
     Ok(cost)
 }
 
-/// Leaves the calling thread CAP_NET_ADMIN and CAP_BPF.
-fn drop_privileges() -> io::Result<()> {
+/// Leaves the calling thread this set of capabilities.
+fn keep_only(set: u64) -> io::Result<()> {
     /// `_LINUX_CAPABILITY_VERSION_3` of include/uapi/linux/capability.h.
     const VERSION: u32 = 0x2008_0522;
-    const NET_ADMIN: u32 = 12;
-    const BPF: u32 = 39;
     let header = [VERSION, 0];
     // Effective, permitted and inheritable; the low 32 capabilities, then the high ones.
-    let (low, high) = (1 << NET_ADMIN, 1 << (BPF - 32));
+    let (low, high) = (set as u32, (set >> 32) as u32);
     let data: [u32; 6] = [low, low, 0, high, high, 0];
     // SAFETY: both are laid out as capset(2) says and outlive the call.
     match unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) } {

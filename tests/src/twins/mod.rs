@@ -19,7 +19,7 @@ pub mod generate;
 pub mod mutate;
 pub mod outcome;
 pub mod question;
-mod relay;
+pub(crate) mod relay;
 pub mod shrink;
 pub mod stage;
 pub mod state;

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use crate::netns::Namespace;
 
 /// Passes connections to `address` inside of `namespace` on to `address` of the calling thread's namespace.
-pub(super) fn open(namespace: &Namespace, address: SocketAddr) -> Result<()> {
+pub(crate) fn open(namespace: &Namespace, address: SocketAddr) -> Result<()> {
     let listener = namespace.run(|| {
         TcpListener::bind(address).with_context(|| format!("listening on {address} of a node"))
     })?;

@@ -86,7 +86,7 @@ async fn source(address: SocketAddr) -> KubernetesSource {
     });
     std::fs::write(&file, kubeconfig.to_string()).unwrap();
     let settings = Settings {
-        kubeconfig: Some(file.clone()),
+        access: Access::Kubeconfig(file.clone()),
         node_name: "node-a".into(),
         options: Options::default(),
     };
@@ -134,7 +134,7 @@ async fn an_old_server_gives_pages_and_no_service_cidrs() {
 #[tokio::test]
 async fn a_kubeconfig_that_is_not_there_is_named() {
     let settings = Settings {
-        kubeconfig: Some("/no/such/file".into()),
+        access: Access::Kubeconfig("/no/such/file".into()),
         node_name: "a".into(),
         options: Options::default(),
     };

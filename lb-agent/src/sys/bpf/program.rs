@@ -6,7 +6,8 @@ use std::path::Path;
 use aya_obj::generated::{bpf_link_info, bpf_prog_info};
 
 use super::command::{
-    self, Command, LinkCreate, LinkDetach, LinkUpdate, ProgramQuery, TestRun, call, call_for_fd,
+    self, ById, Command, LinkCreate, LinkDetach, LinkUpdate, ProgramQuery, TestRun, call,
+    call_for_fd,
 };
 use super::map::c_string;
 use super::{Error, Result, pin};
@@ -203,6 +204,18 @@ impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// The name of a loaded program. Asking by id takes CAP_SYS_ADMIN; `None` without it, and where the program has gone.
+pub fn program_name(id: u32) -> Option<String> {
+    let mut block = ById {
+        id,
+        ..ById::default()
+    };
+    // SAFETY: the block holds no addresses; the answer is a descriptor.
+    let fd = unsafe { call_for_fd(Command::ProgramById, &mut block) }.ok()?;
+    let name = Program::from_fd(fd).info().ok()?.name;
+    (!name.is_empty()).then_some(name)
 }
 
 /// Ids of the programs attached to a cgroup (its descriptor) or an interface (its index), in their order.
