@@ -156,6 +156,12 @@ impl Agent {
         self.restart()
     }
 
+    /// Like [`Self::restart`], with other further arguments.
+    pub fn restart_with(&mut self, arguments: &[&str]) -> Result<()> {
+        self.settings.arguments = arguments.iter().map(|&argument| argument.into()).collect();
+        self.restart()
+    }
+
     /// What the agent has printed so far, over all its starts.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.settings.log).unwrap_or_default()

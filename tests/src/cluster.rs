@@ -30,7 +30,7 @@ use crate::manifests::Object;
 use crate::netns::Namespace;
 use crate::node::Node;
 use crate::pod::Pod;
-use crate::process::Place;
+use crate::process::{Place, output};
 use crate::scope::Scope;
 use crate::traffic::Peer;
 
@@ -341,10 +341,7 @@ impl Cluster {
     fn disable_offload(&self) -> Result<()> {
         let outside = self.outside_place()?;
         link::disable_offload(&outside, "eth0")?;
-        let lan = Place {
-            namespace: self.lan.clone(),
-            ..outside
-        };
+        let lan = self.lan_place()?;
         link::disable_offload(&lan, &format!("port{CLIENT}"))?;
         for node in &self.nodes {
             link::disable_offload(&lan, &format!("port{}", 10 + node.number()))?;
@@ -355,6 +352,24 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Makes the nodes' uplinks able to send what XDP gives them: a veth can while its other end gathers segments.
+    pub fn let_uplinks_send_for_xdp(&self) -> Result<()> {
+        let lan = self.lan_place()?;
+        self.nodes.iter().try_for_each(|node| {
+            let mut ethtool = lan.command("ethtool")?;
+            let port = format!("port{}", 10 + node.number());
+            output(ethtool.args(["-K", &port, "gro", "on"]))?;
+            Ok(())
+        })
+    }
+
+    fn lan_place(&self) -> Result<Place> {
+        Ok(Place {
+            namespace: self.lan.clone(),
+            ..self.outside_place()?
+        })
     }
 
     /// Where processes of the outside client run.

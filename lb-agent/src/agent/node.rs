@@ -69,6 +69,7 @@ pub(super) fn pod_cidrs(config: &Config, node: Option<&Node>) -> Option<Vec<Cidr
 pub(super) fn selection(config: &Config) -> Selection {
     Selection {
         names: config.devices.names().map(<[String]>::to_vec),
+        xdp: config.xdp,
         pods: match &config.local_pods {
             LocalPods::Bridge(name) => PodDevices::Bridge(name.clone()),
             LocalPods::Prefix(prefix) => PodDevices::Prefix(prefix.clone()),

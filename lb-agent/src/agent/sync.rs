@@ -16,7 +16,7 @@ use super::gauges::{Gauges, without_local_endpoints};
 use super::node::{self, Addresses};
 use super::settings::settings;
 use crate::config::{Config, LocalPods, SocketLb, SourceConfig};
-use crate::datapath::{self, Datapath, Grace, Picture, Selection};
+use crate::datapath::{self, Datapath, Grace, Picture, Seat, Selection};
 use crate::health::Health;
 use crate::health::service::{HealthPort, ServiceHealth};
 use crate::metrics::{Extent, Metrics, Policy};
@@ -53,6 +53,8 @@ pub(super) struct Sync {
     addresses: Addresses,
     /// Devices without programs that one might expect to have them, and why.
     left_out: BTreeMap<String, &'static str>,
+    /// Where XDP sits among the uplinks, as last told.
+    seats: BTreeMap<String, Seat>,
     node_changed: bool,
     /// The latest picture of this node's devices.
     picture: Option<Picture>,
@@ -130,6 +132,7 @@ impl Sync {
             own_addresses: Vec::new(),
             addresses: Addresses::default(),
             left_out: BTreeMap::new(),
+            seats: BTreeMap::new(),
             node_changed: false,
             picture: None,
             selection: node::selection(config),
@@ -220,6 +223,7 @@ impl Sync {
         if self.complete() && due {
             self.write(Instant::now())?;
         }
+        self.follow_xdp();
         self.measure();
         if std::mem::take(&mut self.took_list) {
             memory::give_back();

@@ -222,7 +222,8 @@ impl Place {
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            let interface = name.starts_with("tc-").then_some(info.target);
+            let on_device = name.starts_with("tc-") || name.starts_with("xdp-");
+            let interface = on_device.then_some(info.target);
             hooks.push(Hook {
                 name,
                 program_id: info.program_id,
@@ -331,7 +332,7 @@ mod tests {
     #[test]
     fn a_node_without_tables_gets_advice() {
         let error = tables(Path::new("/nonexistent")).unwrap_err();
-        assert_eq!(error.what, "no Beeline tables at /nonexistent/beeline/v1");
+        assert_eq!(error.what, "no Beeline tables at /nonexistent/beeline/v2");
         assert!(error.next.contains("beeline agent"));
     }
 }

@@ -16,6 +16,7 @@ use super::output::{self, Format};
 use super::read::{self, Hook, Inventory, Usage};
 use super::{CommandError, Exit, Printed, StatusArgs, ask};
 use crate::health::status::AgentStatus;
+use crate::sys::netlink;
 
 /// A table of fixed size is a problem from here on, in percent.
 const FULL_PERCENT: usize = 90;
@@ -96,6 +97,10 @@ struct DeviceLine {
     name: String,
     role: &'static str,
     mtu: u32,
+    /// How XDP sits on it: native or generic.
+    xdp: Option<String>,
+    /// Why it does not, as the agent says.
+    without_xdp: Option<String>,
 }
 
 /// Another's program, its device named.
@@ -114,7 +119,11 @@ pub(super) fn status(args: &StatusArgs) -> Printed {
         let inventory = read::inventory(bpffs, &tables)?;
         Ok((tables, inventory))
     });
-    let mut report = report(found, agent(args), &interface_names());
+    let names = match &found {
+        Ok((_, inventory)) => interface_names(inventory),
+        Err(_) => BTreeMap::new(),
+    };
+    let mut report = report(found, agent(args), &names);
     report.kernel = kernel();
     report.pins = crate::datapath::pins::Pins::new(bpffs)
         .root()
@@ -219,7 +228,11 @@ impl Report {
         self.devices = inventory
             .devices
             .iter()
-            .map(|(index, device)| device_line(*index, device, interfaces))
+            .map(|(index, device)| {
+                let mut line = device_line(*index, device, interfaces);
+                line.xdp = self.xdp_mode(*index);
+                line
+            })
             .collect();
         self.devices
             .sort_by(|a, b| (a.role, &a.name).cmp(&(b.role, &b.name)));
@@ -253,6 +266,14 @@ impl Report {
         }
     }
 
+    /// How XDP sits on a device: the pins of links tell.
+    fn xdp_mode(&self, index: u32) -> Option<String> {
+        let prefix = format!("xdp-{index}-");
+        let hooks = self.hooks.iter().map(|line| &line.hook);
+        let mut here = hooks.filter(|hook| hook.interface == Some(index));
+        here.find_map(|hook| hook.name.strip_prefix(&prefix).map(str::to_owned))
+    }
+
     fn agent_problems(&mut self) {
         let agent = &self.agent;
         if !agent.alive {
@@ -282,6 +303,9 @@ impl Report {
                 status.source
             ));
         }
+        for device in &mut self.devices {
+            device.without_xdp = status.without_xdp.get(&device.name).cloned();
+        }
         for (device, reason) in &status.devices_left_out {
             self.notes
                 .push(format!("device {device} has no packet programs: {reason}"));
@@ -306,6 +330,8 @@ fn device_line(
             _ => "?",
         },
         mtu: device.mtu,
+        xdp: None,
+        without_xdp: None,
     }
 }
 
@@ -314,20 +340,14 @@ fn named(index: u32, interfaces: &BTreeMap<u32, String>) -> String {
     known.unwrap_or_else(|| format!("#{index}"))
 }
 
-/// Names of this network namespace's interfaces, by index.
-fn interface_names() -> BTreeMap<u32, String> {
-    let entries = std::fs::read_dir("/sys/class/net")
-        .into_iter()
-        .flatten()
-        .flatten();
-    let named = entries.filter_map(|entry| {
-        let index = std::fs::read_to_string(entry.path().join("ifindex"))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()?;
-        Some((index, entry.file_name().to_string_lossy().into_owned()))
-    });
+/// Names of the interfaces that the tables and links tell of, by index. Asked of the kernel: `/sys` may show another
+/// network namespace's.
+fn interface_names(inventory: &Inventory) -> BTreeMap<u32, String> {
+    let devices = inventory.devices.iter().map(|(index, _)| *index);
+    let hooks = inventory.hooks.iter().filter_map(|hook| hook.interface);
+    let named = devices
+        .chain(hooks)
+        .filter_map(|index| Some((index, netlink::device_name(index)?)));
     named.collect()
 }
 

@@ -208,13 +208,16 @@ pub fn linked_devices(pins: &Pins) -> Result<Vec<u32>> {
         .filter_map(|path| {
             path.file_name()?
                 .to_str()?
-                .strip_prefix("tc-")?
+                .split_once('-')
+                .filter(|(hook, _)| matches!(*hook, "tc" | "xdp"))?
+                .1
                 .split('-')
                 .next()?
                 .parse()
                 .ok()
         })
         .collect();
+    indices.sort_unstable();
     indices.dedup();
     Ok(indices)
 }
@@ -256,15 +259,16 @@ pub fn detach_filter(device: &str, direction: Direction, program: &str) -> Resul
     }
 }
 
-struct Wanted<'a> {
-    pin: std::path::PathBuf,
-    program: &'a Program,
-    program_id: u32,
+/// A program that is to sit behind a pinned link.
+pub(super) struct Wanted<'a> {
+    pub(super) pin: std::path::PathBuf,
+    pub(super) program: &'a Program,
+    pub(super) program_id: u32,
 }
 
 impl Wanted<'_> {
     /// Makes the pinned link run the program; `fits` tells whether an existing link sits at the right place.
-    fn ensure(
+    pub(super) fn ensure(
         &self,
         fits: impl Fn(&LinkInfo) -> bool,
         attach: impl FnOnce() -> crate::sys::bpf::Result<Link>,

@@ -19,6 +19,7 @@ pub mod segments;
 pub mod shards;
 mod stage;
 pub mod tables;
+pub mod xdp;
 
 use std::fmt;
 use std::io;
@@ -33,6 +34,7 @@ pub use grace::Grace;
 pub use interfaces::{Interfaces, Picture};
 pub use read::{KernelState, Reader};
 pub use roles::{Choice, OwnTraffic, PodDevices, Selection, is_unroutable};
+pub use xdp::Seat;
 
 /// What went wrong on the kernel's side, and what to do about it.
 #[derive(Debug)]

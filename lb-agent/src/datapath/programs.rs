@@ -6,10 +6,11 @@ use std::path::Path;
 
 use aya::EbpfLoader;
 use aya::programs::Program as AyaProgram;
+use tracing::warn;
 
 use super::object::{Definition, Definitions};
 use super::pins::{Pins, check, list};
-use super::{Error, Result};
+use super::{Error, Result, xdp};
 use crate::sys::bpf::{Map, MapKind, Program, WriteMode, pin};
 use crate::sys::capability;
 
@@ -74,6 +75,12 @@ impl Programs {
             .ok_or_else(|| Error::Object(format!("the eBPF object has no program {name}")))
     }
 
+    /// A program and its id, if the kernel took it.
+    pub(super) fn find(&self, name: &str) -> Option<(&Program, u32)> {
+        let pinned = self.programs.get(name)?;
+        Some((&pinned.program, pinned.id))
+    }
+
     /// Starts the timer that sweeps expired flows, or hands it to this object's code. From then on the pin of its
     /// table keeps it ticking.
     pub fn arm_sweeper(&self) -> Result<()> {
@@ -95,6 +102,11 @@ impl Programs {
     }
 }
 
+/// Programs that older kernels do not take, whose work others do as well.
+fn optional(name: &str) -> bool {
+    xdp::PROGRAMS.contains(&name)
+}
+
 /// Loads the object by aya over our pinned tables and pins its programs.
 fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<()> {
     let paths: Vec<(&str, std::path::PathBuf)> = definitions
@@ -109,16 +121,25 @@ fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<()> {
         .load(object)
         .map_err(|source| failed("the eBPF object", source))?;
     for (name, program) in object.programs_mut() {
-        match program {
+        let loaded = match program {
             AyaProgram::SchedClassifier(tc) => tc.load(),
             AyaProgram::CgroupSockAddr(socket) => socket.load(),
+            AyaProgram::Xdp(xdp) => xdp.load(),
             _ => {
                 return Err(Error::Object(format!(
                     "program {name} is of a kind that the agent cannot load"
                 )));
             }
+        };
+        if let Err(source) = loaded {
+            let error = failed(&refused(name), source);
+            if !optional(name) {
+                return Err(error);
+            }
+            warn!(%error, "the kernel does not take a program that this node can do without");
+            pin::remove(&pins.program(name))?;
+            continue;
         }
-        .map_err(|source| failed(&refused(name), source))?;
         let fd = program
             .fd()
             .map_err(|source| failed(&format!("program {name}"), source))?;
@@ -144,6 +165,9 @@ fn open_pinned(pins: &Pins, definitions: &Definitions) -> Result<Option<BTreeMap
     let mut programs = BTreeMap::new();
     for name in definitions.programs() {
         let Some(fd) = pin::get_if_present(&pins.program(name))? else {
+            if optional(name) {
+                continue;
+            }
             return Ok(None);
         };
         let program = Program::from_fd(fd);

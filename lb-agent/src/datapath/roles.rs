@@ -11,12 +11,17 @@ use lb_ebpf::abi::address::{Address4, Address6};
 use lb_ebpf::abi::device::{Device, LOOPBACK, POD, UPLINK};
 
 use super::interfaces::{Interface, LinkKind, LocalAddress, Picture};
+use super::xdp::Wish;
+use crate::config::Xdp;
+use crate::sys::bpf::XdpMode;
 
 /// Which devices get packet programs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Selection {
     /// These names and no others; `None`: all that matter.
     pub names: Option<Vec<String>>,
+    /// Where uplinks get the XDP program.
+    pub xdp: Xdp,
     /// How devices that lead to pods are told from others.
     pub pods: PodDevices,
     /// Who translates what this node's own processes send.
@@ -50,6 +55,10 @@ pub enum PodDevices {
 pub struct Chosen {
     pub name: String,
     pub device: Device,
+    /// It is a network card itself.
+    pub card: bool,
+    /// Whether it is to have the XDP program, too.
+    pub xdp: Wish,
 }
 
 /// What became of the devices.
@@ -70,6 +79,13 @@ mod reason {
         "it is a member of another device, which sees its packets: name that one";
     pub(super) const POD_BRIDGE: &str = "its ports lead to pods and get the programs themselves";
     pub(super) const ABSENT: &str = "there is no such device now";
+    pub(super) const XDP_OFF: &str = "switched off by --xdp=off";
+    pub(super) const XDP_NO_UPLINK: &str = "it is no uplink";
+    pub(super) const XDP_NO_HEADER: &str = "it has no Ethernet header";
+    pub(super) const XDP_NO_CARD: &str =
+        "it is no network card, so --xdp=auto leaves it out (checksums may not be complete there)";
+    pub(super) const XDP_VLANS: &str = "VLANs sit on it, and a card may take their tags off before XDP sees them, \
+         so --xdp=auto leaves it out";
 }
 
 impl Selection {
@@ -77,6 +93,7 @@ impl Selection {
     pub fn auto() -> Self {
         Self {
             names: None,
+            xdp: Xdp::Auto,
             pods: PodDevices::ByNature,
             own: OwnTraffic::Sockets,
         }
@@ -97,7 +114,7 @@ impl Picture {
         let mut choice = Choice::default();
         for interface in &self.interfaces {
             if interface.kind == LinkKind::Loopback && selection.own == OwnTraffic::Packets {
-                let chosen = self.chosen(interface, LOOPBACK);
+                let chosen = self.chosen(interface, LOOPBACK, Wish::Not(reason::XDP_NO_UPLINK));
                 choice.chosen.insert(interface.index, chosen);
                 continue;
             }
@@ -108,7 +125,8 @@ impl Picture {
             };
             match self.role(interface, selection, node_addresses, named) {
                 Ok(Some(role)) => {
-                    let chosen = self.chosen(interface, role);
+                    let xdp = self.xdp(interface, role, selection.xdp);
+                    let chosen = self.chosen(interface, role, xdp);
                     choice.chosen.insert(interface.index, chosen);
                 }
                 Ok(None) => {}
@@ -123,6 +141,19 @@ impl Picture {
             }
         }
         choice
+    }
+
+    /// What XDP there is to be on a device of a role.
+    fn xdp(&self, interface: &Interface, role: u32, wanted: Xdp) -> Wish {
+        match wanted {
+            _ if role != UPLINK => Wish::Not(reason::XDP_NO_UPLINK),
+            _ if interface.header_length == 0 => Wish::Not(reason::XDP_NO_HEADER),
+            Xdp::Off => Wish::Not(reason::XDP_OFF),
+            Xdp::Auto if !interface.card => Wish::Not(reason::XDP_NO_CARD),
+            Xdp::Auto if self.carries_another(interface) => Wish::Not(reason::XDP_VLANS),
+            Xdp::Auto | Xdp::Native => Wish::Mode(XdpMode::Native),
+            Xdp::Generic => Wish::Mode(XdpMode::Generic),
+        }
     }
 
     fn role(
@@ -256,7 +287,7 @@ impl Picture {
             .filter(|other| other.kind == LinkKind::Bridge)
     }
 
-    fn chosen(&self, interface: &Interface, role: u32) -> Chosen {
+    fn chosen(&self, interface: &Interface, role: u32, xdp: Wish) -> Chosen {
         let v4 = |own: &LocalAddress| match own.address {
             IpAddr::V4(address) => Some(Address4::from(address)),
             IpAddr::V6(_) => None,
@@ -270,12 +301,16 @@ impl Picture {
             bridge: self.bridge_of(interface).map_or(0, |bridge| bridge.index),
             header_length: interface.header_length,
             mtu: interface.mtu,
+            // The engine's, which knows what the device can do now.
+            flags: 0,
             address4: self.source_address(interface.index, v4),
             address6: self.source_address(interface.index, v6),
         };
         Chosen {
             name: interface.name.clone(),
             device,
+            card: interface.card,
+            xdp,
         }
     }
 

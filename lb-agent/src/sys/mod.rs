@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod clock;
 pub mod memory;
 pub mod mount;
+pub mod netdev;
 pub mod netlink;
 pub mod netns;
 pub mod sock_diag;

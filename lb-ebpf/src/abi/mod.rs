@@ -19,8 +19,8 @@ pub mod socket;
 pub mod source_range;
 pub mod target;
 
-/// Number in the pin directory's name (`…/beeline/v1`).
-pub const ABI_VERSION: u32 = 1;
+/// Number in the pin directory's name (`…/beeline/v2`).
+pub const ABI_VERSION: u32 = 2;
 
 /// IP protocol numbers that a frontend may carry.
 pub const TCP: u8 = 6;

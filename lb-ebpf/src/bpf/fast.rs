@@ -16,19 +16,24 @@ use crate::work::Work;
 /// The packet takes the stack's way.
 pub(crate) const NO: i32 = i32::MIN;
 
-/// Finds the way towards `destination`; false if the packet is one for the stack.
+/// Finds the way towards `destination`; 0 if the packet is one for the stack.
 #[inline(always)]
 fn way_out<F: Hop>(
     skb: &impl Packet,
     work: &Work<F>,
     destination: F::Addr,
     route: &mut FibLookup,
-) -> bool {
+) -> i32 {
     F::fill(route, F::UNSPECIFIED, destination);
     route.ifindex = skb.device();
     let answer = skb.route(route, 0);
+    let way = skb.way(answer, route);
     // A packet without a hop left is for the stack, which tells its sender.
-    skb.can_leave(answer, route) && work.network.hops > 1 && skb.fits(route.ifindex)
+    if way != 0 && work.network.hops > 1 && skb.fits(route.ifindex) {
+        way
+    } else {
+        0
+    }
 }
 
 /// Sends a client's packet to its endpoint, or says [`NO`] with the packet untouched.
@@ -65,12 +70,13 @@ fn translate<F: Hop, P: Packet>(
 ) -> i32 {
     // SAFETY: all fields may be zero.
     let mut route: FibLookup = unsafe { zeroed() };
-    if !way_out(&skb, work, F::read(destination.0), &mut route) {
+    let way = way_out(&skb, work, F::read(destination.0), &mut route);
+    if way == 0 {
         return NO;
     }
     let done = rewrite_and_hop(&skb, work, source, destination);
     if done && skb.give_link_header(P::headers(&work.network).0) {
-        skb.leave(&route)
+        skb.leave(&route, way)
     } else {
         DROP
     }

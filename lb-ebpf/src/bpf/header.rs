@@ -318,7 +318,10 @@ pub(crate) fn transport<F: Wire, P: Packet>(
 
 /// Reads a transport header, which must lie within its packet.
 #[inline(always)]
-fn whole_transport<F: Wire, P: Packet>(skb: &P, network: &Network<F>) -> Option<Transport> {
+pub(crate) fn whole_transport<F: Wire, P: Packet>(
+    skb: &P,
+    network: &Network<F>,
+) -> Option<Transport> {
     let (_, at) = P::headers(network);
     match network.protocol {
         TCP => {

@@ -9,6 +9,7 @@
 
 mod answer;
 mod direct;
+mod early;
 mod egress;
 mod extension;
 mod fast;
@@ -35,14 +36,16 @@ mod source_range;
 mod sweep;
 mod target;
 mod work;
+mod xdp;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 
 use lb_ebpf::abi::flow::{OUTSIDE, POD};
 
 use crate::packet::ETHERNET;
 use crate::skb::Skb;
+use crate::xdp::Xdp;
 
 /// `TCX_NEXT` / `TC_ACT_UNSPEC`: the packet goes on to the next program.
 const NEXT: i32 = -1;
@@ -123,6 +126,18 @@ fn l3_egress(ctx: TcContext) -> i32 {
 #[classifier]
 fn lo_egress(ctx: TcContext) -> i32 {
     own::passes_loopback(&Skb::new(&ctx))
+}
+
+#[xdp(frags)]
+fn out_xdp(ctx: XdpContext) -> u32 {
+    early::early(Xdp::new(&ctx))
+}
+
+/// For generic mode: before a program that takes frames in pieces the kernel may copy the packet (6.9 and newer),
+/// and of the copy the tc programs behind see the headers in the wrong place.
+#[xdp]
+fn out_xdp_generic(ctx: XdpContext) -> u32 {
+    early::early(Xdp::new(&ctx))
 }
 
 #[classifier]

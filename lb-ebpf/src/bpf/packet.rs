@@ -68,8 +68,8 @@ pub(crate) trait Packet: Copy {
     /// Looks up a route; what `bpf_fib_lookup` answers.
     fn route(&self, route: &mut FibLookup, flags: u32) -> i64;
 
-    /// Whether the packet can leave by a route, given what the lookup answered.
-    fn can_leave(&self, answer: i64, route: &FibLookup) -> bool;
+    /// How the packet can leave by a route, given what the lookup answered; 0 if it cannot.
+    fn way(&self, answer: i64, route: &FibLookup) -> i32;
 
     /// Whether a device's MTU lets the packet pass.
     fn fits(&self, device: u32) -> bool;
@@ -80,6 +80,6 @@ pub(crate) trait Packet: Copy {
         true
     }
 
-    /// Sends the packet by a route that it can leave by; the value ends the program.
-    fn leave(&self, route: &FibLookup) -> i32;
+    /// Sends the packet by a route in a way that [`Packet::way`] told; the value ends the program.
+    fn leave(&self, route: &FibLookup, way: i32) -> i32;
 }

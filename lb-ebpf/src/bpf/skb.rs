@@ -328,8 +328,8 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn can_leave(&self, answer: i64, _: &FibLookup) -> bool {
-        answer == FOUND || answer == NO_NEIGHBOUR
+    fn way(&self, answer: i64, _: &FibLookup) -> i32 {
+        i32::from(answer == FOUND || answer == NO_NEIGHBOUR)
     }
 
     #[inline(always)]
@@ -351,7 +351,7 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn leave(&self, route: &FibLookup) -> i32 {
+    fn leave(&self, route: &FibLookup, _: i32) -> i32 {
         // SAFETY: no next hop is given, so the kernel takes the packet's destination and finds the neighbour.
         unsafe { bpf_redirect_neigh(route.ifindex, null_mut(), 0, 0) as i32 }
     }

@@ -1,7 +1,8 @@
 //! What a packet program works on. It lies in a per-CPU table, as two IPv6 keys and a record fill half of the
 //! 512 bytes of stack a program has.
 //!
-//! Only tc programs use it: they run with bottom halves off and do not nest.
+//! Only tc and XDP programs use it: they run with bottom halves off and do not nest. What a program asks the
+//! kernel to do with a packet is done after it has ended.
 
 use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::Family;

@@ -91,20 +91,40 @@ pub fn read(text: &str, kernel: &str) -> Result<Option<Costs>> {
 
 /// `text` with the section of a kernel replaced or added.
 pub fn write(text: &str, kernel: &str, costs: &Costs) -> String {
+    let lines = costs.iter().map(|(name, Cost { verified, bytes })| {
+        format!("{name} = {{ verified = {verified}, bytes = {bytes} }}")
+    });
+    replace_section(text, kernel, lines)
+}
+
+/// The section of what programs cost in time, by the time of an empty one. For people: no test holds anybody to it, as
+/// machines differ.
+const FLOOR: &str = "times an empty program";
+
+/// `text` with the section of times replaced or added.
+pub fn write_times(text: &str, times: &[(String, f64)]) -> String {
+    let lines = times
+        .iter()
+        .map(|(name, ratio)| format!("\"{name}\" = {ratio:.1}"));
+    replace_section(text, FLOOR, lines)
+}
+
+fn replace_section(text: &str, name: &str, lines: impl Iterator<Item = String>) -> String {
     let mut kept = Vec::new();
     let mut ours = false;
     for line in text.lines() {
         if let Some(section) = line.trim().strip_prefix('[') {
-            ours = section.trim_end_matches(']').trim_matches('"') == kernel;
+            ours = section.trim_end_matches(']').trim_matches('"') == name;
         }
         if !ours {
             kept.push(line.to_owned());
         }
     }
     let mut text = kept.join("\n").trim_end().to_owned();
-    text += &format!("\n\n[\"{kernel}\"]\n");
-    for (name, Cost { verified, bytes }) in costs {
-        text += &format!("{name} = {{ verified = {verified}, bytes = {bytes} }}\n");
+    text += &format!("\n\n[\"{name}\"]\n");
+    for line in lines {
+        text += &line;
+        text.push('\n');
     }
     text
 }
@@ -192,5 +212,8 @@ mod tests {
         assert_eq!(read(&text, "6.1").unwrap(), Some(costs(3)));
         assert_eq!(read(&text, "6.18").unwrap(), Some(costs(2)));
         assert_eq!(read(&text, "6").unwrap(), None);
+        let text = write_times(&text, &[("IPv4 known flow, 64k".into(), 4.24)]);
+        assert!(text.ends_with("\"IPv4 known flow, 64k\" = 4.2\n"), "{text}");
+        assert_eq!(read(&text, "6.1").unwrap(), Some(costs(3)));
     }
 }

@@ -32,6 +32,7 @@ pub(super) fn render(report: &Report, format: Format, palette: Palette) -> Strin
 fn kernel_part(report: &Report, format: Format, palette: Palette) -> String {
     let mut text = field("Sockets", &sockets_line(report));
     text.push_str(&field("Devices", &devices_line(report)));
+    text.push_str(&field("XDP", &xdp_line(report)));
     for NeighbourLine { device, neighbour } in &report.neighbours {
         let Neighbour {
             hook,
@@ -146,6 +147,26 @@ fn devices_line(report: &Report) -> String {
         listed(&named("uplink")),
         listed(&named("pod"))
     )
+}
+
+/// Of each uplink how XDP sits on it, or why it does not.
+fn xdp_line(report: &Report) -> String {
+    let uplinks = report
+        .devices
+        .iter()
+        .filter(|device| device.role == "uplink");
+    let each: Vec<String> = uplinks
+        .map(|device| match (&device.xdp, &device.without_xdp) {
+            (Some(mode), _) => format!("{}: {mode}", device.name),
+            (None, Some(reason)) => format!("{}: no, {reason}", device.name),
+            (None, None) => format!("{}: no", device.name),
+        })
+        .collect();
+    if each.is_empty() {
+        "no uplinks".to_owned()
+    } else {
+        each.join("; ")
+    }
 }
 
 fn listed(names: &[&str]) -> String {

@@ -7,6 +7,7 @@ fn device(index: u32, name: &str, kind: LinkKind) -> Interface {
         index,
         name: name.into(),
         kind,
+        card: kind == LinkKind::Nic,
         controller: 0,
         lower: 0,
         groups_only: false,

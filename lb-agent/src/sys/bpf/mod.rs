@@ -26,7 +26,8 @@ pub use map::{BATCH, Map, MapInfo, MapKind, MapSpec, NO_PREALLOC, Types, WriteEr
 pub use outer::Outer;
 pub(crate) use outer::inner_path;
 pub use program::{
-    Attach, Link, LinkInfo, Position, Program, ProgramInfo, attached_programs, program_name,
+    Attach, Link, LinkInfo, Position, Program, ProgramInfo, XdpMode, attached_programs,
+    program_name,
 };
 pub use table::{Counters, Table};
 

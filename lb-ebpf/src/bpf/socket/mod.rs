@@ -276,8 +276,9 @@ fn decide<F: Tables>(call: &Call, dialled: &Dialled<F>) -> Decision<F> {
         return Decision::just(Action::Leave);
     }
     // Every network namespace has loopback addresses of its own; those of the host's are meant.
-    let on_loopback = black_box(uses & address::LOOPBACK != 0);
-    if on_loopback {
+    // Asked anew each time, or the compiler would make two programs of the rest.
+    let on_loopback = |uses| black_box(uses) & address::LOOPBACK != 0;
+    if on_loopback(uses) {
         if !host {
             return Decision::just(Action::Leave);
         }
@@ -307,14 +308,14 @@ fn decide<F: Tables>(call: &Call, dialled: &Dialled<F>) -> Decision<F> {
         }
     }
     // The external traffic policy does not bind pods and the node itself (spec D13, D14), but on loopback (G9).
-    let binds = found.flags & frontend::KIND == frontend::CLUSTER_IP || on_loopback;
+    let binds = found.flags & frontend::KIND == frontend::CLUSTER_IP || on_loopback(uses);
     let set = if binds && found.flags & frontend::LOCAL_POLICY != 0 {
         Set::Local
     } else {
         Set::Cluster
     };
     // To affinity all processes are one client there (G9).
-    let client = if on_loopback {
+    let client = if on_loopback(uses) {
         netns_client(netns)
     } else {
         call.client(netns)
@@ -327,7 +328,7 @@ fn decide<F: Tables>(call: &Call, dialled: &Dialled<F>) -> Decision<F> {
             generation: choice.generation,
         },
         Verdict::Reject => Decision::just(Action::Refuse),
-        Verdict::Drop if on_loopback => Decision::just(Action::Refuse),
+        Verdict::Drop if on_loopback(uses) => Decision::just(Action::Refuse),
         Verdict::Drop if host && dialled.protocol == UDP => Decision::just(Action::Forbid),
         Verdict::Drop => Decision::just(Action::Leave),
     }

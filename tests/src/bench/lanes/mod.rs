@@ -91,9 +91,9 @@ pub fn run(options: &Options) -> Result<()> {
     for proxy in [
         Proxy::Nobody,
         Proxy::Conntrack,
-        Proxy::KubeProxy(Mode::IptablesLegacy),
-        Proxy::KubeProxy(Mode::Iptables),
-        Proxy::KubeProxy(Mode::Nftables),
+        Proxy::Kube(Mode::IptablesLegacy),
+        Proxy::Kube(Mode::Iptables),
+        Proxy::Kube(Mode::Nftables),
         Proxy::Sockets,
         Proxy::Packets,
     ] {

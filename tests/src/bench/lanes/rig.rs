@@ -28,7 +28,7 @@ pub(super) enum Proxy {
     Nobody,
     /// Nobody, and node1 tracks connections.
     Conntrack,
-    KubeProxy(Mode),
+    Kube(Mode),
     /// Beeline, by hooks of the sockets.
     Sockets,
     /// Beeline, packet by packet.
@@ -40,9 +40,9 @@ impl Proxy {
         match self {
             Self::Nobody => "direct",
             Self::Conntrack => "direct, conntrack",
-            Self::KubeProxy(Mode::Nftables) => "kube-proxy, nftables",
-            Self::KubeProxy(Mode::Iptables) => "kube-proxy, iptables-nft",
-            Self::KubeProxy(Mode::IptablesLegacy) => "kube-proxy, iptables-legacy",
+            Self::Kube(Mode::Nftables) => "kube-proxy, nftables",
+            Self::Kube(Mode::Iptables) => "kube-proxy, iptables-nft",
+            Self::Kube(Mode::IptablesLegacy) => "kube-proxy, iptables-legacy",
             Self::Sockets => "beeline, sockets",
             Self::Packets => "beeline, packets",
         }
@@ -114,7 +114,7 @@ impl Side {
                             ct state invalid drop\n}\n}\n";
                 output(cluster.node(1).place()?.command("nft")?.arg(rule))?;
             }
-            Proxy::KubeProxy(mode) => {
+            Proxy::Kube(mode) => {
                 kube.connect(&cluster)?;
                 let node = cluster.node(1);
                 let mut started = KubeProxy::start(node, &kube.kubeconfig()?, mode, CLUSTER_CIDR)?;
@@ -143,8 +143,8 @@ impl Side {
     /// one their order counts, which is kube-proxy's own and another one after each start.
     pub(super) fn targets(&self, services: usize) -> Result<Vec<(&'static str, IpAddr)>> {
         let save = match self.proxy {
-            Proxy::KubeProxy(Mode::Iptables) => "iptables-nft-save",
-            Proxy::KubeProxy(Mode::IptablesLegacy) => "iptables-legacy-save",
+            Proxy::Kube(Mode::Iptables) => "iptables-nft-save",
+            Proxy::Kube(Mode::IptablesLegacy) => "iptables-legacy-save",
             _ => return Ok(vec![("", objects::address(services - 1).into())]),
         };
         let mut places = kube::places(&self.cluster, save)?;

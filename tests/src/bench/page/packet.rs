@@ -7,10 +7,13 @@ use serde_json::Value;
 
 use crate::bench::report::at;
 
+/// By lane and family: nanoseconds above the floor, and by the floor, of each round.
+type Costs<'a> = BTreeMap<(&'a str, &'a str), (Vec<f64>, Vec<f64>)>;
+
 /// Medians over the rounds, a row for both families.
 pub(super) fn table(lines: &[Value]) -> (String, Vec<(String, String)>) {
     let mut lanes: Vec<&str> = Vec::new();
-    let mut costs: BTreeMap<(&str, &str), (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    let mut costs: Costs<'_> = BTreeMap::new();
     for line in lines {
         let (Some(lane), Some(floor), Some(whole)) = (
             line["lane"].as_str(),

@@ -107,10 +107,13 @@ enum Ports {
 }
 
 impl Oracle {
-    /// A service's address, or one that no service has, is no address to leave the node with (D4, D5).
+    /// A service's address, or one of a service CIDR that is nobody's now, is no address to leave the node with (D4, D5),
+    /// also while flows through a service that was there may live.
     fn is_stray(&self, destination: std::net::IpAddr) -> bool {
         let uses = self.tables.uses(destination);
-        uses.cluster_ip || uses == tables::Use::default() && self.tables.is_nobodys(destination)
+        let cidrs = &self.tables.settings.service_cidrs;
+        let in_cidr = cidrs.iter().any(|prefix| prefix.holds(destination));
+        uses.cluster_ip || in_cidr && !uses.external && !uses.node_local
     }
 
     /// Judges what `hook` did with `bytes`, and remembers what follows from it. `ours` are frames that a program sent
