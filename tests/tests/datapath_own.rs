@@ -129,6 +129,51 @@ fn what_belongs_to_nobody_does_not_leave() {
     });
 }
 
+/// Flows through a Service that is gone may go on, so its address is looked at for a while; whatever else is sent
+/// there is dropped as on any free address (spec D5), not sent to the next router.
+#[test]
+fn nothing_new_leaves_towards_a_service_that_is_gone() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        let [request, _] = requests(net.service, net);
+        let masked = open(node, net, &request);
+        services(net)
+            .into_iter()
+            .for_each(|service| node.remove(service));
+        let other = SocketAddr::new(net.node, 40_001);
+        node.sends(&tcp(other, net.service).syn()).is_dropped();
+        node.sends(&udp(other, net.service)).is_dropped();
+        node.goes_out(&tcp(net.client, net.service).syn())
+            .is_dropped();
+        let more = request.flags(0x10);
+        let left = more.clone().from(masked).to(net.endpoint);
+        node.sends(&more).is_sent_out_as(&left.ttl(more.ttl - 1));
+    });
+}
+
+/// A Service may have a node's address as an external one. That node is a client like any other.
+#[test]
+fn a_server_of_this_node_answers_a_client_whose_address_is_an_external_one() {
+    in_both_families(|node, net| {
+        let server = SocketAddr::new(net.node, 8080);
+        let external = SocketAddr::new(net.outside.ip(), 80);
+        for service in services(net) {
+            let service = service
+                .node_port(net.node_port.port())
+                .external_ip(external);
+            node.serve(service.host_endpoint(server));
+        }
+        for request in [
+            tcp(net.outside, net.node_port).syn(),
+            udp(net.outside, net.node_port),
+        ] {
+            node.comes_in(&request).becomes(&request.clone().to(server));
+            let answer = answer(&request, server, net.outside);
+            node.sends(&answer)
+                .becomes(&answer.clone().from(net.node_port));
+        }
+    });
+}
 /// The services' NodePort, on the node's own address.
 fn node_ports(net: &Net) -> [Described; 2] {
     services(net).map(|service| service.node_port(net.node_port.port()))

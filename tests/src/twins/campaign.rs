@@ -221,6 +221,11 @@ fn one(
         report.complain(&next, &complaints);
         // What was an address before must not be one still.
         asked.truncate(asked.len() / 2);
+        asked = asked
+            .into_iter()
+            .map(|question| question.about(&next))
+            .filter(|question| !question.is_open(&next))
+            .collect();
         asked.extend(questions(&next, &mut random, share));
         judge(stage, &next, Some(&taken), &asked, options, report)?;
         taken = next;

@@ -31,7 +31,6 @@ pub const RULES: &[(&str, Rule)] = &[
     ("self-unnamed", self_unnamed),
     ("self-source", self_source),
     ("own-server-source", own_server_source),
-    ("own-node-port", own_node_port),
     ("client-kept", client_kept),
 ];
 
@@ -170,17 +169,6 @@ fn own_server_source(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut O
         adopt(theirs, ours, |their, our| {
             their.server == name && our.client == service
         });
-    }
-}
-
-/// NodePorts of their own node never leave it, so packets to them are met nowhere.
-fn own_node_port(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
-    let own = matches!(
-        comparison.question.who(),
-        Who::Host(node) if node_addresses(node).contains(&comparison.question.to.ip())
-    );
-    if own && comparison.socket_lb == SocketLb::Off && ours.is_just(Refused) {
-        ours.clone_from(theirs);
     }
 }
 

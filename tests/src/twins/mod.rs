@@ -20,6 +20,7 @@ pub mod mutate;
 pub mod outcome;
 pub mod question;
 pub(crate) mod relay;
+mod scene;
 pub mod shrink;
 pub mod stage;
 pub mod state;

@@ -41,17 +41,14 @@ impl Outcome {
         }
     }
 
-    /// Where a packet went to the network's own router, TCP may hear of it late or not at all.
+    /// Where a packet went to the network's own router, the client may hear of it late or not at all.
     #[must_use]
     pub fn unrouted(mut self, question: &Question) -> Self {
         let external = matches!(
             question.aim,
             Aim::Vip | Aim::ExternalIp | Aim::ExternalUndefined
         );
-        if external
-            && !question.udp()
-            && self.answers.is_empty()
-            && self.failures.contains(&FailureKind::Unreachable)
+        if external && self.answers.is_empty() && self.failures.contains(&FailureKind::Unreachable)
         {
             self.failures.remove(&FailureKind::TimedOut);
         }

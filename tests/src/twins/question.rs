@@ -59,6 +59,30 @@ impl Question {
         self.manner != Manner::Tcp
     }
 
+    /// Makes it a question about another state of the same Services.
+    #[must_use]
+    pub fn about(mut self, state: &State) -> Self {
+        if let Some(case) = self.case.map(|case| &state.cases[case]) {
+            let family = if self.to.is_ipv4() {
+                Family::V4
+            } else {
+                Family::V6
+            };
+            self.sticky = case.has_affinity();
+            self.endpoints = case.endpoints(family);
+            self.unnamed_self = unnamed(case, self.who());
+        }
+        self
+    }
+
+    /// Whether this state leaves the answer to chance.
+    pub fn is_open(&self, state: &State) -> bool {
+        match (self.case, self.aim) {
+            (Some(case), Aim::NodePort(node)) => bypassed(&state.cases[case], self.who(), node),
+            _ => false,
+        }
+    }
+
     /// The first try: few sockets, as all probes of a Service together see its endpoints often.
     pub fn quickly(&self) -> Probe {
         let tries = if self.sticky {
@@ -72,7 +96,13 @@ impl Question {
     /// So often that an endpoint among equals is missed once in a million times (n·(1 − 1/n)^20n < 10⁻⁶), with
     /// patience for a busy machine.
     pub fn thoroughly(&self) -> Probe {
-        self.probe(20 * self.endpoints as u32 + 5, 3)
+        // A client port that comes again belongs to the flow it was, whatever affinity says now: few of them.
+        let tries = if self.sticky {
+            6
+        } else {
+            20 * self.endpoints as u32 + 5
+        };
+        self.probe(tries, 3)
     }
 
     fn probe(&self, tries: u32, patience: u64) -> Probe {
@@ -119,12 +149,7 @@ pub fn questions(state: &State, random: &mut Random, share: usize) -> Vec<Questi
 }
 
 fn about(case: &Case, index: usize, client: usize, random: &mut Random, all: &mut Vec<Question>) {
-    let unnamed_self = match CLIENTS[client] {
-        Who::Pod(node, index) => FAMILIES
-            .iter()
-            .any(|&family| case.is_unnamed(address::pod(family, node, index), node)),
-        Who::Host(_) | Who::Outside => false,
-    };
+    let unnamed_self = unnamed(case, CLIENTS[client]);
     let mut ask = |aim, ip: IpAddr, port: u16, udp: bool, random: &mut Random| {
         let family = if ip.is_ipv4() { Family::V4 } else { Family::V6 };
         let manner = some_manner(random, udp);
@@ -155,7 +180,7 @@ fn about(case: &Case, index: usize, client: usize, random: &mut Random, all: &mu
         }
         for family in FAMILIES {
             for node in 1..=NODES {
-                if bypassed(case, CLIENTS[client], node) && !random.once_in(10) {
+                if bypassed(case, CLIENTS[client], node) {
                     continue;
                 }
                 let ip = address::node(family, node);
@@ -190,10 +215,20 @@ fn about(case: &Case, index: usize, client: usize, random: &mut Random, all: &mu
 }
 
 /// A pod at another node's NodePort is taken for one of that node's (spec E11): endpoints elsewhere answer it
-/// directly, which fails. It takes long to see all of that, and with affinity it is chance what one sees.
+/// directly, which fails. It takes long to see all of that, and with affinity it is chance what one sees, so it is
+/// asked where all endpoints are on that node.
 fn bypassed(case: &Case, who: Who, node: u8) -> bool {
     let local = case.service["spec"]["externalTrafficPolicy"] == "Local";
-    local && matches!(who, Who::Pod(own, _) if own != node)
+    local && matches!(who, Who::Pod(own, _) if own != node) && !case.is_all_on(node)
+}
+
+fn unnamed(case: &Case, who: Who) -> bool {
+    match who {
+        Who::Pod(node, index) => FAMILIES
+            .iter()
+            .any(|&family| case.is_unnamed(address::pod(family, node, index), node)),
+        Who::Host(_) | Who::Outside => false,
+    }
 }
 
 fn some_manner(random: &mut Random, udp: bool) -> Manner {

@@ -10,6 +10,7 @@ use lb_agent::snapshot::Family;
 use serde_json::{Value, json};
 
 use super::relay;
+use super::scene::{clients, let_pods_meet_themselves, quieten, refuse_redirects, servers};
 use super::state::{Case, NAMESPACE, State};
 use crate::address::{self, FAMILIES};
 use crate::agent::SocketLb;
@@ -131,6 +132,10 @@ impl Stage {
                 .without_agents()
                 .build()?;
             quieten(&cluster)?;
+            refuse_redirects(cluster.outside(), &["eth0"])?;
+            for node in cluster.nodes() {
+                refuse_redirects(node.namespace(), &["eth0"])?;
+            }
             if layout == Layout::Bridge {
                 let_pods_meet_themselves(&cluster)?;
             }
@@ -470,55 +475,6 @@ fn register(admin: &Client, number: u8) -> Result<()> {
         &json!({"status": {"addresses": addresses}}),
     )?;
     Ok(())
-}
-
-/// Every refusal shall be seen, not only some a second.
-fn quieten(cluster: &Cluster) -> Result<()> {
-    let nodes = cluster.nodes().iter().map(|node| node.namespace());
-    let pods = cluster.pods().map(|pod| pod.namespace());
-    for namespace in nodes.chain(pods).chain([cluster.lan(), cluster.outside()]) {
-        namespace.sysctl(&[
-            ("ipv4/icmp_ratemask", "0"),
-            // A list, and no empty one: of a type that nobody sends.
-            ("ipv6/icmp/ratemask", "200"),
-            ("ipv6/icmp/ratelimit", "0"),
-        ])?;
-    }
-    Ok(())
-}
-
-/// With bridge-nf-call-iptables a bridge switches translated packets without routing them; towards the pod they came
-/// from it does so in hairpin mode only, which CNIs set (`hairpinMode`).
-fn let_pods_meet_themselves(cluster: &Cluster) -> Result<()> {
-    for node in cluster.nodes() {
-        let ports = node
-            .pods()
-            .iter()
-            .map(|pod| format!("link set veth{} type bridge_slave hairpin on", pod.index()));
-        node.namespace().ip(&ports.collect::<Vec<_>>())?;
-    }
-    Ok(())
-}
-
-fn clients(cluster: &Cluster) -> Result<Vec<Peer>> {
-    CLIENTS
-        .iter()
-        .map(|who| match *who {
-            Who::Pod(node, index) => cluster.pod(node, index).peer(),
-            Who::Host(node) => cluster.node(node).peer(),
-            Who::Outside => cluster.client(),
-        })
-        .collect()
-}
-
-fn servers(cluster: &Cluster) -> Result<Vec<Peer>> {
-    let pods = cluster.pods().map(|pod| pod.serve(&TARGETS, &TARGETS));
-    let nodes = cluster.nodes().iter().map(|node| {
-        let peer = node.peer()?;
-        peer.serve(&TARGETS, &TARGETS)?;
-        Ok(peer)
-    });
-    pods.chain(nodes).collect()
 }
 
 impl Drop for Space {

@@ -106,6 +106,15 @@ impl Case {
             .any(|endpoint| endpoint["addresses"][0] == *pod && endpoint["nodeName"] != *node)
     }
 
+    /// Whether all endpoints are on one node, and their slices say so.
+    pub fn is_all_on(&self, node: u8) -> bool {
+        let node = format!("node{node}");
+        self.slices
+            .iter()
+            .flat_map(|slice| list(&slice["endpoints"]))
+            .all(|endpoint| endpoint["nodeName"] == *node)
+    }
+
     /// How many different endpoints there are in a family, usable or not.
     pub fn endpoints(&self, family: Family) -> usize {
         let kind = match family {
