@@ -7,7 +7,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::datapath::attach::{self, PACKET_PROGRAMS};
+use crate::datapath::attach::{self, PACKET_PROGRAMS, PacketProgram};
 use crate::datapath::pins::{DIRECTORY, Pins, list};
 use crate::sys::bpf::pin;
 
@@ -115,7 +115,12 @@ impl Report {
             .filter_map(|line| line.split_once(':'))
             .map(|(name, _)| name.trim());
         for name in names {
-            for (_, direction, program) in PACKET_PROGRAMS {
+            for PacketProgram {
+                direction,
+                name: program,
+                ..
+            } in PACKET_PROGRAMS
+            {
                 match attach::detach_filter(name, direction, program) {
                     Ok(removed) => self.filters += usize::from(removed),
                     Err(error) => self

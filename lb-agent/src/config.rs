@@ -37,6 +37,8 @@ pub struct Config {
     pub socket_lb_peer: SocketPeer,
     /// Devices the packet programs sit on.
     pub devices: Devices,
+    /// Where uplinks get the XDP program.
+    pub xdp: Xdp,
     /// Addresses that NodePorts are served on.
     pub nodeport_addresses: NodePortAddresses,
     /// Replaces this node's primary address of its family, if it is a specific one (spec §3.4).
@@ -113,6 +115,21 @@ pub enum Devices {
     List(Vec<String>),
 }
 
+/// Where uplinks get the XDP program, beside their packet programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Xdp {
+    /// Where it gains something and can do no harm: natively, on network cards.
+    #[default]
+    Auto,
+    /// Natively, wherever the driver takes it.
+    Native,
+    /// Generically, which any device takes; for trying it out.
+    Generic,
+    /// Nowhere.
+    Off,
+}
+
 /// An address to serve on, or none.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(transparent)]
@@ -175,6 +192,20 @@ impl FromStr for SnatLocal {
             "preserve" => Ok(SnatLocal::Preserve),
             "kube-proxy" => Ok(SnatLocal::KubeProxy),
             _ => Err(Refused("expected preserve or kube-proxy".into())),
+        }
+    }
+}
+
+impl FromStr for Xdp {
+    type Err = Refused;
+
+    fn from_str(text: &str) -> Result<Self, Refused> {
+        match text {
+            "auto" => Ok(Xdp::Auto),
+            "native" => Ok(Xdp::Native),
+            "generic" => Ok(Xdp::Generic),
+            "off" => Ok(Xdp::Off),
+            _ => Err(Refused("expected auto, native, generic or off".into())),
         }
     }
 }

@@ -9,7 +9,7 @@ use clap::Parser as _;
 use lb_agent::cli::{self, Cli, Exit};
 use lb_agent::config::{
     BindAddress, Config, Conntrack, Devices, LocalPods, NodePortAddresses, SnatLocal, SocketLb,
-    SocketPeer, SourceConfig,
+    SocketPeer, SourceConfig, Xdp,
 };
 use lb_agent::health::http::{self, Reach};
 use lb_agent::health::service::{HealthPort, ServiceHealth};
@@ -67,6 +67,7 @@ fn config() -> Config {
         socket_lb: SocketLb::All,
         socket_lb_peer: SocketPeer::Service,
         devices: Devices::Auto,
+        xdp: Xdp::Auto,
         nodeport_addresses: NodePortAddresses::default(),
         bind_address: None,
         local_pods: LocalPods::Devices,

@@ -1,6 +1,6 @@
 //! How far a flow's conversation is, and how long it may rest there.
 
-use crate::abi::flow::{CLIENT_CLOSED, CLOSED, ENDPOINT_CLOSED, ESTABLISHED, NEW};
+use crate::abi::flow::{ANSWERED, CLIENT_CLOSED, CLOSED, ENDPOINT_CLOSED, ESTABLISHED, NEW};
 use crate::abi::settings::Settings;
 use crate::abi::{TCP, UDP};
 use crate::volatile::read;
@@ -27,10 +27,10 @@ pub const fn is_clean_syn(flags: u8) -> bool {
 #[inline(always)]
 pub const fn next(state: u8, protocol: u8, flags: u8, speaker: Speaker) -> u8 {
     if protocol != TCP {
-        return match speaker {
-            Speaker::Client => state,
-            Speaker::Endpoint if state == NEW => ESTABLISHED,
-            Speaker::Endpoint => state,
+        return match (state, speaker) {
+            (NEW, Speaker::Endpoint) => ANSWERED,
+            (ANSWERED, Speaker::Client) => ESTABLISHED,
+            _ => state,
         };
     }
     if flags & RST != 0 {
@@ -45,22 +45,30 @@ pub const fn next(state: u8, protocol: u8, flags: u8, speaker: Speaker) -> u8 {
             (_, Speaker::Endpoint) => ENDPOINT_CLOSED,
         };
     }
-    match speaker {
-        Speaker::Endpoint if state == NEW => ESTABLISHED,
+    match (state, speaker) {
+        (NEW, Speaker::Endpoint) => ANSWERED,
+        // A SYN repeated says nothing; only who got the answer can acknowledge it.
+        (ANSWERED, Speaker::Client) if flags & (SYN | ACK) == ACK => ESTABLISHED,
         _ => state,
     }
 }
 
-/// Seconds a flow may rest in a state. All values are read before one is chosen, see [`read`].
+/// Seconds between a UDP conversation's first and last packet from which netfilter takes it for a lasting one: more
+/// than two, counted in whole seconds.
+const LASTING: u32 = 3;
+
+/// Seconds a flow may rest in a state, its last packet having come `age` seconds after its first one. All values are
+/// read before one is chosen, see [`read`].
 #[inline(always)]
-pub fn timeout(settings: &Settings, protocol: u8, state: u8) -> u32 {
+pub fn timeout(settings: &Settings, protocol: u8, state: u8, age: u32) -> u32 {
     let new = read(&settings.timeout_new);
     let udp = read(&settings.timeout_udp);
     let tcp = read(&settings.timeout_tcp);
     let closing = read(&settings.timeout_closing);
     let closed = read(&settings.timeout_closed);
     match (state, protocol) {
-        (NEW, _) => new,
+        (NEW | ANSWERED, _) => new,
+        (ESTABLISHED, UDP) if age < LASTING => new,
         (ESTABLISHED, UDP) => udp,
         (ESTABLISHED, _) => tcp,
         (CLIENT_CLOSED | ENDPOINT_CLOSED, _) => closing,
@@ -76,7 +84,10 @@ mod tests {
     fn a_tcp_conversation_opens_and_closes() {
         let steps = [
             (SYN, Speaker::Client, NEW),
-            (SYN | ACK, Speaker::Endpoint, ESTABLISHED),
+            (SYN, Speaker::Client, NEW),
+            (SYN | ACK, Speaker::Endpoint, ANSWERED),
+            (SYN, Speaker::Client, ANSWERED),
+            (SYN | ACK, Speaker::Endpoint, ANSWERED),
             (ACK, Speaker::Client, ESTABLISHED),
             (FIN | ACK, Speaker::Endpoint, ENDPOINT_CLOSED),
             (FIN | ACK, Speaker::Endpoint, ENDPOINT_CLOSED),
@@ -99,10 +110,29 @@ mod tests {
     }
 
     #[test]
-    fn udp_is_established_by_its_first_reply_and_never_closes() {
+    fn udp_is_established_when_the_client_goes_on_and_never_closes() {
         assert_eq!(next(NEW, UDP, 0xff, Speaker::Client), NEW);
-        assert_eq!(next(NEW, UDP, 0, Speaker::Endpoint), ESTABLISHED);
+        assert_eq!(next(NEW, UDP, 0, Speaker::Endpoint), ANSWERED);
+        assert_eq!(next(ANSWERED, UDP, 0, Speaker::Endpoint), ANSWERED);
+        assert_eq!(next(ANSWERED, UDP, 0, Speaker::Client), ESTABLISHED);
         assert_eq!(next(ESTABLISHED, UDP, RST, Speaker::Client), ESTABLISHED);
+    }
+
+    #[test]
+    fn who_only_pretends_to_be_there_is_soon_forgotten() {
+        let settings = Settings {
+            timeout_new: 30,
+            timeout_udp: 120,
+            timeout_tcp: 86_400,
+            ..Settings::default()
+        };
+        for protocol in [TCP, UDP] {
+            assert_eq!(timeout(&settings, protocol, ANSWERED, 10), 30);
+        }
+        assert_eq!(timeout(&settings, TCP, ESTABLISHED, 0), 86_400);
+        // As netfilter: a question and its answer are no lasting conversation yet.
+        assert_eq!(timeout(&settings, UDP, ESTABLISHED, 2), 30);
+        assert_eq!(timeout(&settings, UDP, ESTABLISHED, 3), 120);
     }
 
     #[test]

@@ -37,12 +37,21 @@ impl SocketLb {
     }
 }
 
+/// Where an agent learns of the cluster's objects.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A directory of manifests.
+    Manifests(PathBuf),
+    /// The API server that a kubeconfig names.
+    Kubeconfig(PathBuf),
+}
+
 /// How to start an agent.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub node: String,
     pub place: Place,
-    pub manifests: PathBuf,
+    pub source: Source,
     pub bpffs: PathBuf,
     /// The cgroup that gets the socket hooks.
     pub cgroup: PathBuf,
@@ -147,6 +156,12 @@ impl Agent {
         self.restart()
     }
 
+    /// Like [`Self::restart`], with other further arguments.
+    pub fn restart_with(&mut self, arguments: &[&str]) -> Result<()> {
+        self.settings.arguments = arguments.iter().map(|&argument| argument.into()).collect();
+        self.restart()
+    }
+
     /// What the agent has printed so far, over all its starts.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.settings.log).unwrap_or_default()
@@ -193,7 +208,7 @@ impl Agent {
         let Settings {
             node,
             place,
-            manifests,
+            source,
             bpffs,
             cgroup,
             log,
@@ -207,11 +222,11 @@ impl Agent {
             .context("opening the agent's log")?;
         writeln!(output, "--- {node}: agent starts ---")?;
         let mut command = place.command(binary()?)?;
-        command
-            .arg("agent")
-            .arg("--manifests")
-            .arg(manifests)
-            .args(["--node-name", node]);
+        command.arg("agent").args(["--node-name", node]);
+        match source {
+            Source::Manifests(directory) => command.arg("--manifests").arg(directory),
+            Source::Kubeconfig(file) => command.arg("--kubeconfig").arg(file),
+        };
         command
             .arg("--bpffs")
             .arg(bpffs)
@@ -268,7 +283,8 @@ pub fn binary() -> Result<PathBuf> {
     Ok(newest.context(hint)?.1)
 }
 
-fn healthy() -> bool {
+/// Whether `/healthz` answers 200 in the calling thread's namespace; kube-proxy has it at the same place.
+pub(crate) fn healthy() -> bool {
     get(SocketAddr::from(HEALTH), "/healthz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }
 

@@ -15,20 +15,22 @@
 //! Dropping the cluster removes all of it, also during a panic.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use anyhow::Result;
 use lb_agent::snapshot::Family;
 
 use crate::address::{self, CLIENT, FAMILIES};
-use crate::agent::{Agent, SocketLb};
+use crate::agent::{Agent, SocketLb, Source};
 use crate::backlog;
 use crate::cgroup;
+use crate::guards::Guards;
 use crate::link::{self, Layout, Socket, Station, Wire};
 use crate::manifests::Object;
 use crate::netns::Namespace;
 use crate::node::Node;
 use crate::pod::Pod;
-use crate::process::Place;
+use crate::process::{Place, output};
 use crate::scope::Scope;
 use crate::traffic::Peer;
 
@@ -42,6 +44,7 @@ pub struct Builder {
     socket_lb: SocketLb,
     agents: bool,
     agent_arguments: Vec<String>,
+    guards: Guards,
 }
 
 impl Builder {
@@ -78,6 +81,12 @@ impl Builder {
     /// `false`: every sender computes checksums and segments itself.
     pub fn tx_offload(mut self, on: bool) -> Self {
         self.wire.offload = on;
+        self
+    }
+
+    /// What the nodes check about packets besides.
+    pub fn guards(mut self, guards: Guards) -> Self {
+        self.guards = guards;
         self
     }
 
@@ -133,6 +142,7 @@ impl Cluster {
             socket_lb: SocketLb::All,
             agents: true,
             agent_arguments: Vec::new(),
+            guards: Guards::default(),
         }
     }
 
@@ -144,6 +154,20 @@ impl Cluster {
     /// A node that is to be changed, counted from 1.
     pub fn node_mut(&mut self, number: u8) -> &mut Node {
         &mut self.nodes[usize::from(number) - 1]
+    }
+
+    /// Starts agents that follow an API server, on a cluster that was built without, and waits until they are ready.
+    pub fn start_agents(
+        &mut self,
+        kubeconfig: &Path,
+        socket_lb: SocketLb,
+        arguments: &[String],
+    ) -> Result<()> {
+        for node in &mut self.nodes {
+            let source = Source::Kubeconfig(kubeconfig.to_owned());
+            node.start_agent_on(source, socket_lb, arguments)?;
+        }
+        self.each_agent(Agent::wait_ready)
     }
 
     /// All nodes.
@@ -212,6 +236,11 @@ impl Cluster {
             .try_for_each(|node| act(&mut *node.agent()?))
     }
 
+    /// The LAN's network namespace, which routes too.
+    pub fn lan(&self) -> &Namespace {
+        &self.lan
+    }
+
     /// The name everything of this cluster carries.
     pub fn scope(&self) -> &Scope {
         &self.scope
@@ -256,6 +285,9 @@ impl Cluster {
         leaves
             .iter()
             .try_for_each(|namespace| link::prepare(namespace, false))?;
+        for node in &self.nodes {
+            plan.guards.set(node.namespace())?;
+        }
 
         let mut stations: Vec<_> = self
             .nodes
@@ -309,10 +341,7 @@ impl Cluster {
     fn disable_offload(&self) -> Result<()> {
         let outside = self.outside_place()?;
         link::disable_offload(&outside, "eth0")?;
-        let lan = Place {
-            namespace: self.lan.clone(),
-            ..outside
-        };
+        let lan = self.lan_place()?;
         link::disable_offload(&lan, &format!("port{CLIENT}"))?;
         for node in &self.nodes {
             link::disable_offload(&lan, &format!("port{}", 10 + node.number()))?;
@@ -323,6 +352,24 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Makes the nodes' uplinks able to send what XDP gives them: a veth can while its other end gathers segments.
+    pub fn let_uplinks_send_for_xdp(&self) -> Result<()> {
+        let lan = self.lan_place()?;
+        self.nodes.iter().try_for_each(|node| {
+            let mut ethtool = lan.command("ethtool")?;
+            let port = format!("port{}", 10 + node.number());
+            output(ethtool.args(["-K", &port, "gro", "on"]))?;
+            Ok(())
+        })
+    }
+
+    fn lan_place(&self) -> Result<Place> {
+        Ok(Place {
+            namespace: self.lan.clone(),
+            ..self.outside_place()?
+        })
     }
 
     /// Where processes of the outside client run.

@@ -4,6 +4,7 @@
 //! Everything listens on one address of the calling thread's network namespace and lives in one directory.
 //! It ends with the value, or with the *thread* that started it, however that ends: keep that thread alive.
 
+pub mod batch;
 pub mod client;
 pub mod manifests;
 pub mod objects;
@@ -39,13 +40,20 @@ pub struct ControlPlane {
     api_port: u16,
     etcd_port: u16,
     api_server: Option<Process>,
+    /// Further arguments of the API server.
+    arguments: Vec<String>,
     _etcd: Process,
 }
 
 impl ControlPlane {
     /// Starts both on `address` and waits until the API server is ready. `directory` must be empty or absent.
     pub fn start(address: IpAddr, directory: &Path) -> Result<Self> {
-        build()?;
+        Self::start_with(address, directory, &[])
+    }
+
+    /// The same, with further arguments for the API server.
+    pub fn start_with(address: IpAddr, directory: &Path, arguments: &[&str]) -> Result<Self> {
+        build(&["etcd", "kube-apiserver"])?;
         fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
         let [api_port, etcd_port, etcd_peer_port] = free_ports(address)?;
         make_key(&directory.join("service-account.key"))?;
@@ -84,6 +92,7 @@ impl ControlPlane {
             api_port,
             etcd_port,
             api_server: None,
+            arguments: arguments.iter().map(|&argument| argument.into()).collect(),
             _etcd: etcd,
         };
         plane.start_api_server()?;
@@ -123,7 +132,8 @@ impl ControlPlane {
                 .arg("--service-account-key-file")
                 .arg(&key)
                 .arg("--service-account-signing-key-file")
-                .arg(&key),
+                .arg(&key)
+                .args(&self.arguments),
         )?;
         self.api_server = Some(server);
         self.wait_ready()
@@ -134,9 +144,19 @@ impl ControlPlane {
         self.api_server = None;
     }
 
+    /// Where the API server listens.
+    pub fn socket(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.api_port)
+    }
+
+    /// Where etcd serves clients, in plain HTTP.
+    pub fn etcd(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.etcd_port)
+    }
+
     /// `https://address:port` of the API server.
     pub fn url(&self) -> String {
-        format!("https://{}", SocketAddr::new(self.address, self.api_port))
+        format!("https://{}", self.socket())
     }
 
     /// A client that may do everything.
@@ -210,17 +230,21 @@ impl ControlPlane {
     }
 }
 
-/// Builds what is run, unless it is newer than the module that describes it.
-fn build() -> Result<()> {
+/// Builds upstream programs, unless they are newer than the module that describes them.
+pub(crate) fn build(programs: &[&str]) -> Result<()> {
     let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("kubernetes");
     let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
     let described = changed(&module.join("go.sum")).context("tests/kubernetes/go.sum")?;
-    let current = |name| changed(&program(name)).is_ok_and(|built| built >= described);
-    if current("etcd") && current("kube-apiserver") {
+    let current = |name: &&str| changed(&program(name)).is_ok_and(|built| built >= described);
+    if programs.iter().all(current) {
         return Ok(());
     }
-    eprintln!("building kube-apiserver and etcd: minutes the first time");
+    eprintln!(
+        "building {}: minutes the first time",
+        programs.join(" and ")
+    );
     let output = Command::new(module.join("build"))
+        .args(programs)
         .stdin(Stdio::null())
         .output();
     let output = output.context("run tests/kubernetes/build")?;
@@ -233,7 +257,8 @@ fn build() -> Result<()> {
     Ok(())
 }
 
-fn program(name: &str) -> PathBuf {
+/// Where an upstream program is built to.
+pub(crate) fn program(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../target/kubernetes")
         .join(name)

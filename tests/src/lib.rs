@@ -4,6 +4,8 @@
 //! program under test. [`scenario`] puts a service on it, [`traffic`] talks through it by means of [`peer`]
 //! processes, [`manifests`] and [`capture`] write and watch. [`scope`] removes everything again.
 //!
+//! [`twins`] compares Beeline with the real kube-proxy ([`kube_proxy`]).
+//!
 //! [`control_plane`] is a real API server, with one node's sockets to judge what the agent makes of it.
 //! [`bench`] measures the agent. [`oracle`] works out slowly which endpoints a Service has.
 //!
@@ -19,12 +21,15 @@ pub mod cluster;
 pub mod control_plane;
 pub mod demo;
 pub mod fuzz;
+pub mod guards;
+pub mod kube_proxy;
 pub mod link;
 pub mod manifests;
 pub mod netns;
 pub mod node;
 pub mod object;
 pub mod oracle;
+pub mod overlay;
 pub mod packet;
 pub mod peer;
 pub mod pod;
@@ -33,4 +38,6 @@ pub mod scenario;
 pub mod scope;
 pub mod table;
 pub mod traffic;
+pub mod tun;
+pub mod twins;
 pub mod wait;

@@ -7,7 +7,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result};
 
-use crate::process::{enter, ip_batch};
+use crate::process::{enter, ip_batch, nft};
 
 /// A named network namespace. The scope it was made in removes it, not this handle.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -61,6 +61,11 @@ impl Namespace {
     /// Runs `ip` commands inside.
     pub fn ip(&self, lines: &[String]) -> Result<()> {
         ip_batch(Some(&self.name), lines)
+    }
+
+    /// Loads firewall rules inside.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        self.run(|| nft(rules))
     }
 
     /// Sets kernel settings below `/proc/sys/net`.

@@ -9,7 +9,7 @@ use std::{fs, io, ptr};
 use anyhow::{Context as _, Result, ensure};
 use lb_agent::snapshot::Family;
 
-use crate::agent::{Agent, Settings, SocketLb};
+use crate::agent::{Agent, Settings, SocketLb, Source};
 use crate::manifests::{Manifests, NodeObject};
 use crate::netns::Namespace;
 use crate::pod::Pod;
@@ -119,14 +119,30 @@ impl Node {
         })
     }
 
+    /// Where the node keeps files of its own.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// A host process, outside of all pods.
     pub fn peer(&self) -> Result<Peer> {
         let addresses = address::FAMILIES.map(|family| self.address(family));
         Peer::start(&self.name(), &self.place()?, &addresses)
     }
 
-    /// Starts an agent on the node.
+    /// Starts an agent on the node that follows the node's manifests.
     pub fn start_agent(&mut self, socket_lb: SocketLb, arguments: &[String]) -> Result<()> {
+        let manifests = Source::Manifests(self.manifests.directory().to_owned());
+        self.start_agent_on(manifests, socket_lb, arguments)
+    }
+
+    /// Starts an agent on the node.
+    pub fn start_agent_on(
+        &mut self,
+        source: Source,
+        socket_lb: SocketLb,
+        arguments: &[String],
+    ) -> Result<()> {
         let cgroup = self.cgroup()?.to_owned();
         let settings = Settings {
             node: self.name(),
@@ -134,7 +150,7 @@ impl Node {
                 namespace: self.namespace.clone(),
                 cgroup: cgroup.join("agent"),
             },
-            manifests: self.manifests.directory().to_owned(),
+            source,
             bpffs: self.bpffs(),
             cgroup,
             log: self.directory.join("agent.log"),

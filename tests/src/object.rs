@@ -2,9 +2,11 @@
 //!
 //! A test says what the node serves, lets a frame pass one of the four packet programs and states what it must
 //! become: `node.pod_sends(&request).becomes(&request.clone().to(endpoint))`. All tests of a test program share one
-//! loaded object and take turns; each starts with empty tables.
+//! loaded object and take turns; each starts with empty tables. Each runs twice: with tc alone, and with what comes
+//! in by the uplink meeting XDP first and tc only if XDP lets it go on. Both must come to the same.
 
 pub mod budget;
+mod bystander;
 mod feeder;
 mod flows;
 mod instructions;
@@ -21,26 +23,28 @@ use std::panic;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::{env, fs};
 
 use anyhow::{Context as _, Result};
 use lb_agent::datapath::pins::Pins;
 use lb_agent::datapath::{Config, Datapath};
 use lb_agent::model::ServicePort;
-use lb_agent::plan::{Ledger, Plan, Timing};
+use lb_agent::plan::{Ledger, NodeAddresses, Plan, Timing};
 use lb_agent::snapshot::ObjectName;
-use lb_agent::sys::bpf::{Program, WriteMode};
+use lb_agent::sys::bpf::{Link, Program, WriteMode, XdpMode};
 use lb_agent::sys::clock;
 use lb_ebpf::abi::address::{Address4, Address6};
-use lb_ebpf::abi::device::{self, Device};
+use lb_ebpf::abi::device::{self, Device, SENDS_BACK, TRANSMITS};
 use lb_ebpf::abi::settings::{Prefix4, Prefix6, Settings};
 
 use crate::packet::Frame;
 use crate::process::ip_batch;
 
+pub use bystander::Bystander;
 pub use feeder::Ends;
 pub use flows::SeenFlow;
 pub use net::Net;
-pub use run::{Outcome, Received};
+pub use run::{Early, Outcome, Received};
 pub use service::{Described, tcp_service, udp_service};
 pub use timing::{Met, Stream, Timed, Times};
 
@@ -50,7 +54,20 @@ use space::{BPFFS, Space};
 /// First and last source port that the programs may use in place of a client's own.
 pub const POOL: (u16, u16) = (20_000, 20_999);
 
-/// One node: tables, programs, a pod-facing device and an uplink.
+/// Index of the loopback device.
+const LOOPBACK: u32 = 1;
+/// Names the file of another object than the agent's: one may be tried without a build of the agent.
+const OBJECT: &str = "BEELINE_OBJECT";
+
+/// What meets a frame that comes in by the uplink.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entry {
+    Tc,
+    /// XDP, and tc if it passes.
+    XdpFirst,
+}
+
+/// One node: tables, programs, a pod-facing device and two uplinks.
 #[derive(Debug)]
 pub struct Node {
     space: Space,
@@ -61,13 +78,32 @@ pub struct Node {
     services: BTreeMap<ObjectName, Vec<ServicePort>>,
     pod: u32,
     uplink: u32,
+    /// A way to another network.
+    other_uplink: u32,
+    /// Keeps XDP on the uplink: without it the kernel runs no XDP program as if on that device.
+    _on_uplink: Link,
+    entry: Entry,
     received: Received,
     /// The counters as they were when the test began.
     counted: Vec<u64>,
 }
 
-/// Runs a test on this test program's node. Needs root and says so.
-pub fn on_a_node(test: impl FnOnce(&mut Node) + Send) {
+/// Runs a test on this test program's node, once for each [`Entry`]. Needs root and says so.
+pub fn on_a_node(test: impl Fn(&mut Node) + Sync) {
+    for entry in [Entry::Tc, Entry::XdpFirst] {
+        on_a_node_by(entry, &test);
+    }
+}
+
+/// Runs a test of what XDP itself does, in IPv4 and in IPv6.
+pub fn with_xdp_in_both_families(test: impl Fn(&mut Node, &Net) + Sync) {
+    for net in [Net::v4(), Net::v6()] {
+        on_a_node_by(Entry::XdpFirst, |node| test(node, &net));
+    }
+}
+
+/// Runs something once on this test program's node.
+pub fn on_a_node_by(entry: Entry, test: impl FnOnce(&mut Node) + Send) {
     static NODE: Mutex<Option<Node>> = Mutex::new(None);
     let inside = || {
         // A test that failed while it had the node left nothing that the next one does not clear away.
@@ -80,6 +116,11 @@ pub fn on_a_node(test: impl FnOnce(&mut Node) + Send) {
             none => none.insert(Node::create().unwrap_or_else(|error| panic!("{error:#}"))),
         };
         node.reset().unwrap_or_else(|error| panic!("{error:#}"));
+        node.entry = entry;
+        if entry == Entry::XdpFirst {
+            // Shown only where the test fails.
+            println!("XDP first:");
+        }
         test(node);
     };
     // A thread of the test's own, as it does not come back from the namespaces.
@@ -107,17 +148,25 @@ impl Node {
         crate::scope::require_root()?;
         let space = Space::create().context("making namespaces")?;
         lay_wires()?;
-        let (pod, uplink) = (index("pod0")?, index("out0")?);
+        let (pod, uplink, other_uplink) = (index("pod0")?, index("out0")?, index("out1")?);
         let config = Config {
             bpffs: Path::new(BPFFS).to_owned(),
             packet_hook: None,
         };
-        let datapath = Datapath::open(&config).context("loading the object")?;
+        let datapath = open(&config)?;
         let pins = Pins::new(Path::new(BPFFS));
         let mut programs = BTreeMap::new();
-        for name in ["pod_ingress", "pod_egress", "out_ingress", "out_egress"] {
+        for name in [
+            "pod_ingress",
+            "pod_egress",
+            "out_ingress",
+            "out_egress",
+            "out_xdp",
+            "lo_egress",
+        ] {
             programs.insert(name, Program::open(&pins.program(name))?);
         }
+        let on_uplink = programs["out_xdp"].attach_xdp(uplink, XdpMode::Native)?;
         Ok(Self {
             space,
             flows: FlowTables::open(&pins)?,
@@ -127,6 +176,9 @@ impl Node {
             services: BTreeMap::new(),
             pod,
             uplink,
+            other_uplink,
+            _on_uplink: on_uplink,
+            entry: Entry::Tc,
             received: Received::Unchecked,
             counted: Vec::new(),
         })
@@ -157,12 +209,17 @@ impl Node {
         );
         self.ledger = Ledger::new(Timing::default(), clock::seconds());
         let [four, six] = [Net::v4(), Net::v6()];
-        for (index, role) in [(self.pod, device::POD), (self.uplink, device::UPLINK)] {
+        for (index, role) in [
+            (self.pod, device::POD),
+            (self.uplink, device::UPLINK),
+            (self.other_uplink, device::UPLINK),
+        ] {
             let record = Device {
                 role,
                 bridge: 0,
                 header_length: 14,
                 mtu: 1500,
+                flags: SENDS_BACK | TRANSMITS,
                 address4: address4(four.node),
                 address6: address6(six.node),
             };
@@ -171,7 +228,11 @@ impl Node {
         tables.set_settings(&settings())?;
         self.counted = tables.counters.read()?;
         let own = [four.node, six.node];
-        let plan = self.ledger.set_node_addresses(&own, &own);
+        let plan = self.ledger.set_node_addresses(&NodeAddresses {
+            nodeport: &own,
+            loopback: &[Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            all: &own,
+        });
         self.carry_out(plan);
         Ok(())
     }
@@ -228,7 +289,22 @@ impl Node {
 
     /// A frame that comes in by the uplink.
     pub fn comes_in(&self, frame: &impl Frame) -> Outcome {
+        if self.entry == Entry::XdpFirst
+            && let Some(outcome) = self.meets_xdp(frame).outcome(&frame.frame())
+        {
+            return outcome;
+        }
         self.run("out_ingress", (self.uplink, self.uplink), frame)
+    }
+
+    /// A frame that comes in by the uplink, and XDP alone.
+    pub fn meets_xdp(&self, frame: &impl Frame) -> Early {
+        let frame = frame.frame();
+        let program = self.programs["out_xdp"].as_fd();
+        run::run_early(program, self.uplink, &frame).unwrap_or_else(|error| {
+            let words = crate::packet::text::describe(&frame).join("\n    ");
+            panic!("running out_xdp on\n    {words}\nfailed: {error}")
+        })
     }
 
     /// A frame that was forwarded and leaves by the uplink.
@@ -239,6 +315,11 @@ impl Node {
     /// A frame of this node's own that leaves by the uplink.
     pub fn sends(&self, frame: &impl Frame) -> Outcome {
         self.run("out_egress", (0, self.uplink), frame)
+    }
+
+    /// A frame of this node's own that passes the loopback device.
+    pub fn sends_itself(&self, frame: &impl Frame) -> Outcome {
+        self.run("lo_egress", (0, LOOPBACK), frame)
     }
 
     /// The frame by each of the four packet programs.
@@ -263,6 +344,19 @@ impl Node {
     /// Whether the host routes packets. Where it does not, route lookups fail and every packet is the stack's.
     pub fn route_packets(&self, routed: bool) {
         set_forwarding(routed).expect("written");
+    }
+
+    /// Changes what the programs are told of the uplinks.
+    pub fn set_uplinks(&self, change: impl Fn(&mut Device)) {
+        let devices = &self.datapath.tables().devices;
+        for index in [self.uplink, self.other_uplink] {
+            let record = devices.get(&index).expect("readable");
+            let mut record = record.expect("an uplink's record");
+            change(&mut record);
+            devices
+                .put(&index, &record, WriteMode::Any)
+                .expect("written");
+        }
     }
 
     /// Leaves the programs no address to masquerade with.
@@ -291,6 +385,11 @@ impl Node {
         self.flows.seen().expect("the flow tables")
     }
 
+    /// Entries of the flow tables and of the reply tables, both families.
+    pub fn halves(&self) -> (usize, usize) {
+        self.flows.halves().expect("the flow tables")
+    }
+
     /// Makes every flow look as if its last packet had passed `seconds` ago.
     pub fn let_flows_rest(&self, seconds: u32) {
         let now = clock::seconds();
@@ -306,20 +405,43 @@ impl Node {
     }
 }
 
-/// A pod's veth, and an uplink with addresses and a router.
+/// Loads the agent's object, or the one that is to be tried.
+fn open(config: &Config) -> Result<Datapath> {
+    let datapath = match env::var_os(OBJECT) {
+        Some(file) => {
+            let object = fs::read(&file).with_context(|| format!("reading {file:?}"))?;
+            Datapath::open_object(config, &object)
+        }
+        None => Datapath::open(config),
+    };
+    datapath.context("loading the object")
+}
+
+/// A pod's veth, an uplink with addresses and a router, and a way to another network, whose router is known, too.
 fn lay_wires() -> Result<()> {
     let lines = [
         "link add pod0 type veth peer name pod0-inside",
-        "link add out0 type veth peer name out0-beyond",
+        "link add out0 address 02:00:00:00:01:00 type veth peer name out0-beyond",
         "link set lo up",
         "link set pod0 up",
         "link set pod0-inside up",
         "link set out0 up",
         "link set out0-beyond up",
+        "link add out1 address 02:00:00:00:01:01 type veth peer name out1-beyond",
+        "link set out1 up",
+        "link set out1-beyond up",
+        "address add 192.0.3.1/24 dev out1",
+        "address add 2001:db8:3::1/64 dev out1 nodad",
         "address add 192.0.2.1/24 dev out0",
         "address add 2001:db8::1/64 dev out0 nodad",
         "route add default via 192.0.2.254",
         "route add default via 2001:db8::fe dev out0",
+        "route add 10.3.0.0/16 via 192.0.3.254",
+        "route add fd03::/64 via 2001:db8:3::fe dev out1",
+        "neighbour add 192.0.2.254 lladdr 02:00:00:00:00:fe dev out0 nud permanent",
+        "neighbour add 2001:db8::fe lladdr 02:00:00:00:00:fe dev out0 nud permanent",
+        "neighbour add 192.0.3.254 lladdr 02:00:00:00:03:fe dev out1 nud permanent",
+        "neighbour add 2001:db8:3::fe lladdr 02:00:00:00:03:fe dev out1 nud permanent",
     ];
     ip_batch(None, &lines.map(str::to_owned))?;
     set_forwarding(true)
@@ -330,7 +452,7 @@ fn set_forwarding(on: bool) -> Result<()> {
     for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
         let path = Path::new("/proc/sys/net").join(switch);
         let value = if on { "1" } else { "0" };
-        std::fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
+        fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
 }

@@ -65,23 +65,40 @@ pub fn ip_batch(namespace: Option<&str>, lines: &[String]) -> Result<()> {
     if let Some(namespace) = namespace {
         ip.args(["-n", namespace]);
     }
-    ip.args(["-batch", "-"])
+    ip.args(["-batch", "-"]);
+    feed(&mut ip, &(lines.join("\n") + "\n")).with_context(|| {
+        format!(
+            "ip -batch in {} (it comes with iproute2)",
+            namespace.unwrap_or("the root namespace")
+        )
+    })
+}
+
+/// Loads firewall rules into the calling thread's network namespace.
+pub(crate) fn nft(rules: &str) -> Result<()> {
+    feed(Command::new("nft").args(["-f", "-"]), rules).context("nft (it comes with nftables)")
+}
+
+/// Runs a command that reads `text`.
+fn feed(command: &mut Command, text: &str) -> Result<()> {
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let mut child = ip.spawn().context("running `ip`: install iproute2")?;
-    let mut input = child.stdin.take().context("the input of `ip`")?;
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("running {command:?}"))?;
+    let mut input = child.stdin.take().context("the command's input")?;
     input
-        .write_all((lines.join("\n") + "\n").as_bytes())
-        .context("writing to `ip`")?;
+        .write_all(text.as_bytes())
+        .context("writing to the command")?;
     drop(input);
-    let output = child.wait_with_output().context("waiting for `ip`")?;
+    let output = child
+        .wait_with_output()
+        .context("waiting for the command")?;
     ensure!(
         output.status.success(),
-        "ip -batch in {}: {}\n{}",
-        namespace.unwrap_or("the root namespace"),
-        String::from_utf8_lossy(&output.stderr).trim(),
-        lines.join("\n")
+        "{}\n{text}",
+        String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(())
 }

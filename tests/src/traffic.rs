@@ -11,7 +11,8 @@ use std::{env, fmt};
 use anyhow::{Context as _, Result, bail};
 
 use crate::peer::protocol::{
-    Answer, Direction, Failure, Names, Pattern, Reply, Request, Served, Tally, Traffic, Transfer,
+    Answer, Direction, Failure, Findings, Names, Pattern, Probe, Reply, Request, Served, Survey,
+    Tally, Traffic, Transfer,
 };
 use crate::process::Place;
 
@@ -175,6 +176,14 @@ impl Peer {
         };
         self.call_for(&request, |reply| match reply {
             Reply::Transfer(transfer) => Some(transfer),
+            _ => None,
+        })
+    }
+
+    /// Asks all these addresses; the findings are in the order of the probes.
+    pub fn survey(&self, probes: Vec<Probe>) -> Result<Vec<Findings>> {
+        self.expect(Request::Survey(Survey { probes }), |reply| match reply {
+            Reply::Findings(findings) => Some(findings),
             _ => None,
         })
     }

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use lb_ebpf::abi::flow::{ESTABLISHED, MASQUERADE};
+use lb_ebpf::abi::flow::{ANSWERED, MASQUERADE};
 use lb_tests::object::{
     Net, Node, Outcome, POOL, Received, in_both_families, tcp_service, udp_service,
 };
@@ -70,7 +70,7 @@ fn requests_and_answers_leave_wholly_translated() {
         assert!(
             flows
                 .iter()
-                .all(|flow| flow.flags & MASQUERADE != 0 && flow.state == ESTABLISHED)
+                .all(|flow| flow.flags & MASQUERADE != 0 && flow.state == ANSWERED)
         );
     });
 }

@@ -190,6 +190,7 @@ fn a_segment_of_an_expired_connection_is_not_ours() {
         web(node, net, net.endpoint);
         node.pod_sends(&tcp(net.client, net.service).syn());
         node.pod_gets(&tcp(net.endpoint, net.client).syn_ack());
+        node.pod_sends(&tcp(net.client, net.service));
         node.let_flows_rest(3);
         node.pod_sends(&tcp(net.client, net.service)).is_untouched();
         assert!(node.flows().is_empty());

@@ -1,6 +1,6 @@
 //! A pod that reaches itself through a service sees the service as its peer, on both sides.
 
-use lb_ebpf::abi::flow::{ESTABLISHED, HAIRPIN};
+use lb_ebpf::abi::flow::{ANSWERED, HAIRPIN};
 use lb_tests::object::{Net, Node, in_both_families, tcp_service, udp_service};
 use lb_tests::packet::{Packet, tcp, udp};
 
@@ -64,7 +64,7 @@ fn the_answer_turns_back_as_the_services() {
                 .turned_back();
             node.pod_sends(&answer).is_turned_back_as(&arrives);
         }
-        assert!(node.flows().iter().all(|flow| flow.state == ESTABLISHED));
+        assert!(node.flows().iter().all(|flow| flow.state == ANSWERED));
     });
 }
 

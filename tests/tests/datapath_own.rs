@@ -1,9 +1,10 @@
-//! What this node's own processes send to services past the socket hooks, met where it leaves by the uplink.
+//! What this node's own processes send to services past the socket hooks, met where it leaves by the uplink or passes
+//! the loopback device.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_ebpf::abi::counter;
-use lb_ebpf::abi::flow::{HAIRPIN, MASQUERADE, OWN_CLIENT};
+use lb_ebpf::abi::flow::{HAIRPIN, MASQUERADE, OWN_ADDRESS, OWN_CLIENT};
 use lb_tests::object::{Described, Net, Node, POOL, in_both_families, tcp_service, udp_service};
 use lb_tests::packet::{Body, Packet, tcp, too_big, udp};
 
@@ -58,7 +59,7 @@ fn a_request_leaves_translated_and_its_answer_comes_in_as_the_services() {
                 let expected = answer.clone().from(dialled).to(own(net));
                 // By whichever device the endpoint is reached.
                 node.comes_in(&answer).becomes(&expected);
-                node.pod_sends(&answer).becomes(&expected);
+                node.pod_sends(&answer).is_sent_out_as(&expected);
             }
         }
         let flags = MASQUERADE | OWN_CLIENT;
@@ -125,5 +126,131 @@ fn what_belongs_to_nobody_does_not_leave() {
         // A VIP may be somebody else's on other ports.
         node.sends(&tcp(own(net), SocketAddr::new(net.vip.ip(), 9)).syn())
             .is_untouched();
+    });
+}
+
+/// The services' NodePort, on the node's own address.
+fn node_ports(net: &Net) -> [Described; 2] {
+    services(net).map(|service| service.node_port(net.node_port.port()))
+}
+
+fn localhost(net: &Net) -> IpAddr {
+    if net.is_v4() {
+        Ipv4Addr::LOCALHOST.into()
+    } else {
+        Ipv6Addr::LOCALHOST.into()
+    }
+}
+
+#[test]
+fn a_request_to_an_address_of_this_node_is_sent_on_and_its_answer_is_handed_over() {
+    in_both_families(|node, net| {
+        node_ports(net)
+            .into_iter()
+            .for_each(|service| node.serve(service.endpoint(net.endpoint)));
+        let port = net.node_port.port();
+        for address in [net.node, localhost(net)] {
+            let (client, dialled) = (
+                SocketAddr::new(address, 40_000),
+                SocketAddr::new(address, port),
+            );
+            for request in [tcp(client, dialled).syn(), udp(client, dialled)] {
+                let outcome = node.sends_itself(&request);
+                let masked = SocketAddr::new(net.node, outcome.ports().0);
+                let left = request.clone().from(masked).to(net.endpoint);
+                outcome.is_sent_out_as(&left.ttl(request.ttl - 1));
+                let answer = answer(&request, net.endpoint, masked);
+                let expected = answer.clone().from(dialled).to(client);
+                node.comes_in(&answer).is_sent_out_as(&expected);
+                node.pod_sends(&answer).is_sent_out_as(&expected);
+            }
+        }
+        let flags = MASQUERADE | OWN_CLIENT | OWN_ADDRESS;
+        assert!(node.flows().iter().all(|flow| flow.flags & flags == flags));
+    });
+}
+
+#[test]
+fn a_server_of_this_node_behind_an_address_of_this_node_is_reached_in_place() {
+    in_both_families(|node, net| {
+        let server = SocketAddr::new(net.node, 8080);
+        node_ports(net)
+            .into_iter()
+            .for_each(|service| node.serve(service.host_endpoint(server)));
+        let request = tcp(own(net), net.node_port).syn();
+        let outcome = node.sends_itself(&request);
+        let client = SocketAddr::new(net.node, outcome.ports().0);
+        assert!(
+            (POOL.0..=POOL.1).contains(&client.port()),
+            "{}",
+            outcome.story()
+        );
+        outcome.becomes(&request.clone().from(client).to(server).turned_back());
+        let answer = answer(&request, server, client);
+        let back = answer
+            .clone()
+            .from(net.node_port)
+            .to(own(net))
+            .turned_back();
+        node.sends_itself(&answer).becomes(&back);
+    });
+}
+
+#[test]
+fn on_loopback_the_external_policy_counts_and_refuses() {
+    in_both_families(|node, net| {
+        node_ports(net)
+            .into_iter()
+            .for_each(|service| node.serve(service.external_local().endpoint(net.endpoint)));
+        let port = net.node_port.port();
+        let on = |address| {
+            let (from, to) = (
+                SocketAddr::new(address, 40_000),
+                SocketAddr::new(address, port),
+            );
+            tcp(from, to).syn()
+        };
+        assert!(node.sends_itself(&on(net.node)).turns_back(), "D14");
+        let outcome = node.sends_itself(&on(localhost(net)));
+        assert!(
+            outcome.goes_on() && !outcome.goes_on_untouched(),
+            "{}",
+            outcome.story()
+        );
+        assert_eq!(node.count_of(counter::PACKET_REJECTED), 1);
+    });
+}
+
+#[test]
+fn loopback_addresses_are_nobody_elses() {
+    in_both_families(|node, net| {
+        node_ports(net)
+            .into_iter()
+            .for_each(|service| node.serve(service.endpoint(net.endpoint)));
+        let dialled = SocketAddr::new(localhost(net), net.node_port.port());
+        for client in [net.client, net.outside] {
+            for outcome in node.everywhere(&tcp(client, dialled).syn()) {
+                outcome.is_untouched();
+            }
+        }
+        assert!(node.flows().is_empty());
+    });
+}
+
+#[test]
+fn what_this_node_says_to_itself_beside_services_is_left_alone() {
+    in_both_families(|node, net| {
+        node_ports(net)
+            .into_iter()
+            .for_each(|service| node.serve(service.endpoint(net.endpoint)));
+        let listener = SocketAddr::new(net.node, 9_000);
+        for packet in [
+            tcp(own(net), listener).syn(),
+            tcp(listener, own(net)).syn_ack(),
+            tcp(own(net), net.node_port).flags(0x10),
+            udp(own(net), listener),
+        ] {
+            node.sends_itself(&packet).is_untouched();
+        }
     });
 }

@@ -1,6 +1,6 @@
 //! A pod's packets to a service reach its endpoint, and the answers come from the service.
 
-use lb_ebpf::abi::flow::{ESTABLISHED, NEW, POD};
+use lb_ebpf::abi::flow::{ANSWERED, ESTABLISHED, NEW, POD};
 use lb_tests::object::{
     Net, Node, Received, in_both_families, on_a_node, tcp_service, udp_service,
 };
@@ -96,6 +96,8 @@ fn a_flow_notes_who_spoke() {
         );
         assert_eq!((flow.scope, flow.state), (POD, NEW));
         node.pod_gets(&tcp(net.endpoint, net.client).syn_ack());
+        assert_eq!(node.flows()[0].state, ANSWERED);
+        node.pod_sends(&tcp(net.client, net.service));
         assert_eq!(node.flows()[0].state, ESTABLISHED);
     });
 }

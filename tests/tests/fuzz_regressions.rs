@@ -1,6 +1,4 @@
 //! Scripts on which programs and oracle once disagreed, and now must not. Needs root.
-//!
-//! `fixtures/fuzz/known` next to them keeps what is not mended yet; nothing there is asserted.
 
 use std::path::Path;
 

@@ -157,6 +157,7 @@ fn by_model(case: &Case) -> Vec<Selection> {
         name: case.node.name.clone(),
         zone: case.node.zone.clone(),
         addresses: case.node.addresses.clone(),
+        primary: case.node.addresses.clone(),
     };
     let ports = model::service_ports(&case.service, &slices, &node, &Options::default());
     let mut selections: Vec<Selection> = ports.into_iter().map(in_oracle_words).collect();

@@ -20,12 +20,14 @@ mod fuzz;
 mod linker;
 mod manifests;
 mod object;
+mod oracle;
 mod progress;
 mod runner;
 mod setup;
 mod test;
 mod tidy;
 mod toolchain;
+mod vm;
 
 /// Beeline's build, demo and test commands.
 #[derive(Parser)]
@@ -57,6 +59,10 @@ enum Command {
     },
     /// Send random packets through the loaded programs and compare with an independent oracle. Needs root.
     Fuzz(fuzz::Options),
+    /// Run the tests of programs and agent on Debian's kernels under emulation, and on this machine's.
+    Vm(vm::Options),
+    /// Run Beeline beside the real kube-proxy on generated clusters and compare what clients meet. Needs root.
+    Oracle(oracle::Options),
     /// Check formatting, lints (host and eBPF), the object and the project's rules.
     Check,
 }
@@ -71,6 +77,8 @@ fn main() -> ExitCode {
         Command::Bench(bench) => bench::run(&bench).map(|()| true),
         Command::Test { filter } => test::run(filter.as_deref()),
         Command::Fuzz(options) => fuzz::run(options).map(|()| true),
+        Command::Vm(options) => vm::run(&options),
+        Command::Oracle(options) => oracle::run(&options).map(|()| true),
         Command::Check => check::run().map(|()| true),
     };
     match passed {

@@ -159,7 +159,7 @@ impl Transcript {
 }
 
 /// `unittests src/lib.rs (target/debug/deps/lb_agent-0123)` → `lb_agent: src/lib.rs`.
-fn program_name(running: &str) -> String {
+pub(crate) fn program_name(running: &str) -> String {
     let (source, file) = running
         .trim_end_matches(')')
         .split_once(" (")

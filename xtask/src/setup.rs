@@ -24,10 +24,12 @@ pub(crate) enum Need {
     Check,
     /// Run nodes in network namespaces.
     Cluster,
+    /// Boot other kernels.
+    Guest,
 }
 
 impl Need {
-    /// Everything.
+    /// Everything that the tests of this machine need.
     pub(crate) const ALL: &[Need] = &[Need::Build, Need::Check, Need::Cluster];
 }
 
@@ -111,6 +113,24 @@ const ITEMS: &[Item] = &[
         &["openssl"],
         "makes the test API server's certificates",
     ),
+    Item {
+        name: "qemu-system-x86_64",
+        why: "boots other kernels",
+        need: Need::Guest,
+        probe: Probe::Program("qemu-system-x86_64"),
+        packages: &["qemu-system-x86"],
+        elsewhere: "install qemu's emulator of x86-64 machines from your distribution",
+        optional: false,
+    },
+    Item {
+        name: "xz",
+        why: "unpacks kernel modules",
+        need: Need::Guest,
+        probe: Probe::Program("xz"),
+        packages: &["xz-utils"],
+        elsewhere: "install it from your distribution",
+        optional: false,
+    },
 ];
 
 const fn program(name: &'static str, packages: &'static [&'static str], why: &'static str) -> Item {

@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use crate::progress::{elapsed, say};
 use crate::runner::{self, Outcome};
 use crate::setup::{self, Need};
-use crate::{build, build_ebpf, check, demo, fuzz};
+use crate::{build, build_ebpf, check, demo, fuzz, oracle};
 
 /// What a stage came to.
 struct Stage {
@@ -53,7 +53,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<bool> {
         if filter.is_none() {
             stage("fuzz", &mut || fuzz::campaign(1_000_000, 1));
         }
-        stage("kubernetes", &mut kubernetes);
+        stage("kubernetes", &mut oracle::upstream);
         stage("tests", &mut || {
             outcome = runner::run(cargo_test(filter))?;
             ensure!(outcome.success, "{} failed", outcome.failures.len());
@@ -61,12 +61,6 @@ pub(crate) fn run(filter: Option<&str>) -> Result<bool> {
         });
     }
     Ok(report(&stages, &outcome))
-}
-
-/// Builds the control plane that the tests run the agent against, before their clocks run.
-fn kubernetes() -> Result<()> {
-    let mut build = Command::new(crate::root().join("tests/kubernetes/build"));
-    crate::execute(build.env("PATH", setup::path()))
 }
 
 fn cargo_test(filter: Option<&str>) -> Command {

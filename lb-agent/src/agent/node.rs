@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use crate::config::{Config, LocalPods};
-use crate::datapath::{PodDevices, Selection};
+use crate::config::{Config, LocalPods, SocketLb};
+use crate::datapath::{OwnTraffic, PodDevices, Selection};
 use crate::snapshot::{Cidr, Family, Node};
 
 /// Addresses of this node by use, each list sorted and without repeats.
@@ -11,8 +11,12 @@ use crate::snapshot::{Cidr, Family, Node};
 pub(super) struct Addresses {
     /// NodePorts are served on them.
     pub nodeport: Vec<IpAddr>,
+    /// NodePorts are served on them to this node's own processes.
+    pub loopback: Vec<IpAddr>,
     /// All.
     pub all: Vec<IpAddr>,
+    /// The first of each family.
+    pub primary: Vec<IpAddr>,
 }
 
 impl Addresses {
@@ -34,7 +38,9 @@ impl Addresses {
         all.dedup();
         Self {
             nodeport: config.nodeport_addresses.select(&primary, own),
+            loopback: config.nodeport_addresses.loopback(),
             all,
+            primary,
         }
     }
 
@@ -63,10 +69,15 @@ pub(super) fn pod_cidrs(config: &Config, node: Option<&Node>) -> Option<Vec<Cidr
 pub(super) fn selection(config: &Config) -> Selection {
     Selection {
         names: config.devices.names().map(<[String]>::to_vec),
+        xdp: config.xdp,
         pods: match &config.local_pods {
             LocalPods::Bridge(name) => PodDevices::Bridge(name.clone()),
             LocalPods::Prefix(prefix) => PodDevices::Prefix(prefix.clone()),
             _ => PodDevices::ByNature,
+        },
+        own: match config.socket_lb {
+            SocketLb::All | SocketLb::Host => OwnTraffic::Sockets,
+            SocketLb::Off => OwnTraffic::Packets,
         },
     }
 }

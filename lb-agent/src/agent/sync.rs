@@ -16,12 +16,12 @@ use super::gauges::{Gauges, without_local_endpoints};
 use super::node::{self, Addresses};
 use super::settings::settings;
 use crate::config::{Config, LocalPods, SocketLb, SourceConfig};
-use crate::datapath::{self, Datapath, Grace, Picture, Selection};
+use crate::datapath::{self, Datapath, Grace, Picture, Seat, Selection};
 use crate::health::Health;
 use crate::health::service::{HealthPort, ServiceHealth};
 use crate::metrics::{Extent, Metrics, Policy};
 use crate::model::{self, HealthCheck, NodeView, Options};
-use crate::plan::{Ledger, Plan, Retired, Timing, Write};
+use crate::plan::{Ledger, NodeAddresses, Plan, Retired, Timing, Write};
 use crate::snapshot::{Event, Family, Kind, ObjectName, Snapshot};
 use crate::sys::{cgroup, clock, memory, netns, sock_diag};
 
@@ -53,6 +53,8 @@ pub(super) struct Sync {
     addresses: Addresses,
     /// Devices without programs that one might expect to have them, and why.
     left_out: BTreeMap<String, &'static str>,
+    /// Where XDP sits among the uplinks, as last told.
+    seats: BTreeMap<String, Seat>,
     node_changed: bool,
     /// The latest picture of this node's devices.
     picture: Option<Picture>,
@@ -130,6 +132,7 @@ impl Sync {
             own_addresses: Vec::new(),
             addresses: Addresses::default(),
             left_out: BTreeMap::new(),
+            seats: BTreeMap::new(),
             node_changed: false,
             picture: None,
             selection: node::selection(config),
@@ -220,6 +223,7 @@ impl Sync {
         if self.complete() && due {
             self.write(Instant::now())?;
         }
+        self.follow_xdp();
         self.measure();
         if std::mem::take(&mut self.took_list) {
             memory::give_back();
@@ -335,6 +339,7 @@ impl Sync {
             name: self.config.node_name.as_str().into(),
             zone: known.and_then(|node| node.zone.clone()),
             addresses: self.addresses.all.clone(),
+            primary: self.addresses.primary.clone(),
         };
         if self.ready {
             self.health.set_node_eligible(eligible);
@@ -344,8 +349,11 @@ impl Sync {
             self.dirty
                 .extend(self.snapshot.services().map(|service| service.name.clone()));
         }
-        self.ledger
-            .set_node_addresses(&self.addresses.nodeport, &self.addresses.all)
+        self.ledger.set_node_addresses(&NodeAddresses {
+            nodeport: &self.addresses.nodeport,
+            loopback: &self.addresses.loopback,
+            all: &self.addresses.all,
+        })
     }
 
     /// Carries out plans; what fails is named and tried again later.

@@ -11,7 +11,7 @@ use super::conntrack::ConntrackArgs;
 use super::logging::LogFormat;
 use crate::config::{
     self, BindAddress, Config, DetectLocalMode, Detection, Devices, NodePortAddresses, PodCidrs,
-    Refused, SnatLocal, SocketLb, SocketPeer, SourceConfig,
+    Refused, SnatLocal, SocketLb, SocketPeer, SourceConfig, Xdp,
 };
 
 /// Where a BPF file system usually is.
@@ -51,7 +51,10 @@ pub struct AgentArgs {
     /// Devices of the packet path: auto, or names like eth0,veth1
     #[arg(long, value_name = "auto|LIST", default_value = "auto")]
     devices: Devices,
-    /// Addresses that NodePorts are served on: prefixes, primary, all, or localhost (not served) [default: primary]
+    /// XDP on uplinks: auto (network cards that can), native, generic or off. Attaching may reset a card's link
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    xdp: Xdp,
+    /// Addresses that NodePorts are served on: prefixes, primary, all, or localhost (served to this node's own processes) [default: primary]
     #[arg(long, value_name = "LIST")]
     nodeport_addresses: Option<NodePortAddresses>,
     /// This node's primary address; unspecified: as the Node object says
@@ -133,6 +136,7 @@ impl AgentArgs {
             socket_lb: self.socket_lb,
             socket_lb_peer: self.socket_lb_peer,
             devices: self.devices.clone(),
+            xdp: self.xdp,
             nodeport_addresses: self.nodeport_addresses.clone().unwrap_or_default(),
             bind_address: Some(self.bind_address).filter(|address| !address.is_unspecified()),
             local_pods,
@@ -206,6 +210,7 @@ mod tests {
             (SocketLb::All, SocketPeer::Service)
         );
         assert_eq!(config.devices, Devices::Auto);
+        assert_eq!(config.xdp, Xdp::Auto);
         assert_eq!(config.conntrack, Conntrack::default());
         assert_eq!(
             config.healthz_bind,
@@ -220,7 +225,7 @@ mod tests {
     #[test]
     fn flags_become_settings() {
         let config = config(
-            "--manifests /m --hostname-override n2 --socket-lb off --socket-lb-peer endpoint --devices a,b \
+            "--manifests /m --hostname-override n2 --socket-lb off --socket-lb-peer endpoint --devices a,b --xdp native \
              --cgroup /c --healthz-bind-address off --conntrack-max-per-core 0 --conntrack-udp-timeout 10s \
              --conntrack-tcp-timeout-close-wait 0 --conntrack-tcp-be-liberal",
         );
@@ -231,6 +236,7 @@ mod tests {
             (SocketLb::Off, SocketPeer::Endpoint)
         );
         assert_eq!(config.devices, Devices::List(vec!["a".into(), "b".into()]));
+        assert_eq!(config.xdp, Xdp::Native);
         assert_eq!(config.cgroup, Some("/c".into()));
         assert_eq!(config.healthz_bind, BindAddress(None));
         let conntrack = Conntrack {
@@ -249,6 +255,7 @@ mod tests {
             "--kubeconfig a --manifests b",
             "--socket-lb some",
             "--devices a/b",
+            "--xdp fast",
             "--node-name a_b",
             "--healthz-bind-address host:80",
             "--conntrack-udp-timeout 10",

@@ -7,8 +7,8 @@ use std::net::{IpAddr, SocketAddr};
 use lb_ebpf::abi::Record;
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::{
-    CLIENT_CLOSED, CLOSED, ENDPOINT_CLOSED, ESTABLISHED, Flow, FlowKey, HAIRPIN, LOCAL_ENDPOINT,
-    MASQUERADE, NEW, POD,
+    ANSWERED, CLIENT_CLOSED, CLOSED, DIRECT, ENDPOINT_CLOSED, ESTABLISHED, Flow, FlowKey, HAIRPIN,
+    LOCAL_ENDPOINT, MASQUERADE, NEW, POD,
 };
 use lb_ebpf::abi::table;
 use serde::Serialize;
@@ -28,7 +28,8 @@ const ROUNDS: usize = 3;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct LiveFlow {
-    /// `namespace/name:port`.
+    /// `namespace/name:port`; `-` for a client that speaks to an endpoint directly, on a port of its own as a flow through
+    /// a service has the client's there.
     service: String,
     protocol: &'static str,
     state: &'static str,
@@ -182,7 +183,11 @@ fn live_flow<F: Family>(
     let client = SocketAddr::new(address::<F>(key.source), key.source_port);
     let source = SocketAddr::new(address::<F>(flow.new_source), flow.new_source_port);
     LiveFlow {
-        service: service.full_name(),
+        service: if flow.flags & DIRECT == 0 {
+            service.full_name()
+        } else {
+            "-".into()
+        },
         protocol: protocol_name(key.protocol),
         state: state_name(flow.state),
         client,
@@ -207,6 +212,7 @@ fn live_flow<F: Family>(
 fn state_name(state: u8) -> &'static str {
     match state {
         NEW => "new",
+        ANSWERED => "answered",
         ESTABLISHED => "established",
         CLIENT_CLOSED => "client-closed",
         ENDPOINT_CLOSED => "endpoint-closed",
@@ -414,7 +420,7 @@ mod tests {
         let rooms = [Room {
             table: "flows4",
             used: 1,
-            capacity: 16_384,
+            capacity: 32_768,
             limit: 1 << 20,
         }];
         assert_eq!(
@@ -423,7 +429,7 @@ mod tests {
 SERVICE        PROTOCOL  STATE        CLIENT           DESTINATION    ENDPOINT         SOURCE             AGE  IDLE
 shop/web:http  TCP       established  10.244.0.9:4000  10.96.0.10:80  10.244.1.3:8080  192.168.0.1:61000  10s  3s
 
-flows4: 1 of 16384 entries in use, may grow to 1048576
+flows4: 1 of 32768 entries in use, may grow to 1048576
 "
         );
     }

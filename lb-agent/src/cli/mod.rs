@@ -6,18 +6,20 @@
 //! | `read` | live tables out of the pins |
 //! | [`live`] | tables joined into services, frontends and endpoints (pure) |
 //! | `query` | which services a command is about |
-//! | `service`, `endpoint`, `flow`, `status` | one command a file |
+//! | `service`, `endpoint`, `flow`, `bench`, `status` | one command a file |
 //! | [`logging`] | where the agent's log lines go |
 //! | `output` | tables for people, TSV for pipes, JSON for programs |
 
 pub mod agent;
 mod api_server;
 mod ask;
+mod bench;
 mod conntrack;
 mod endpoint;
 mod flow;
 pub mod live;
 pub mod logging;
+mod neighbours;
 pub mod output;
 pub mod query;
 mod read;
@@ -72,6 +74,9 @@ pub enum Command {
     /// Flows of the packet path as the kernel has them
     #[command(subcommand)]
     Flow(FlowCommand),
+    /// What a connection through a Service costs on this node
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// One screen: is all well on this node? Works without a running agent
     Status(StatusArgs),
     /// Version of the program and of its table layouts
@@ -100,6 +105,17 @@ pub enum EndpointCommand {
     List {
         /// NAME, NAMESPACE/NAME or NAMESPACE/NAME:PORT (the port by name or number)
         service: Option<ServiceQuery>,
+        #[command(flatten)]
+        list: ListArgs,
+    },
+}
+
+#[derive(Subcommand, Debug)]
+pub enum BenchCommand {
+    /// Two hundred connections to a Service and to its endpoints, in turns: too few to be felt
+    Quick {
+        /// NAME, NAMESPACE/NAME or NAMESPACE/NAME:PORT (the port by name or number)
+        service: ServiceQuery,
         #[command(flatten)]
         list: ListArgs,
     },
@@ -257,6 +273,9 @@ pub fn answer(command: &Command) -> Result<Printed, CommandError> {
         }
         Command::Flow(FlowCommand::Flush(args)) => {
             flow::flush(&read::tables(&args.filter.place.bpffs)?, args)
+        }
+        Command::Bench(BenchCommand::Quick { service, list }) => {
+            bench::quick(&read::tables(&list.place.bpffs)?, service, list)
         }
         Command::Status(args) => Ok(status::status(args)),
         Command::Version { show } => Ok(version(*show)),

@@ -14,6 +14,7 @@ use lb_ebpf::abi::{ABI_VERSION, Record, SEGMENT_RECORDS, table};
 
 use super::CommandError;
 use super::live::{self, LiveTables};
+use super::neighbours::{self, Neighbour};
 use crate::datapath::Error;
 use crate::datapath::flows::Flows;
 use crate::datapath::growing::LIMIT;
@@ -57,6 +58,8 @@ pub(super) struct Inventory {
     pub devices: Vec<(u32, Device)>,
     pub settings: Settings,
     pub hooks: Vec<Hook>,
+    /// Others' programs on the same devices.
+    pub neighbours: Vec<Neighbour>,
 }
 
 /// The tables that say where traffic goes.
@@ -124,12 +127,16 @@ impl Place {
         ] {
             usage.push(self.fixed_usage(name)?);
         }
+        let (devices, hooks) = (self.reader.devices()?, self.hooks()?);
+        let indices: Vec<u32> = devices.iter().map(|(index, _)| *index).collect();
+        let ours = hooks.iter().map(|hook| hook.program_id).collect();
         Ok(Inventory {
             usage,
             counters: self.reader.counters()?,
-            devices: self.reader.devices()?,
+            devices,
             settings: self.reader.settings()?,
-            hooks: self.hooks()?,
+            neighbours: neighbours::on(&indices, &ours),
+            hooks,
         })
     }
 
@@ -215,7 +222,8 @@ impl Place {
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            let interface = name.starts_with("tc-").then_some(info.target);
+            let on_device = name.starts_with("tc-") || name.starts_with("xdp-");
+            let interface = on_device.then_some(info.target);
             hooks.push(Hook {
                 name,
                 program_id: info.program_id,
@@ -324,7 +332,7 @@ mod tests {
     #[test]
     fn a_node_without_tables_gets_advice() {
         let error = tables(Path::new("/nonexistent")).unwrap_err();
-        assert_eq!(error.what, "no Beeline tables at /nonexistent/beeline/v1");
+        assert_eq!(error.what, "no Beeline tables at /nonexistent/beeline/v2");
         assert!(error.next.contains("beeline agent"));
     }
 }

@@ -11,10 +11,12 @@ use lb_ebpf::abi::{device, settings};
 use serde::Serialize;
 
 use super::live::{LiveTables, ServicePort, Verdict};
+use super::neighbours::Neighbour;
 use super::output::{self, Format};
 use super::read::{self, Hook, Inventory, Usage};
 use super::{CommandError, Exit, Printed, StatusArgs, ask};
 use crate::health::status::AgentStatus;
+use crate::sys::netlink;
 
 /// A table of fixed size is a problem from here on, in percent.
 const FULL_PERCENT: usize = 90;
@@ -59,6 +61,8 @@ struct Report {
     /// Whose sockets are translated when they connect.
     sockets: &'static str,
     devices: Vec<DeviceLine>,
+    /// Others' programs on the same devices.
+    neighbours: Vec<NeighbourLine>,
     services: usize,
     frontends: usize,
     rejecting: usize,
@@ -93,6 +97,19 @@ struct DeviceLine {
     name: String,
     role: &'static str,
     mtu: u32,
+    /// How XDP sits on it: native or generic.
+    xdp: Option<String>,
+    /// Why it does not, as the agent says.
+    without_xdp: Option<String>,
+}
+
+/// Another's program, its device named.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct NeighbourLine {
+    device: String,
+    #[serde(flatten)]
+    neighbour: Neighbour,
 }
 
 /// Never fails: what cannot be found out is a problem shown.
@@ -102,7 +119,11 @@ pub(super) fn status(args: &StatusArgs) -> Printed {
         let inventory = read::inventory(bpffs, &tables)?;
         Ok((tables, inventory))
     });
-    let mut report = report(found, agent(args), &interface_names());
+    let names = match &found {
+        Ok((_, inventory)) => interface_names(inventory),
+        Err(_) => BTreeMap::new(),
+    };
+    let mut report = report(found, agent(args), &names);
     report.kernel = kernel();
     report.pins = crate::datapath::pins::Pins::new(bpffs)
         .root()
@@ -207,10 +228,26 @@ impl Report {
         self.devices = inventory
             .devices
             .iter()
-            .map(|(index, device)| device_line(*index, device, interfaces))
+            .map(|(index, device)| {
+                let mut line = device_line(*index, device, interfaces);
+                line.xdp = self.xdp_mode(*index);
+                line
+            })
             .collect();
         self.devices
             .sort_by(|a, b| (a.role, &a.name).cmp(&(b.role, &b.name)));
+        let neighbours = inventory.neighbours.into_iter();
+        self.neighbours = neighbours
+            .map(|neighbour| NeighbourLine {
+                device: named(neighbour.index, interfaces),
+                neighbour,
+            })
+            .collect();
+        if self.sockets == "off" && self.devices.iter().all(|device| device.role != "loopback") {
+            self.notes.push(
+                "the loopback device has no program: this node's own processes do not reach its NodePorts".into(),
+            );
+        }
         for usage in &inventory.usage {
             if usage.limit > 0 && usage.used * 100 >= usage.limit * FULL_PERCENT {
                 self.problems.push(format!(
@@ -227,6 +264,14 @@ impl Report {
                 ));
             }
         }
+    }
+
+    /// How XDP sits on a device: the pins of links tell.
+    fn xdp_mode(&self, index: u32) -> Option<String> {
+        let prefix = format!("xdp-{index}-");
+        let hooks = self.hooks.iter().map(|line| &line.hook);
+        let mut here = hooks.filter(|hook| hook.interface == Some(index));
+        here.find_map(|hook| hook.name.strip_prefix(&prefix).map(str::to_owned))
     }
 
     fn agent_problems(&mut self) {
@@ -258,6 +303,9 @@ impl Report {
                 status.source
             ));
         }
+        for device in &mut self.devices {
+            device.without_xdp = status.without_xdp.get(&device.name).cloned();
+        }
         for (device, reason) in &status.devices_left_out {
             self.notes
                 .push(format!("device {device} has no packet programs: {reason}"));
@@ -274,33 +322,32 @@ fn device_line(
     interfaces: &BTreeMap<u32, String>,
 ) -> DeviceLine {
     DeviceLine {
-        name: interfaces
-            .get(&index)
-            .cloned()
-            .unwrap_or_else(|| format!("#{index}")),
+        name: named(index, interfaces),
         role: match device.role {
             device::POD => "pod",
             device::UPLINK => "uplink",
+            device::LOOPBACK => "loopback",
             _ => "?",
         },
         mtu: device.mtu,
+        xdp: None,
+        without_xdp: None,
     }
 }
 
-/// Names of this network namespace's interfaces, by index.
-fn interface_names() -> BTreeMap<u32, String> {
-    let entries = std::fs::read_dir("/sys/class/net")
-        .into_iter()
-        .flatten()
-        .flatten();
-    let named = entries.filter_map(|entry| {
-        let index = std::fs::read_to_string(entry.path().join("ifindex"))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()?;
-        Some((index, entry.file_name().to_string_lossy().into_owned()))
-    });
+fn named(index: u32, interfaces: &BTreeMap<u32, String>) -> String {
+    let known = interfaces.get(&index).cloned();
+    known.unwrap_or_else(|| format!("#{index}"))
+}
+
+/// Names of the interfaces that the tables and links tell of, by index. Asked of the kernel: `/sys` may show another
+/// network namespace's.
+fn interface_names(inventory: &Inventory) -> BTreeMap<u32, String> {
+    let devices = inventory.devices.iter().map(|(index, _)| *index);
+    let hooks = inventory.hooks.iter().filter_map(|hook| hook.interface);
+    let named = devices
+        .chain(hooks)
+        .filter_map(|index| Some((index, netlink::device_name(index)?)));
     named.collect()
 }
 
@@ -354,6 +401,12 @@ mod tests {
                 flags: settings::SOCKETS_ALL,
                 ..settings::Settings::default()
             },
+            neighbours: vec![Neighbour {
+                index: 2,
+                hook: "tcx ingress",
+                order: "behind ours",
+                program: "cni_in".into(),
+            }],
         }
     }
 
@@ -390,6 +443,7 @@ mod tests {
             "Agent     healthy, version 1.2.3, node node-1, source manifests in /m (connected), last sync 2026-01-01T00:00:00Z",
             "Sockets   of every network namespace; attached: connect4",
             "Devices   uplinks: eth0; pods: #7; 1 programs attached",
+            "Neighbour cni_in on tcx ingress of eth0, behind ours",
             "Services  3 service ports, 4 frontends (1 reject, 1 drop), 4 endpoints",
             "frontends4  3     1024      1048576",
             "connect_translated  17     connect() to a service sent to an endpoint",

@@ -1,7 +1,7 @@
 //! Addresses that NodePorts are served on (`--nodeport-addresses`, spec §1.G).
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
@@ -17,14 +17,19 @@ pub struct NodePortAddresses {
     entries: Vec<Entry>,
 }
 
+/// What "localhost" is.
+const LOOPBACK: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::LOCALHOST),
+    IpAddr::V6(Ipv6Addr::LOCALHOST),
+];
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Entry {
     /// The Node's primary address of each family (G2).
     Primary,
     /// Every address of every device but loopback (G4).
     All,
-    /// Accepted as kube-proxy accepts it. NodePorts are never served on loopback addresses (G9), so it only says
-    /// that the others are not wanted.
+    /// `127.0.0.1` and `::1`, for this node's own processes (G9).
     Localhost,
     /// Addresses in a prefix (G1).
     In(Cidr),
@@ -57,6 +62,19 @@ impl NodePortAddresses {
         chosen.sort_unstable();
         chosen.dedup();
         chosen
+    }
+
+    /// The loopback addresses that are meant: those that the list names, by the keyword or by a prefix. "All"
+    /// addresses, however said, leave them out (G9).
+    pub fn loopback(&self) -> Vec<IpAddr> {
+        let named = |address: &IpAddr| {
+            self.entries.iter().any(|entry| match entry {
+                Entry::Localhost => true,
+                Entry::In(range) => range.length != 0 && range.contains(*address),
+                Entry::Primary | Entry::All => false,
+            })
+        };
+        LOOPBACK.into_iter().filter(named).collect()
     }
 
     /// Whether a family's list was given and leaves out some addresses: health-check ports are then opened on the
@@ -179,8 +197,23 @@ mod tests {
     }
 
     #[test]
-    fn localhost_alone_serves_nowhere() {
+    fn localhost_alone_serves_nobody_else() {
         assert!(chosen("localhost").is_empty());
+    }
+
+    #[test]
+    fn loopback_addresses_are_served_where_the_list_names_them() {
+        let loopback = |list: &str| {
+            let addresses: NodePortAddresses = list.parse().unwrap();
+            let chosen = addresses.loopback();
+            chosen.iter().map(IpAddr::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(loopback("primary,localhost"), ["127.0.0.1", "::1"]);
+        assert_eq!(loopback("127.0.0.0/8,10.0.0.0/8"), ["127.0.0.1"]);
+        assert_eq!(loopback("::1/128"), ["::1"]);
+        for others in ["", "all", "primary", "0.0.0.0/0,::/0"] {
+            assert!(loopback(others).is_empty(), "{others}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use aya::programs::tc::{
     qdisc_detach_program,
 };
 use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
-use lb_ebpf::abi::device::{POD, UPLINK};
+use lb_ebpf::abi::device::{Device, LOOPBACK, POD, UPLINK};
 
 use super::pins::Pins;
 use super::programs::Programs;
@@ -40,13 +40,47 @@ pub enum Direction {
     Egress,
 }
 
-/// Packet programs by the role of their device (`lb_ebpf::abi::device`).
-pub const PACKET_PROGRAMS: [(u32, Direction, &str); 4] = [
-    (POD, Direction::Ingress, "pod_ingress"),
-    (POD, Direction::Egress, "pod_egress"),
-    (UPLINK, Direction::Ingress, "out_ingress"),
-    (UPLINK, Direction::Egress, "out_egress"),
+/// A packet program and the devices it is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PacketProgram {
+    pub name: &'static str,
+    pub direction: Direction,
+    /// As `lb_ebpf::abi::device` has them.
+    role: u32,
+    /// Length of the link-layer header.
+    header_length: u32,
+}
+
+const fn on(
+    role: u32,
+    header_length: u32,
+    direction: Direction,
+    name: &'static str,
+) -> PacketProgram {
+    PacketProgram {
+        name,
+        direction,
+        role,
+        header_length,
+    }
+}
+
+/// All of them.
+pub const PACKET_PROGRAMS: [PacketProgram; 7] = [
+    on(POD, 14, Direction::Ingress, "pod_ingress"),
+    on(POD, 14, Direction::Egress, "pod_egress"),
+    on(UPLINK, 14, Direction::Ingress, "out_ingress"),
+    on(UPLINK, 14, Direction::Egress, "out_egress"),
+    on(UPLINK, 0, Direction::Ingress, "l3_ingress"),
+    on(UPLINK, 0, Direction::Egress, "l3_egress"),
+    on(LOOPBACK, 14, Direction::Egress, "lo_egress"),
 ];
+
+impl PacketProgram {
+    fn is_for(&self, device: &Device) -> bool {
+        self.role == device.role && self.header_length == device.header_length
+    }
+}
 
 /// How packet programs are attached on this kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,10 +153,11 @@ pub fn attach_device(
     (index, chosen): (u32, &Chosen),
 ) -> Result<Change> {
     let mut most = Change::None;
-    for (role, direction, program_name) in PACKET_PROGRAMS {
-        if role != chosen.device.role {
-            continue;
-        }
+    for program in PACKET_PROGRAMS
+        .iter()
+        .filter(|program| program.is_for(&chosen.device))
+    {
+        let (direction, program_name) = (program.direction, program.name);
         let change = match hook {
             PacketHook::Tcx => {
                 let (program, program_id) = programs.get(program_name)?;
@@ -151,7 +186,12 @@ pub fn attach_device(
 /// Takes our programs off a device that may be gone already.
 pub fn detach_device(pins: &Pins, hook: PacketHook, device: (u32, &str)) -> Result<()> {
     let (index, name) = device;
-    for (_, direction, program_name) in PACKET_PROGRAMS {
+    for PacketProgram {
+        direction,
+        name: program_name,
+        ..
+    } in PACKET_PROGRAMS
+    {
         drop_link(&pins.link(&link_name(index, direction)))?;
         if hook == PacketHook::Clsact {
             detach_filter(name, direction, program_name)?;
@@ -168,13 +208,16 @@ pub fn linked_devices(pins: &Pins) -> Result<Vec<u32>> {
         .filter_map(|path| {
             path.file_name()?
                 .to_str()?
-                .strip_prefix("tc-")?
+                .split_once('-')
+                .filter(|(hook, _)| matches!(*hook, "tc" | "xdp"))?
+                .1
                 .split('-')
                 .next()?
                 .parse()
                 .ok()
         })
         .collect();
+    indices.sort_unstable();
     indices.dedup();
     Ok(indices)
 }
@@ -216,15 +259,16 @@ pub fn detach_filter(device: &str, direction: Direction, program: &str) -> Resul
     }
 }
 
-struct Wanted<'a> {
-    pin: std::path::PathBuf,
-    program: &'a Program,
-    program_id: u32,
+/// A program that is to sit behind a pinned link.
+pub(super) struct Wanted<'a> {
+    pub(super) pin: std::path::PathBuf,
+    pub(super) program: &'a Program,
+    pub(super) program_id: u32,
 }
 
 impl Wanted<'_> {
     /// Makes the pinned link run the program; `fits` tells whether an existing link sits at the right place.
-    fn ensure(
+    pub(super) fn ensure(
         &self,
         fits: impl Fn(&LinkInfo) -> bool,
         attach: impl FnOnce() -> crate::sys::bpf::Result<Link>,

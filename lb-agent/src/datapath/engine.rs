@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use lb_ebpf::abi::device::{Device, UPLINK};
 use lb_ebpf::abi::settings::Settings;
 
 use super::apply::Applied;
@@ -14,6 +15,7 @@ use super::programs::Programs;
 use super::read::KernelState;
 use super::roles::Chosen;
 use super::tables::Tables;
+use super::xdp::{self, Abilities, Seat};
 use super::{Error, Result};
 use crate::plan::Write;
 use crate::sys::bpf::WriteMode;
@@ -36,6 +38,9 @@ pub struct Datapath {
     programs: Programs,
     hook: PacketHook,
     devices: BTreeMap<u32, Chosen>,
+    abilities: Abilities,
+    /// Of each device whether XDP sits there.
+    seats: BTreeMap<u32, (Chosen, Seat)>,
 }
 
 /// What following the devices did.
@@ -72,6 +77,8 @@ impl Datapath {
             programs,
             hook,
             devices: BTreeMap::new(),
+            abilities: Abilities::default(),
+            seats: BTreeMap::new(),
         })
     }
 
@@ -129,6 +136,7 @@ impl Datapath {
     /// Makes exactly these devices have packet programs. One that fails is named and left out.
     pub fn set_devices(&mut self, wanted: &BTreeMap<u32, Chosen>) -> Result<DeviceChanges> {
         let mut changes = DeviceChanges::default();
+        self.abilities = Abilities::read();
         for (&index, chosen) in wanted {
             match self.devices.get(&index) {
                 Some(known) if known == chosen => continue,
@@ -174,10 +182,40 @@ impl Datapath {
             // A device that was renamed or that a former agent attached to is known by its index alone.
             let name = netlink::device_name(index).unwrap_or_default();
             attach::detach_device(&self.pins, self.hook, (index, &name))?;
+            xdp::remove(&self.pins, index)?;
             self.tables.devices.delete(&index)?;
             changes.forgotten.push(index);
         }
+        self.follow_xdp()?;
         Ok(changes)
+    }
+
+    /// Makes the devices that are to have XDP have it, as far as they can now, and tells the programs which devices
+    /// can send for it: that may change at any time, with another's program, too.
+    pub fn follow_xdp(&mut self) -> Result<()> {
+        let mut seats = BTreeMap::new();
+        for (&index, chosen) in &self.devices {
+            let seat = match self.seats.get(&index) {
+                Some((asked, seat @ Seat::Refused(_))) if asked == chosen => seat.clone(),
+                _ => xdp::follow(&self.pins, &self.programs, (index, chosen))?,
+            };
+            seats.insert(index, (chosen.clone(), seat));
+        }
+        self.seats = seats;
+        self.abilities = Abilities::read();
+        for (&index, chosen) in &self.devices {
+            self.write_device(index, chosen)?;
+        }
+        Ok(())
+    }
+
+    /// Of each uplink, by name, whether XDP sits there.
+    pub fn seats(&self) -> BTreeMap<&str, &Seat> {
+        let uplinks = self.devices.iter();
+        uplinks
+            .filter(|(_, chosen)| chosen.device.role == UPLINK)
+            .filter_map(|(index, chosen)| Some((chosen.name.as_str(), &self.seats.get(index)?.1)))
+            .collect()
     }
 
     /// The record first: a program that runs finds what it needs.
@@ -187,10 +225,12 @@ impl Datapath {
     }
 
     fn write_device(&self, index: u32, chosen: &Chosen) -> Result<()> {
-        if self.tables.devices.get(&index)?.as_ref() != Some(&chosen.device) {
-            self.tables
-                .devices
-                .put(&index, &chosen.device, WriteMode::Any)?;
+        let record = Device {
+            flags: self.abilities.flags(index, chosen),
+            ..chosen.device
+        };
+        if self.tables.devices.get(&index)?.as_ref() != Some(&record) {
+            self.tables.devices.put(&index, &record, WriteMode::Any)?;
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lb_ebpf::abi::family::Family;
 use lb_ebpf::abi::flow::{Flow, FlowKey, MASQUERADE, key_check};
 use lb_ebpf::abi::{FLOW_SHARDS, Record, table};
-use lb_ebpf::flow_keys::{write_leaving_key, write_reply_key, write_returning_key};
+use lb_ebpf::flow_keys::{write_reply_key, write_returning_key};
 
 use super::Result;
 use super::pins::Pins;
@@ -103,8 +103,6 @@ where
         write_reply_key(&mut reply, flow, key);
         self.release(&reply, key)?;
         if flow.flags & MASQUERADE != 0 {
-            write_leaving_key(&mut reply, flow, key);
-            self.release(&reply, key)?;
             write_returning_key(&mut reply, flow, key);
             self.release(&reply, key)?;
         }

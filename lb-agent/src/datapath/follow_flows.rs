@@ -5,7 +5,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::shards::FlowShards;
+use super::shards::{Events, FlowShards};
 use super::{Error, Result};
 
 /// Time between looks at the counters.
@@ -49,17 +49,22 @@ impl FlowShards {
     }
 
     fn run(&self, pace: &Pace, stopped: &mpsc::Receiver<()>) {
-        let (mut created, mut refused) = (0, 0);
+        let mut known = Events::default();
         let mut last = None::<Instant>;
         let (mut more, mut failed) = (false, false);
         while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
-            let outcome = self.events().and_then(|(now_created, now_refused)| {
+            let outcome = self.events().and_then(|now| {
                 let due = more
-                    || now_refused != refused
-                    || now_created.wrapping_sub(created) >= pace.flows
+                    || now.refused != known.refused
+                    || now.created.wrapping_sub(known.created) >= pace.flows
                     || last.is_none_or(|last| last.elapsed() >= pace.period);
+                // What was displaced before this agent began is no reason to make room.
+                if last.is_some() && now.displaced != known.displaced {
+                    self.admit_more()?;
+                }
+                known.displaced = now.displaced;
                 if due {
-                    (created, refused, last) = (now_created, now_refused, Some(Instant::now()));
+                    (known, last) = (now, Some(Instant::now()));
                     more = self.tend()?;
                 }
                 Ok(())

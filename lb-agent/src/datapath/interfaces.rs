@@ -43,6 +43,8 @@ pub struct Interface {
     pub index: u32,
     pub name: String,
     pub kind: LinkKind,
+    /// A network card itself, which is of no driver's kind: neither veth nor what sits on others.
+    pub card: bool,
     /// Index of the device it is a port of (bridge, bond), or 0.
     pub controller: u32,
     /// Index of the device it sits on (VLAN), or 0.
@@ -255,6 +257,7 @@ fn interface(message: &LinkMessage) -> Interface {
             LinkLayerType::Loopback => LinkKind::Loopback,
             _ => LinkKind::Nic,
         },
+        card: layer == LinkLayerType::Ether,
         controller: 0,
         lower: 0,
         groups_only: false,
@@ -273,6 +276,7 @@ fn interface(message: &LinkMessage) -> Interface {
                 for info in infos {
                     if let LinkInfo::Kind(info) = info {
                         interface.kind = kind(info);
+                        interface.card = false;
                         interface.groups_only = *info == InfoKind::Vrf;
                     }
                 }

@@ -9,6 +9,7 @@ mod follow_flows;
 pub mod grace;
 pub mod growing;
 pub mod interfaces;
+pub mod newcomers;
 pub mod object;
 pub mod pins;
 pub mod programs;
@@ -18,6 +19,7 @@ pub mod segments;
 pub mod shards;
 mod stage;
 pub mod tables;
+pub mod xdp;
 
 use std::fmt;
 use std::io;
@@ -31,7 +33,8 @@ pub use follow_flows::Follower;
 pub use grace::Grace;
 pub use interfaces::{Interfaces, Picture};
 pub use read::{KernelState, Reader};
-pub use roles::{Choice, PodDevices, Selection, is_unroutable};
+pub use roles::{Choice, OwnTraffic, PodDevices, Selection, is_unroutable};
+pub use xdp::Seat;
 
 /// What went wrong on the kernel's side, and what to do about it.
 #[derive(Debug)]

@@ -191,9 +191,9 @@ impl Definition {
         }
     }
 
-    /// The kernel takes no type information for tables of tables.
+    /// The kernel takes no type information for tables of tables, nor for queues, which have no keys.
     fn has_types(&self) -> bool {
-        self.kind != MapKind::ArrayOfMaps as u32
+        self.kind != MapKind::ArrayOfMaps as u32 && self.kind != MapKind::Queue as u32
     }
 
     /// What makes an existing table unfit to be used as this one, `None` if nothing does.

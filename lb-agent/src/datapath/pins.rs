@@ -4,7 +4,8 @@
 //! <bpffs>/beeline/v<ABI>/maps/<table>          every table
 //!                       /inner/<table>-<slot>  inner maps of tables of tables
 //!                       /programs/<program>
-//!                       /links/<hook>          cgroup hooks; tc-<interface index>-<direction>
+//!                       /links/<hook>          cgroup hooks; tc-<interface index>-<direction>;
+//!                                              xdp-<interface index>-<mode>
 //! ```
 
 use std::fs;

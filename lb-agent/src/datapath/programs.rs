@@ -6,14 +6,19 @@ use std::path::Path;
 
 use aya::EbpfLoader;
 use aya::programs::Program as AyaProgram;
+use tracing::warn;
 
 use super::object::{Definition, Definitions};
 use super::pins::{Pins, check, list};
-use super::{Error, Result};
+use super::{Error, Result, xdp};
 use crate::sys::bpf::{Map, MapKind, Program, WriteMode, pin};
+use crate::sys::capability;
 
 /// Runs the sweeper's timer; see `sweep_arm` in the object.
 const SWEEP_ARM: &str = "sweep_arm";
+
+/// A timer's memory is allocated without waiting (Linux 6.18), which fails now and then where CPUs compete for it.
+const ARMING_TRIES: u32 = 20;
 
 /// Every program of the object, pinned.
 #[derive(Debug)]
@@ -70,17 +75,36 @@ impl Programs {
             .ok_or_else(|| Error::Object(format!("the eBPF object has no program {name}")))
     }
 
+    /// A program and its id, if the kernel took it.
+    pub(super) fn find(&self, name: &str) -> Option<(&Program, u32)> {
+        let pinned = self.programs.get(name)?;
+        Some((&pinned.program, pinned.id))
+    }
+
     /// Starts the timer that sweeps expired flows, or hands it to this object's code. From then on the pin of its
     /// table keeps it ticking.
     pub fn arm_sweeper(&self) -> Result<()> {
-        // The shortest frame that a test run takes.
-        match self.get(SWEEP_ARM)?.0.run_once(&[0; 64])? {
-            0 => Ok(()),
-            step => Err(Error::Object(format!(
-                "the sweep of expired flows does not start (step {step} of {SWEEP_ARM})"
-            ))),
+        let program = &self.get(SWEEP_ARM)?.0;
+        let mut tries = ARMING_TRIES;
+        loop {
+            // The shortest frame that a test run takes.
+            match program.run_once(&[0; 64])? {
+                0 => return Ok(()),
+                step if tries == 0 => {
+                    return Err(Error::Object(format!(
+                        "the sweep of expired flows does not start (step {step} of {SWEEP_ARM})"
+                    )));
+                }
+                _ => tries -= 1,
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
         }
     }
+}
+
+/// Programs that older kernels do not take, whose work others do as well.
+fn optional(name: &str) -> bool {
+    xdp::PROGRAMS.contains(&name)
 }
 
 /// Loads the object by aya over our pinned tables and pins its programs.
@@ -97,16 +121,25 @@ fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<()> {
         .load(object)
         .map_err(|source| failed("the eBPF object", source))?;
     for (name, program) in object.programs_mut() {
-        match program {
+        let loaded = match program {
             AyaProgram::SchedClassifier(tc) => tc.load(),
             AyaProgram::CgroupSockAddr(socket) => socket.load(),
+            AyaProgram::Xdp(xdp) => xdp.load(),
             _ => {
                 return Err(Error::Object(format!(
                     "program {name} is of a kind that the agent cannot load"
                 )));
             }
+        };
+        if let Err(source) = loaded {
+            let error = failed(&refused(name), source);
+            if !optional(name) {
+                return Err(error);
+            }
+            warn!(%error, "the kernel does not take a program that this node can do without");
+            pin::remove(&pins.program(name))?;
+            continue;
         }
-        .map_err(|source| failed(&format!("program {name}"), source))?;
         let fd = program
             .fd()
             .map_err(|source| failed(&format!("program {name}"), source))?;
@@ -115,11 +148,26 @@ fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// What did not load, and what may help.
+fn refused(name: &str) -> String {
+    match capability::may_read_kernel_memory() {
+        // Later verifiers put a barrier where they once gave up (mainline 6.17).
+        Ok(false) => format!(
+            "program {name} (before Linux 6.18 this takes CAP_PERFMON, which this process lacks, beside CAP_BPF \
+             and CAP_NET_ADMIN: add it to the container's capabilities)"
+        ),
+        _ => format!("program {name}"),
+    }
+}
+
 /// The pinned programs, `None` if one is missing.
 fn open_pinned(pins: &Pins, definitions: &Definitions) -> Result<Option<BTreeMap<String, Pinned>>> {
     let mut programs = BTreeMap::new();
     for name in definitions.programs() {
         let Some(fd) = pin::get_if_present(&pins.program(name))? else {
+            if optional(name) {
+                continue;
+            }
             return Ok(None);
         };
         let program = Program::from_fd(fd);

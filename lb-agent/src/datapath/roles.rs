@@ -8,17 +8,34 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_ebpf::abi::address::{Address4, Address6};
-use lb_ebpf::abi::device::{Device, POD, UPLINK};
+use lb_ebpf::abi::device::{Device, LOOPBACK, POD, UPLINK};
 
 use super::interfaces::{Interface, LinkKind, LocalAddress, Picture};
+use super::xdp::Wish;
+use crate::config::Xdp;
+use crate::sys::bpf::XdpMode;
 
 /// Which devices get packet programs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Selection {
     /// These names and no others; `None`: all that matter.
     pub names: Option<Vec<String>>,
+    /// Where uplinks get the XDP program.
+    pub xdp: Xdp,
     /// How devices that lead to pods are told from others.
     pub pods: PodDevices,
+    /// Who translates what this node's own processes send.
+    pub own: OwnTraffic,
+}
+
+/// Who translates what this node's own processes send.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OwnTraffic {
+    /// Socket hooks do.
+    #[default]
+    Sockets,
+    /// The packet programs: also on the loopback device, where packets to this node's own addresses pass.
+    Packets,
 }
 
 /// How devices that lead to pods are told from others.
@@ -38,6 +55,10 @@ pub enum PodDevices {
 pub struct Chosen {
     pub name: String,
     pub device: Device,
+    /// It is a network card itself.
+    pub card: bool,
+    /// Whether it is to have the XDP program, too.
+    pub xdp: Wish,
 }
 
 /// What became of the devices.
@@ -51,13 +72,20 @@ pub struct Choice {
 
 /// Why a device that was asked for, or that leads to other hosts, gets no programs.
 mod reason {
-    pub(super) const NO_LINK_HEADER: &str =
-        "it has no Ethernet header (tun, WireGuard, IP tunnel), which the packet programs need";
+    pub(super) const LINK_HEADER: &str =
+        "it leads to a pod without an Ethernet header, which the packet programs need there";
     pub(super) const LOOPBACK: &str = "it is a loopback device";
     pub(super) const MEMBER: &str =
         "it is a member of another device, which sees its packets: name that one";
     pub(super) const POD_BRIDGE: &str = "its ports lead to pods and get the programs themselves";
     pub(super) const ABSENT: &str = "there is no such device now";
+    pub(super) const XDP_OFF: &str = "switched off by --xdp=off";
+    pub(super) const XDP_NO_UPLINK: &str = "it is no uplink";
+    pub(super) const XDP_NO_HEADER: &str = "it has no Ethernet header";
+    pub(super) const XDP_NO_CARD: &str =
+        "it is no network card, so --xdp=auto leaves it out (checksums may not be complete there)";
+    pub(super) const XDP_VLANS: &str = "VLANs sit on it, and a card may take their tags off before XDP sees them, \
+         so --xdp=auto leaves it out";
 }
 
 impl Selection {
@@ -65,7 +93,9 @@ impl Selection {
     pub fn auto() -> Self {
         Self {
             names: None,
+            xdp: Xdp::Auto,
             pods: PodDevices::ByNature,
+            own: OwnTraffic::Sockets,
         }
     }
 
@@ -83,6 +113,11 @@ impl Picture {
     pub fn choose(&self, selection: &Selection, node_addresses: &[IpAddr]) -> Choice {
         let mut choice = Choice::default();
         for interface in &self.interfaces {
+            if interface.kind == LinkKind::Loopback && selection.own == OwnTraffic::Packets {
+                let chosen = self.chosen(interface, LOOPBACK, Wish::Not(reason::XDP_NO_UPLINK));
+                choice.chosen.insert(interface.index, chosen);
+                continue;
+            }
             let named = match &selection.names {
                 None => false,
                 Some(names) if names.contains(&interface.name) => true,
@@ -90,7 +125,8 @@ impl Picture {
             };
             match self.role(interface, selection, node_addresses, named) {
                 Ok(Some(role)) => {
-                    let chosen = self.chosen(interface, role);
+                    let xdp = self.xdp(interface, role, selection.xdp);
+                    let chosen = self.chosen(interface, role, xdp);
                     choice.chosen.insert(interface.index, chosen);
                 }
                 Ok(None) => {}
@@ -107,6 +143,19 @@ impl Picture {
         choice
     }
 
+    /// What XDP there is to be on a device of a role.
+    fn xdp(&self, interface: &Interface, role: u32, wanted: Xdp) -> Wish {
+        match wanted {
+            _ if role != UPLINK => Wish::Not(reason::XDP_NO_UPLINK),
+            _ if interface.header_length == 0 => Wish::Not(reason::XDP_NO_HEADER),
+            Xdp::Off => Wish::Not(reason::XDP_OFF),
+            Xdp::Auto if !interface.card => Wish::Not(reason::XDP_NO_CARD),
+            Xdp::Auto if self.carries_another(interface) => Wish::Not(reason::XDP_VLANS),
+            Xdp::Auto | Xdp::Native => Wish::Mode(XdpMode::Native),
+            Xdp::Generic => Wish::Mode(XdpMode::Generic),
+        }
+    }
+
     fn role(
         &self,
         interface: &Interface,
@@ -116,7 +165,10 @@ impl Picture {
     ) -> Result<Option<u32>, &'static str> {
         let refused = |reason| if named { Err(reason) } else { Ok(None) };
         if self.leads_to_pod(interface, &selection.pods, node_addresses) {
-            return Ok(Some(POD));
+            return match interface.header_length {
+                0 => Err(reason::LINK_HEADER),
+                _ => Ok(Some(POD)),
+            };
         }
         if interface.kind == LinkKind::Loopback {
             return refused(reason::LOOPBACK);
@@ -129,9 +181,6 @@ impl Picture {
         }
         if !named && !self.leads_to_hosts(interface) {
             return Ok(None);
-        }
-        if interface.header_length == 0 {
-            return Err(reason::NO_LINK_HEADER);
         }
         Ok(Some(UPLINK))
     }
@@ -238,7 +287,7 @@ impl Picture {
             .filter(|other| other.kind == LinkKind::Bridge)
     }
 
-    fn chosen(&self, interface: &Interface, role: u32) -> Chosen {
+    fn chosen(&self, interface: &Interface, role: u32, xdp: Wish) -> Chosen {
         let v4 = |own: &LocalAddress| match own.address {
             IpAddr::V4(address) => Some(Address4::from(address)),
             IpAddr::V6(_) => None,
@@ -252,12 +301,16 @@ impl Picture {
             bridge: self.bridge_of(interface).map_or(0, |bridge| bridge.index),
             header_length: interface.header_length,
             mtu: interface.mtu,
+            // The engine's, which knows what the device can do now.
+            flags: 0,
             address4: self.source_address(interface.index, v4),
             address6: self.source_address(interface.index, v6),
         };
         Chosen {
             name: interface.name.clone(),
             device,
+            card: interface.card,
+            xdp,
         }
     }
 

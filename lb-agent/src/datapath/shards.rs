@@ -17,6 +17,7 @@ use lb_ebpf::abi::{FLOW_SHARDS, counter};
 
 use super::Result;
 use super::entries::Meter;
+use super::newcomers::Newcomers;
 use super::object::{Definition, Definitions};
 use super::pins::check;
 use crate::sys::bpf::{self, Counters, Map, Outer, WriteMode, pin};
@@ -34,6 +35,7 @@ const CLEARED_AT_ONCE: usize = 2;
 #[derive(Debug)]
 pub struct FlowShards {
     tables: Mutex<Vec<FlowTable>>,
+    newcomers: Mutex<Vec<Newcomers>>,
     counters: Counters,
     usage: Mutex<Vec<FlowUsage>>,
 }
@@ -49,6 +51,16 @@ pub struct FlowUsage {
     pub limit: usize,
     /// Shards in which entries wait to be moved.
     pub moving: usize,
+}
+
+/// What happened to flows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Events {
+    pub created: u64,
+    /// For want of room.
+    pub refused: u64,
+    /// By newer ones.
+    pub displaced: u64,
 }
 
 /// One flow table.
@@ -80,9 +92,14 @@ struct Former {
 }
 
 impl FlowShards {
-    pub fn new(tables: Vec<FlowTable>, counters: Counters) -> Result<Self> {
+    pub fn new(
+        tables: Vec<FlowTable>,
+        newcomers: Vec<Newcomers>,
+        counters: Counters,
+    ) -> Result<Self> {
         let shards = Self {
             tables: Mutex::new(tables),
+            newcomers: Mutex::new(newcomers),
             counters,
             usage: Mutex::default(),
         };
@@ -127,14 +144,24 @@ impl FlowShards {
         })
     }
 
-    /// Flows opened and flows refused for want of room, since the tables were made.
-    pub fn events(&self) -> Result<(u64, u64)> {
+    /// Lets more clients be unproven at a time; a flood displaces some.
+    pub fn admit_more(&self) -> Result<()> {
+        let mut queues = self
+            .newcomers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        queues.iter_mut().try_for_each(Newcomers::grow)
+    }
+
+    /// What happened since the tables were made.
+    pub fn events(&self) -> Result<Events> {
         let counts = self.counters.read()?;
         let count = |number: u32| counts.get(number as usize).copied().unwrap_or(0);
-        Ok((
-            count(counter::FLOW_CREATED),
-            count(counter::FLOW_TABLE_FULL),
-        ))
+        Ok(Events {
+            created: count(counter::FLOW_CREATED),
+            refused: count(counter::FLOW_TABLE_FULL),
+            displaced: count(counter::FLOW_DISPLACED),
+        })
     }
 
     /// Whether measuring costs next to nothing, see [`Meter`].

@@ -15,6 +15,7 @@ use lb_ebpf::abi::source_range::{SourceRange, SourceRangeKey};
 use lb_ebpf::abi::table;
 
 use super::growing::Growing;
+use super::newcomers::Newcomers;
 use super::object::{Definition, Definitions};
 use super::pins::Pins;
 use super::segments::Segments;
@@ -67,6 +68,10 @@ impl Tables {
         .into_iter()
         .map(|name| FlowTable::open(name, opener.outer(name)?, definitions))
         .collect::<Result<_>>()?;
+        let newcomers = [table::NEWCOMERS4, table::NEWCOMERS6]
+            .into_iter()
+            .map(|name| Newcomers::open(name, opener.outer(name)?, definitions))
+            .collect::<Result<_>>()?;
         let counters = || -> Result<_> { Ok(Counters::new(opener.map(table::COUNTERS)?)?) };
         Ok(Self {
             frontends4: opener.growing(table::FRONTENDS4)?,
@@ -81,7 +86,7 @@ impl Tables {
             source_ranges: Table::new(opener.map(table::SOURCE_RANGES)?)?,
             devices: Table::new(opener.map(table::DEVICES)?)?,
             settings: Table::new(opener.map(table::SETTINGS)?)?,
-            flows: Arc::new(FlowShards::new(flows, counters()?)?),
+            flows: Arc::new(FlowShards::new(flows, newcomers, counters()?)?),
             counters: counters()?,
         })
     }

@@ -29,6 +29,8 @@ pub struct AgentStatus {
     pub last_sync: Option<String>,
     /// Device → why it has no packet programs, where one might expect them.
     pub devices_left_out: BTreeMap<String, String>,
+    /// Uplink → why it has no XDP program.
+    pub without_xdp: BTreeMap<String, String>,
     /// Object → why it, or a part of it, was refused.
     pub refused: BTreeMap<String, String>,
 }

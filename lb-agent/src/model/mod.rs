@@ -111,8 +111,10 @@ pub struct NodeView {
     pub name: Arc<str>,
     /// The zone label; `None` or empty when the node has none (C6, C8).
     pub zone: Option<Arc<str>>,
-    /// Every address of this node, the Node object's and those of its interfaces (B16, H3).
+    /// Every address of this node, the Node object's and those of its interfaces (B16).
     pub addresses: Vec<IpAddr>,
+    /// Its primary address of each family, which its processes dial from (H3).
+    pub primary: Vec<IpAddr>,
 }
 
 /// Switches that change what objects mean.
@@ -201,7 +203,7 @@ fn service_port(
     let has_any = topology::select(&mut candidates, policy, node);
     ServicePort {
         ranges_admit_node: node
-            .addresses
+            .primary
             .iter()
             .any(|own| source_ranges.iter().any(|range| range.contains(*own))),
         frontends,

@@ -26,7 +26,8 @@ pub(crate) fn node() -> NodeView {
     NodeView {
         name: NODE.into(),
         zone: Some("z1".into()),
-        addresses: vec![ip("192.168.0.2"), ip("2001:db8::1")],
+        addresses: vec![ip("192.168.0.2"), ip("10.0.7.1"), ip("2001:db8::1")],
+        primary: vec![ip("192.168.0.2"), ip("2001:db8::1")],
     }
 }
 

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LINGERING, NODE, NODE_LOCAL, TOMBSTONE};
+use lb_ebpf::abi::address::{
+    CLUSTER_IP, EXTERNAL, LINGERING, LOOPBACK, NODE, NODE_LOCAL, TOMBSTONE,
+};
 
 use super::Write;
 use crate::model::FrontendKind;
@@ -11,7 +13,20 @@ use crate::model::FrontendKind;
 /// Marks a record whose last write may not have been done. No set of flags looks like it.
 const UNKNOWN: u32 = u32::MAX;
 /// Flags that open the way to frontends: they go after the frontends.
-const OPENING: u32 = CLUSTER_IP | EXTERNAL | NODE | NODE_LOCAL;
+const OPENING: u32 = CLUSTER_IP | EXTERNAL | OF_NODE;
+/// Flags that an address has as one of the node's.
+const OF_NODE: u32 = NODE | NODE_LOCAL | LOOPBACK;
+
+/// The node's addresses by use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct NodeAddresses<'a> {
+    /// NodePorts are served on them.
+    pub nodeport: &'a [IpAddr],
+    /// NodePorts are served on them to the node's own processes.
+    pub loopback: &'a [IpAddr],
+    /// All that others may send to.
+    pub all: &'a [IpAddr],
+}
 
 #[derive(Debug, Default)]
 struct Uses {
@@ -20,7 +35,7 @@ struct Uses {
     cluster_ip: u32,
     external: u32,
     tombstones: u32,
-    /// [`NODE`] and [`NODE_LOCAL`].
+    /// Those of [`OF_NODE`].
     node: u32,
     /// When the last Service left.
     lingering: Option<u32>,
@@ -90,10 +105,13 @@ impl Addresses {
         };
     }
 
-    /// The node's addresses: those NodePorts are served on, and all.
-    pub(super) fn set_node(&mut self, nodeport: &[IpAddr], local: &[IpAddr]) {
+    pub(super) fn set_node(&mut self, node: &NodeAddresses<'_>) {
         let mut wanted: HashMap<IpAddr, u32> = HashMap::new();
-        for (list, flag) in [(nodeport, NODE), (local, NODE_LOCAL)] {
+        for (list, flag) in [
+            (node.nodeport, NODE),
+            (node.all, NODE_LOCAL),
+            (node.loopback, LOOPBACK),
+        ] {
             list.iter()
                 .for_each(|address| *wanted.entry(*address).or_default() |= flag);
         }
@@ -122,7 +140,7 @@ impl Addresses {
     pub(super) fn adopt(&mut self, address: IpAddr, flags: u32, now: u32) {
         let uses = self.table.entry(address).or_default();
         uses.written = flags;
-        uses.node = flags & (NODE | NODE_LOCAL);
+        uses.node = flags & OF_NODE;
         uses.lingering = (flags & LINGERING != 0).then_some(now);
     }
 

@@ -2,12 +2,11 @@
 
 use lb_ebpf::abi::address::Address6;
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use lb_ebpf::abi::frontend::Frontend;
 use lb_ebpf::abi::socket::TombstoneKey;
 
-use super::addresses::Addresses;
+use super::addresses::{Addresses, NodeAddresses};
 use super::blocks::Blocks;
 use super::claims::{Claims, FrontendId};
 use super::draft::Draft;
@@ -125,10 +124,10 @@ impl Ledger {
         self.apply(service, Vec::new())
     }
 
-    /// Tells this node's addresses: those NodePorts are served on, and all of them.
-    pub fn set_node_addresses(&mut self, nodeport: &[IpAddr], local: &[IpAddr]) -> Plan {
+    /// Tells this node's addresses.
+    pub fn set_node_addresses(&mut self, node: &NodeAddresses<'_>) -> Plan {
         let draft = self.draft(None);
-        self.addresses.set_node(nodeport, local);
+        self.addresses.set_node(node);
         self.settle(draft)
     }
 

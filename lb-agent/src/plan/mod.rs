@@ -57,6 +57,7 @@ use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
 use lb_ebpf::abi::name::ServiceName;
 use lb_ebpf::abi::socket::TombstoneKey;
 
+pub use addresses::NodeAddresses;
 pub use adopt::KernelState;
 pub use blocks::Block;
 pub use ledger::{Ledger, Timing};

@@ -55,7 +55,9 @@ impl Held {
         let state = bit(endpoint.cluster, IN_CLUSTER as u16)
             | bit(endpoint.in_local_set, IN_LOCAL as u16)
             | bit(endpoint.serving, SERVING as u16);
-        let flags = bit(endpoint.local, LOCAL) | bit(endpoint.host, HOST) | state << 8;
+        // An own address is here whatever node its slice names: packets to it are delivered, not forwarded.
+        let here = endpoint.local || endpoint.host;
+        let flags = bit(here, LOCAL) | bit(endpoint.host, HOST) | state << 8;
         Self {
             address: wide(endpoint.address),
             id: NO_ID,

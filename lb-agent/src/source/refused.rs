@@ -84,6 +84,8 @@ pub(super) enum Fault {
     Port,
     DuplicatePort,
     Protocol,
+    /// A port of a protocol that is not translated.
+    Untranslated,
     Prefix,
     /// A name that Kubernetes would not accept; the whole object is refused.
     Name,
@@ -107,6 +109,10 @@ impl Fault {
                 "give each port of a protocol a name of its own",
             ),
             Fault::Protocol => ("refused a port", "set its protocol to TCP, UDP or SCTP"),
+            Fault::Untranslated => (
+                "does not serve a port",
+                "SCTP is not translated: clients can only dial the pods' own addresses, which a headless Service tells them",
+            ),
             Fault::Prefix => ("ignored a prefix", "write it as ADDRESS/LENGTH"),
             Fault::Name => (
                 "refused an object",
@@ -128,7 +134,7 @@ impl Fault {
         match self {
             Fault::Address(_) => Some(&refused.addresses),
             Fault::Port | Fault::DuplicatePort => Some(&refused.ports),
-            Fault::Protocol => Some(&refused.protocols),
+            Fault::Protocol | Fault::Untranslated => Some(&refused.protocols),
             Fault::Prefix => Some(&refused.prefixes),
             Fault::Name => Some(&refused.objects),
             Fault::NoHealthCheckPort | Fault::AffinityTimeout => None,

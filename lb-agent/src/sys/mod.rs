@@ -1,10 +1,12 @@
 //! Raw system calls; the only unsafe code of the agent.
 
 pub mod bpf;
+pub mod capability;
 pub mod cgroup;
 pub mod clock;
 pub mod memory;
 pub mod mount;
+pub mod netdev;
 pub mod netlink;
 pub mod netns;
 pub mod sock_diag;

@@ -13,6 +13,9 @@ pub struct Socket {
     fd: OwnedFd,
 }
 
+/// Length of `struct nlmsghdr`.
+pub(super) const HEADER: usize = 16;
+
 /// What lies in a socket's queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Received {
@@ -115,6 +118,50 @@ impl Socket {
         } else {
             Ok(answer > 0)
         }
+    }
+}
+
+/// Takes the next answer of the kernel off the queue.
+pub(super) fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
+    // The kernel answers within the send, so a second is more than enough.
+    if !socket.wait(1000)? {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    match socket.receive(buffer)? {
+        Received::Bytes(length) => Ok(length),
+        Received::Lost => Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
+        Received::Empty => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// Hands each message to `visit` until it says that the answer is complete; whether it did.
+pub(super) fn each_message(
+    mut rest: &[u8],
+    mut visit: impl FnMut(u16, &[u8]) -> io::Result<bool>,
+) -> io::Result<bool> {
+    while rest.len() >= HEADER {
+        let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+        let kind = u16::from_ne_bytes([rest[4], rest[5]]);
+        let Some(body) = rest.get(HEADER..length) else {
+            break;
+        };
+        if visit(kind, body)? {
+            return Ok(true);
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+/// What a message of kind `NLMSG_ERROR` says; 0 is an acknowledgement.
+pub(super) fn error_of(body: &[u8]) -> io::Result<()> {
+    let code = body.get(..4).map_or(-libc::EPROTO, |b| {
+        i32::from_ne_bytes([b[0], b[1], b[2], b[3]])
+    });
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(-code))
     }
 }
 

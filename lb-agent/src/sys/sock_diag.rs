@@ -8,11 +8,10 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::netlink::{Received, Socket};
+use super::netlink::{HEADER, Socket, each_message, error_of, receive};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-const HEADER: usize = 16;
 /// `struct inet_diag_req_v2`.
 const REQUEST: usize = 56;
 /// `struct inet_diag_sockid` within a request.
@@ -124,48 +123,6 @@ fn acknowledgement(socket: &Socket) -> io::Result<()> {
         }
     })?;
     Ok(())
-}
-
-fn receive(socket: &Socket, buffer: &mut [u8]) -> io::Result<usize> {
-    // The kernel answers within the send, so a second is more than enough.
-    if !socket.wait(1000)? {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    match socket.receive(buffer)? {
-        Received::Bytes(length) => Ok(length),
-        Received::Lost => Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
-        Received::Empty => Err(io::ErrorKind::TimedOut.into()),
-    }
-}
-
-/// Hands each message to `visit` until it says that the answer is complete; whether it did.
-fn each_message(
-    mut rest: &[u8],
-    mut visit: impl FnMut(u16, &[u8]) -> io::Result<bool>,
-) -> io::Result<bool> {
-    while rest.len() >= HEADER {
-        let length = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
-        let kind = u16::from_ne_bytes([rest[4], rest[5]]);
-        let Some(body) = rest.get(HEADER..length) else {
-            break;
-        };
-        if visit(kind, body)? {
-            return Ok(true);
-        }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(false)
-}
-
-fn error_of(body: &[u8]) -> io::Result<()> {
-    let code = body.get(..4).map_or(-libc::EPROTO, |b| {
-        i32::from_ne_bytes([b[0], b[1], b[2], b[3]])
-    });
-    if code == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::from_raw_os_error(-code))
-    }
 }
 
 /// Whether a socket's peer (`idiag_dport`, `idiag_dst`) is the endpoint.

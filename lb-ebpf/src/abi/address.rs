@@ -22,6 +22,8 @@ pub const TOMBSTONE: u32 = 8;
 pub const LINGERING: u32 = 16;
 /// An address of this node, whether or not NodePorts are served on it.
 pub const NODE_LOCAL: u32 = 32;
+/// A loopback address on which this node's own processes, and nobody else, reach NodePorts.
+pub const LOOPBACK: u32 = 64;
 
 crate::assert_layout!(AddressUse = 4, Address4 = 4, Address6 = 16);
 

@@ -33,6 +33,9 @@ counters! {
     NO_ENDPOINT = 22, "no_endpoint", "endpoint record missing behind a frontend; the packet was dropped";
     NO_SOURCE_ADDRESS = 23, "no_source_address", "packet dropped as no address of this node is known to masquerade it with";
     STRAY_DROPPED = 24, "stray_dropped", "packet to a service address that nobody translated kept from leaving the node";
+    FLOW_DISPLACED = 40, "flow_displaced", "flow whose client had not shown that it gets answers ended early, as newer ones need its place";
+    DIRECT_RENUMBERED = 41, "direct_renumbered", "connection straight to an endpoint given another port, as a flow through a service has its own";
+    FLOW_STEPPED_ASIDE = 42, "flow_stepped_aside", "new flow given another port, as its client speaks to the endpoint directly from its own";
     ICMP_TRANSLATED = 21, "icmp_translated", "ICMP error about a translated flow translated";
 }
 

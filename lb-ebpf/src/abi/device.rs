@@ -6,7 +6,7 @@ use super::address::{Address4, Address6};
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Device {
-    /// [`POD`] or [`UPLINK`].
+    /// [`POD`], [`UPLINK`] or [`LOOPBACK`].
     pub role: u32,
     /// Interface index of the bridge this device is a port of, or 0.
     pub bridge: u32,
@@ -14,6 +14,8 @@ pub struct Device {
     pub header_length: u32,
     /// MTU in bytes.
     pub mtu: u32,
+    /// Bits of this module.
+    pub flags: u32,
     /// Address that flows leaving here are masqueraded with; unspecified if the device has none.
     pub address4: Address4,
     /// Likewise, IPv6.
@@ -24,5 +26,12 @@ pub struct Device {
 pub const POD: u32 = 1;
 /// The way to other hosts.
 pub const UPLINK: u32 = 2;
+/// Where this node's packets to its own addresses pass.
+pub const LOOPBACK: u32 = 3;
 
-crate::assert_layout!(Device = 36);
+/// The device's driver sends back what its own XDP program tells it to. One that cannot drops it unseen.
+pub const SENDS_BACK: u32 = 1;
+/// The device sends what XDP redirects to it, from itself or another one. One that cannot drops it unseen.
+pub const TRANSMITS: u32 = 2;
+
+crate::assert_layout!(Device = 40);

@@ -18,7 +18,7 @@ pub struct Endpoint<F: Family> {
     pub service: u32,
 }
 
-/// The endpoint is on this node (spec B8).
+/// The endpoint is on this node: its slice says so (spec B8), or its address is one of this node's.
 pub const LOCAL: u16 = 1;
 /// The endpoint's address is one of this node's own (a host-network pod of this node).
 pub const HOST: u16 = 2;

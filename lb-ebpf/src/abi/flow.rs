@@ -26,8 +26,8 @@ pub struct FlowKey<F: Family> {
 pub const POD: u8 = 1;
 /// Scope: met on an uplink.
 pub const OUTSIDE: u8 = 2;
-/// Scope of the two further entries of a masqueraded flow: what leaves towards the endpoint and still carries
-/// the client's address, and what comes back from it to this node's.
+/// Scope of the further entry of a masqueraded flow: what comes back from the endpoint to this node's address. What
+/// leaves, the client's address still in it, is a reply turned round.
 pub const MASQUERADED: u8 = 3;
 
 /// What to make of a packet under the forward key; replies get the inverse.
@@ -84,10 +84,19 @@ pub const LOCAL_ENDPOINT: u8 = 2;
 pub const MASQUERADE: u8 = 4;
 /// The client is this node itself: what comes back is given all its own addresses where it comes in.
 pub const OWN_CLIENT: u8 = 8;
+/// What the client, this node, dialled is an address of its own: the flow's packets pass the loopback device, and
+/// what comes back is handed over there.
+pub const OWN_ADDRESS: u8 = 32;
+/// No service is involved: the client speaks to the endpoint itself, from a port that a flow through a service has
+/// there already. Only its port is changed. `service` and `endpoint` are [`NOBODY`].
+pub const DIRECT: u8 = 16;
+
+/// No service port, no endpoint id.
+pub const NOBODY: u32 = u32::MAX;
 
 /// State: only the client has spoken.
 pub const NEW: u8 = 0;
-/// State: both sides have spoken.
+/// State: both sides have spoken, and the client again since the endpoint did: it gets the answers.
 pub const ESTABLISHED: u8 = 1;
 /// State (TCP): the client sent FIN.
 pub const CLIENT_CLOSED: u8 = 2;
@@ -95,10 +104,31 @@ pub const CLIENT_CLOSED: u8 = 2;
 pub const ENDPOINT_CLOSED: u8 = 3;
 /// State (TCP): both sent FIN, or one sent RST.
 pub const CLOSED: u8 = 4;
+/// State: the endpoint has answered, the client not yet. A client that only pretends to be there gets no further, so
+/// this lives as short as [`NEW`].
+pub const ANSWERED: u8 = 5;
+
+/// Whether a flow's client has yet to show that it gets answers.
+#[inline(always)]
+pub const fn is_unproven(state: u8) -> bool {
+    matches!(state, NEW | ANSWERED)
+}
+
+/// A flow that was opened, in the order of opening, as long as it may be unproven.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Newcomer<F: Family> {
+    /// The flow's key.
+    pub key: FlowKey<F>,
+    /// [`Flow::created`], as another flow may have the key by now.
+    pub created: u32,
+}
 
 crate::assert_layout!(
     FlowKey<super::family::V4> = 16,
     FlowKey<super::family::V6> = 40,
     Flow<super::family::V4> = 40,
     Flow<super::family::V6> = 64,
+    Newcomer<super::family::V4> = 20,
+    Newcomer<super::family::V6> = 44,
 );

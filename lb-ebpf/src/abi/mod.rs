@@ -17,9 +17,10 @@ pub mod name;
 pub mod settings;
 pub mod socket;
 pub mod source_range;
+pub mod target;
 
-/// Number in the pin directory's name (`…/beeline/v1`).
-pub const ABI_VERSION: u32 = 1;
+/// Number in the pin directory's name (`…/beeline/v2`).
+pub const ABI_VERSION: u32 = 2;
 
 /// IP protocol numbers that a frontend may carry.
 pub const TCP: u8 = 6;
@@ -68,6 +69,12 @@ pub mod table {
     pub const REPLIES4: &str = "replies4";
     /// Outer, a slot per shard: reply `FlowKey<V6>` → forward `FlowKey<V6>`.
     pub const REPLIES6: &str = "replies6";
+    /// Outer, a slot per shard: queues of `Newcomer<V4>`.
+    pub const NEWCOMERS4: &str = "newcomers4";
+    /// Outer, a slot per shard: queues of `Newcomer<V6>`.
+    pub const NEWCOMERS6: &str = "newcomers6";
+    /// Array of `Target`, by a hash of the address.
+    pub const TARGETS: &str = "targets";
     /// Hash: `AffinityKey` → `Affinity`.
     pub const AFFINITY: &str = "affinity";
     /// Outer, one slot: `TombstoneKey` → `Tombstone`.

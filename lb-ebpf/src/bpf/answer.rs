@@ -9,6 +9,7 @@ use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_skb_load_bytes};
 use core::ptr::{null_mut, write_unaligned};
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::{TCP, counter};
+use lb_ebpf::volatile::read;
 
 use crate::DROP;
 use crate::header::{ACK, FIN, ICMPV6, Ipv4, Ipv6, Network, Part, RST, SYN, Tcp, Wire};
@@ -20,8 +21,12 @@ use crate::report::count;
 use crate::rewrite::Rewrite;
 use crate::skb::Skb;
 
-/// Bytes cut away behind the Ethernet header: more than any offset at which a transport header starts.
-const CUT: u32 = 80;
+/// Bytes cut away behind the Ethernet header: more than any offset at which a transport header starts behind what we
+/// quote.
+const CUT: u32 = MOST_QUOTED;
+
+/// Bytes of a packet that an answer can quote: a longer chain of extension headers is refused silently.
+const MOST_QUOTED: u32 = 192;
 
 const TTL: u8 = 64;
 const E: usize = ETHERNET as usize;
@@ -30,14 +35,10 @@ const E: usize = ETHERNET as usize;
 pub(crate) trait Answer: Rewrite + NodeAddress + Quoted {
     /// Builds an RST with these numbers at the scratch buffer's start; gives the frame's length.
     fn reset(scratch: &mut Scratch, network: &Network<Self>, tcp: &Tcp) -> u32;
-    /// Bytes of the packet that a port-unreachable quotes: the network header and 8 more.
-    const QUOTE: u32;
-    /// Whether the packet ends before what is to be quoted.
-    fn is_short(skb: &Skb, network: &Network<Self>) -> bool;
     /// Where the quote lies in the scratch buffer.
     const QUOTE_AT: usize;
-    /// Builds a port-unreachable around the quote; gives the frame's length.
-    fn unreachable(scratch: &mut Scratch, network: &Network<Self>) -> u32;
+    /// Builds a port-unreachable around a quote of `quoted` bytes; gives the frame's length.
+    fn unreachable(scratch: &mut Scratch, network: &Network<Self>, quoted: u32) -> u32;
 }
 
 /// Refuses a packet so that its sender learns at once.
@@ -53,10 +54,6 @@ pub(crate) fn reject<F: Answer, const WAY: u64>(skb: Skb) -> i32 {
     if network.part == Part::Later {
         return DROP;
     }
-    // Our answer goes the packet's way back: its MAC addresses, exchanged.
-    let Some(ethernet) = skb.load::<[u8; E]>(0) else {
-        return DROP;
-    };
     let length = if network.protocol == TCP {
         let Some(tcp) = skb.load::<Tcp>(network.transport) else {
             return DROP;
@@ -64,10 +61,14 @@ pub(crate) fn reject<F: Answer, const WAY: u64>(skb: Skb) -> i32 {
         if tcp.flags & RST != 0 {
             return DROP;
         }
-        F::reset(scratch, network, &answer_numbers(skb, network, &tcp))
+        F::reset(scratch, network, &answer_numbers(network, &tcp))
     } else {
-        // With options or extension headers in between the quote would not be what it seems, nor with padding.
-        if network.transport != network.offset + F::QUOTE - 8 || F::is_short(skb, network) {
+        // Headers and eight bytes, if so many are there. Sums are over words.
+        let quoted = ((network.transport + 8).min(network.end) - network.offset) & !3;
+        // Read anew, as the verifier must see the very value that is compared.
+        let quoted = read(&quoted);
+        // Nothing to quote; as a bound, since verifiers before Linux 6.8 learn nothing from `!= 0`.
+        if quoted < 4 || quoted > MOST_QUOTED {
             return DROP;
         }
         // SAFETY: the buffer holds the quote at that place.
@@ -76,13 +77,20 @@ pub(crate) fn reject<F: Answer, const WAY: u64>(skb: Skb) -> i32 {
                 skb.raw().cast(),
                 network.offset,
                 scratch.bytes.as_mut_ptr().add(F::QUOTE_AT).cast(),
-                F::QUOTE,
+                quoted,
             )
         };
         if failed != 0 {
             return DROP;
         }
-        F::unreachable(scratch, network)
+        F::unreachable(scratch, network, quoted)
+    };
+    // Our answer goes the packet's way back: its MAC addresses, exchanged. A device without such strips them.
+    if !skb.give_link_header(network.offset) {
+        return DROP;
+    }
+    let Some(ethernet) = skb.load::<[u8; E]>(0) else {
+        return DROP;
     };
     put(
         scratch,
@@ -116,7 +124,7 @@ pub(crate) fn reject<F: Answer, const WAY: u64>(skb: Skb) -> i32 {
 
 /// The header of an RST that answers `tcp`.
 #[inline(always)]
-fn answer_numbers<F: Wire>(skb: &Skb, network: &Network<F>, tcp: &Tcp) -> Tcp {
+fn answer_numbers<F: Wire>(network: &Network<F>, tcp: &Tcp) -> Tcp {
     let mut answer = Tcp {
         source_port: tcp.destination_port,
         destination_port: tcp.source_port,
@@ -130,22 +138,12 @@ fn answer_numbers<F: Wire>(skb: &Skb, network: &Network<F>, tcp: &Tcp) -> Tcp {
         answer.sequence = tcp.acknowledgement;
     } else {
         let header = u32::from(tcp.data_offset >> 4) * 4;
-        let data = end(skb, network).saturating_sub(network.transport + header);
+        let data = network.end.saturating_sub(network.transport + header);
         let counted = data + u32::from(tcp.flags & SYN != 0) + u32::from(tcp.flags & FIN != 0);
         answer.acknowledgement = u32::from_be(tcp.sequence).wrapping_add(counted).to_be();
         answer.flags = RST | ACK;
     }
     answer
-}
-
-/// Where the packet ends: short frames carry padding behind it.
-#[inline(always)]
-fn end<F: Wire>(skb: &Skb, network: &Network<F>) -> u32 {
-    let (at, before) = if F::VERSION == 4 { (2, 0) } else { (4, 40) };
-    match skb.load::<u16>(network.offset + at) {
-        Some(length) => network.offset + before + u32::from(u16::from_be(length)),
-        None => network.transport,
-    }
 }
 
 /// Writes a header into the buffer.
@@ -228,14 +226,7 @@ fn pseudo(length: u16, protocol: u8) -> u32 {
 }
 
 impl Answer for V4 {
-    const QUOTE: u32 = 28;
     const QUOTE_AT: usize = E + 20 + 8;
-
-    #[inline(always)]
-    fn is_short(skb: &Skb, network: &Network<Self>) -> bool {
-        let total = skb.load::<u16>(network.offset + 2);
-        total.is_none_or(|total| u32::from(u16::from_be(total)) < Self::QUOTE)
-    }
 
     #[inline(always)]
     fn reset(scratch: &mut Scratch, network: &Network<V4>, tcp: &Tcp) -> u32 {
@@ -248,24 +239,17 @@ impl Answer for V4 {
     }
 
     #[inline(always)]
-    fn unreachable(scratch: &mut Scratch, network: &Network<V4>) -> u32 {
-        ipv4(scratch, network, <V4 as Wire>::ICMP, 8 + 28);
+    fn unreachable(scratch: &mut Scratch, network: &Network<V4>, quoted: u32) -> u32 {
+        ipv4(scratch, network, <V4 as Wire>::ICMP, 8 + quoted as u16);
         put(scratch, E + 20, &[3u8, 3, 0, 0, 0, 0, 0, 0]);
-        let checksum = fold(sum(scratch, E + 20, 8 + 28, 0));
+        let checksum = fold(sum(scratch, E + 20, 8 + quoted, 0));
         put(scratch, E + 22, &checksum);
-        ETHERNET + 20 + 8 + 28
+        ETHERNET + 20 + 8 + quoted
     }
 }
 
 impl Answer for V6 {
-    const QUOTE: u32 = 48;
     const QUOTE_AT: usize = E + 40 + 8;
-
-    #[inline(always)]
-    fn is_short(skb: &Skb, network: &Network<Self>) -> bool {
-        let payload = skb.load::<u16>(network.offset + 4);
-        payload.is_none_or(|payload| u16::from_be(payload) < 8)
-    }
 
     #[inline(always)]
     fn reset(scratch: &mut Scratch, network: &Network<V6>, tcp: &Tcp) -> u32 {
@@ -277,11 +261,12 @@ impl Answer for V6 {
     }
 
     #[inline(always)]
-    fn unreachable(scratch: &mut Scratch, network: &Network<V6>) -> u32 {
-        ipv6(scratch, network, ICMPV6, 8 + 48);
+    fn unreachable(scratch: &mut Scratch, network: &Network<V6>, quoted: u32) -> u32 {
+        let length = 8 + quoted as u16;
+        ipv6(scratch, network, ICMPV6, length);
         put(scratch, E + 40, &[1u8, 4, 0, 0, 0, 0, 0, 0]);
-        let checksum = fold(sum(scratch, E + 8, 32 + 8 + 48, pseudo(8 + 48, ICMPV6)));
+        let checksum = fold(sum(scratch, E + 8, 40 + quoted, pseudo(length, ICMPV6)));
         put(scratch, E + 42, &checksum);
-        ETHERNET + 40 + 8 + 48
+        ETHERNET + 40 + 8 + quoted
     }
 }

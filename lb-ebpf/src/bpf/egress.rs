@@ -2,94 +2,118 @@
 //! endpoints become answers of the service again. What leaves by an uplink towards an endpoint may have to get
 //! an address of this node.
 
-use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL};
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LINGERING, NODE, NODE_LOCAL};
 use lb_ebpf::abi::family::{V4, V6};
-use lb_ebpf::abi::flow::{CLOSED, HAIRPIN, OUTSIDE};
+use lb_ebpf::abi::flow::{CLOSED, DIRECT, HAIRPIN, MASQUERADE, NEW, OUTSIDE};
 use lb_ebpf::abi::{TCP, UDP, counter};
 use lb_ebpf::tcp_state::Speaker;
 
 use crate::answer::Answer;
 use crate::fast::Hop;
 use crate::flow::{end, key, reply_entry};
-use crate::header::{ACK, FIN, IPV4, IPV6, NETWORK, RST, SYN, Wire, transport};
+use crate::header::{ACK, FIN, IPV4, IPV6, RST, SYN, Wire, packet_at, transport};
 use crate::icmp_error::{self, Quoted};
 use crate::lookup::{address_use, now, settings};
 use crate::masquerade;
+use crate::opening::Claim;
 use crate::report::count;
 use crate::rewrite::{Rewrite, rewrite_answer};
 use crate::service_cidr::ServiceCidrs;
 use crate::skb::Skb;
 use crate::{DROP, NEXT, own};
 
-/// Steps that `answer` asks its caller to take, so that their stacks do not add up: the packet is one of this
-/// node's own, or an ICMP message. Far from any action's number.
+/// The caller is to take the packet for one of this node's own, or for an ICMP message, so that stacks do not add up.
+/// Far from any action's number.
 const OWN_PACKET: i32 = 200;
 const MESSAGE: i32 = 201;
+/// The flow it seems to belong to is to make way.
+const STEP_ASIDE: i32 = 202;
 
-/// Entry point.
+/// Entry point. `LINK` is the length of the device's link-layer header.
 #[inline(always)]
-pub(crate) fn egress<const SCOPE: u8>(skb: &Skb) -> i32 {
+pub(crate) fn egress<const SCOPE: u8, const LINK: u32>(skb: &Skb) -> i32 {
     match skb.ethertype() {
-        IPV4 => run::<V4, SCOPE>(*skb),
-        IPV6 => run::<V6, SCOPE>(*skb),
+        IPV4 => run::<V4, SCOPE, LINK>(*skb),
+        IPV6 => run::<V6, SCOPE, LINK>(*skb),
         _ => NEXT,
     }
 }
 
 #[inline(always)]
-fn run<F: Answer + Hop + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let action = answer::<F, SCOPE>(skb);
-    if action == MESSAGE {
-        return match F::work() {
-            Some(work) => icmp_error::to_client::<F, SCOPE>(skb, work),
-            None => NEXT,
-        };
-    }
+fn run<F: Answer + Claim + Hop + Quoted + ServiceCidrs, const SCOPE: u8, const LINK: u32>(
+    skb: Skb,
+) -> i32 {
+    let action = answer::<F, SCOPE, LINK>(skb);
     if SCOPE == OUTSIDE && action == OWN_PACKET {
-        return own::leaves::<F>(skb);
+        return own::leaves::<F, { own::OWN }>(skb);
+    }
+    if action == STEP_ASIDE {
+        if let Some(work) = F::work() {
+            work.step_aside();
+        }
+        return NEXT;
+    }
+    if action == MESSAGE {
+        let Some(work) = F::work() else { return NEXT };
+        let action = icmp_error::to_client::<F, SCOPE>(skb, work);
+        if action != icmp_error::NOT_OURS {
+            return action;
+        }
+        return if SCOPE == OUTSIDE {
+            icmp_error::about_answer(skb, work)
+        } else {
+            NEXT
+        };
     }
     action
 }
 
 #[inline(never)]
-fn answer<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let Some(network) = F::network(&skb, NETWORK) else {
+fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8, const LINK: u32>(
+    skb: Skb,
+) -> i32 {
+    let Some(network) = packet_at::<F>(&skb, LINK) else {
         return NEXT;
     };
     let Some(settings) = settings() else {
         return NEXT;
     };
+    // A packet of this node's own to a service's address; or, as a node's address may be an external one of a
+    // service's too, an answer of its servers to that node.
+    let mut own = false;
     if SCOPE == OUTSIDE {
         // Nobody translated this packet, so it must not leave: the next router would send it back (spec D4, D5).
         let uses = address_use::<F>(&network.destination);
-        if uses & (CLUSTER_IP | EXTERNAL) != 0 && skb.is_own() {
+        own = uses & (CLUSTER_IP | EXTERNAL | LINGERING) != 0 && skb.is_own();
+        if own {
             let Some(work) = F::work() else { return NEXT };
             work.network = network;
             work.uses = uses;
-            return OWN_PACKET;
-        }
-        if uses & CLUSTER_IP != 0 || uses == 0 && F::in_service_cidr(settings, network.destination)
+        } else if uses & CLUSTER_IP != 0
+            || uses & (EXTERNAL | NODE | NODE_LOCAL) == 0
+                && F::in_service_cidr(settings, network.destination)
         {
             count(counter::STRAY_DROPPED);
             return DROP;
         }
     }
+    let no_answer = if own { OWN_PACKET } else { NEXT };
     if network.protocol != TCP && network.protocol != UDP {
-        if network.protocol != <F as Wire>::ICMP {
-            return NEXT;
+        if own || network.protocol != <F as Wire>::ICMP {
+            return no_answer;
         }
         let Some(work) = F::work() else { return NEXT };
         work.network = network;
         return MESSAGE;
     }
     let Some(transport) = transport(&skb, &network, SCOPE) else {
-        return NEXT;
+        return no_answer;
     };
     // Most packets belong to no flow of ours and pay for this one miss.
     let reply = key(&network, &transport, SCOPE);
     let entry = reply_entry(&reply);
-    if entry.is_none() && !masquerade::pooled(settings, transport.source_port) {
-        return NEXT;
+    if entry.is_none() && (own || !masquerade::pooled(settings, transport.source_port)) {
+        return no_answer;
     }
     let Some(work) = F::work() else { return NEXT };
     work.network = network;
@@ -100,11 +124,14 @@ fn answer<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
         None => None,
     };
     let Some(place) = place else {
+        if own {
+            return OWN_PACKET;
+        }
         return masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT);
     };
     if work.flow.flags & HAIRPIN != 0 {
-        // Those answers come to ingress; this packet only looks like one.
-        return NEXT;
+        // Those answers come to ingress; this packet only looks like one. What a node answers itself does not.
+        return no_answer;
     }
     if network.protocol == TCP
         && transport.flags & (FIN | SYN | RST | ACK) == SYN | ACK
@@ -113,6 +140,16 @@ fn answer<F: Rewrite + Quoted + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
         // The endpoint opens a new connection: the client dialled it directly, from the port of a flow that ended.
         end(work);
         return NEXT;
+    }
+    if network.protocol == TCP
+        && transport.present
+        && transport.flags & (SYN | RST) == 0
+        && work.flow.state == NEW
+        && work.flow.flags & (MASQUERADE | DIRECT) == 0
+    {
+        // The endpoint has not taken this connection, but is in the middle of another: the client's own, opened
+        // directly, which we have not seen. Its answers are its own.
+        return STEP_ASIDE;
     }
     place.touch(
         &work.flow,

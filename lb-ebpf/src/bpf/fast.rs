@@ -10,26 +10,30 @@ use core::mem::zeroed;
 use crate::DROP;
 use crate::forward::Route;
 use crate::packet::Packet;
-use crate::rewrite::{Rewrite, rewrite_both};
+use crate::rewrite::{Rewrite, rewrite_and_hop};
 use crate::work::Work;
 
 /// The packet takes the stack's way.
 pub(crate) const NO: i32 = i32::MIN;
 
-/// Finds the way towards `destination`; false if the packet is one for the stack.
+/// Finds the way towards `destination`; 0 if the packet is one for the stack.
 #[inline(always)]
-fn way_out<F: Hop, P: Packet>(
-    skb: &P,
+fn way_out<F: Hop>(
+    skb: &impl Packet,
     work: &Work<F>,
     destination: F::Addr,
     route: &mut FibLookup,
-) -> bool {
+) -> i32 {
     F::fill(route, F::UNSPECIFIED, destination);
     route.ifindex = skb.device();
     let answer = skb.route(route, 0);
-    skb.can_leave(answer, route)
-        && F::may_hop(skb, P::headers(&work.network).0)
-        && skb.fits(route.ifindex)
+    let way = skb.way(answer, route);
+    // A packet without a hop left is for the stack, which tells its sender.
+    if way != 0 && work.network.hops > 1 && skb.fits(route.ifindex) {
+        way
+    } else {
+        0
+    }
 }
 
 /// Sends a client's packet to its endpoint, or says [`NO`] with the packet untouched.
@@ -66,51 +70,19 @@ fn translate<F: Hop, P: Packet>(
 ) -> i32 {
     // SAFETY: all fields may be zero.
     let mut route: FibLookup = unsafe { zeroed() };
-    if !way_out(&skb, work, F::read(destination.0), &mut route) {
+    let way = way_out(&skb, work, F::read(destination.0), &mut route);
+    if way == 0 {
         return NO;
     }
-    let done =
-        rewrite_both(&skb, work, source, destination) && F::hop(&skb, P::headers(&work.network).0);
-    if done { skb.leave(&route) } else { DROP }
-}
-
-/// Taking a hop off a packet's time to live.
-pub(crate) trait Hop: Rewrite + Route {
-    /// Whether the packet may go on; else the stack tells its sender.
-    fn may_hop(skb: &impl Packet, network: u32) -> bool;
-    /// Takes one hop off.
-    fn hop(skb: &impl Packet, network: u32) -> bool;
-}
-
-impl Hop for lb_ebpf::abi::family::V4 {
-    #[inline(always)]
-    fn may_hop(skb: &impl Packet, network: u32) -> bool {
-        skb.load::<u8>(network + 8).is_some_and(|ttl| ttl > 1)
-    }
-
-    #[inline(always)]
-    fn hop(skb: &impl Packet, network: u32) -> bool {
-        let Some([ttl, protocol]) = skb.load::<[u8; 2]>(network + 8) else {
-            return false;
-        };
-        let old = u16::from_ne_bytes([ttl, protocol]);
-        let new = u16::from_ne_bytes([ttl.wrapping_sub(1), protocol]);
-        skb.replace_l3_half(network + 10, old, new) && skb.store(network + 8, &new)
+    let done = rewrite_and_hop(&skb, work, source, destination);
+    if done && skb.give_link_header(P::headers(&work.network).0) {
+        skb.leave(&route, way)
+    } else {
+        DROP
     }
 }
 
-impl Hop for lb_ebpf::abi::family::V6 {
-    #[inline(always)]
-    fn may_hop(skb: &impl Packet, network: u32) -> bool {
-        skb.load::<u8>(network + 7).is_some_and(|limit| limit > 1)
-    }
+/// Families that can take the fast way.
+pub(crate) trait Hop: Rewrite + Route {}
 
-    #[inline(always)]
-    fn hop(skb: &impl Packet, network: u32) -> bool {
-        match skb.load::<u8>(network + 7) {
-            // No checksum makes up for the change.
-            Some(limit) => skb.store_summed(network + 7, &limit.wrapping_sub(1)),
-            None => false,
-        }
-    }
-}
+impl<F: Rewrite + Route> Hop for F {}

@@ -3,16 +3,13 @@
 //! The record lives under the forward key; the reply key leads to the forward key. A reply entry without its
 //! record is no flow. See `docs/maps.md` for life and size.
 
-use aya_ebpf::helpers::bpf_get_prandom_u32;
 use core::ptr::{copy_nonoverlapping, read_volatile, write_volatile};
-use lb_ebpf::abi::endpoint;
 use lb_ebpf::abi::flow::{
-    CLIENT_CLOSED, CLOSED, Flow, FlowKey, HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, MASQUERADED, NEW,
-    OWN_CLIENT, POD, key_check,
+    ANSWERED, CLOSED, DIRECT, ESTABLISHED, Flow, FlowKey, MASQUERADE, MASQUERADED, NEW, key_check,
 };
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{TCP, UDP, counter};
-use lb_ebpf::flow_keys::{write_leaving_key, write_reply_key, write_returning_key};
+use lb_ebpf::flow_keys::{write_reply_key, write_returning_key};
 use lb_ebpf::tcp_state::{Speaker, is_clean_syn, next, timeout};
 
 use crate::header::{Network, Transport};
@@ -22,37 +19,13 @@ use crate::report::count;
 use crate::shard::{self, slot};
 use crate::work::Work;
 
-/// Other source ports tried when the client's own is taken.
-const PORT_TRIES: u32 = 8;
-
-/// Distance between the tries: were they neighbours, taken ports would gather in runs.
-const PORT_STRIDE: u32 = 1009;
-
 /// Where a record lies in its table.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<F: Tables>(*mut Flow<F>);
 
-/// Why a flow could not be opened.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub(crate) enum Opening {
-    Done,
-    /// The reply key belongs to a live flow.
-    Taken,
-    Full,
-}
-
 /// Whether `reply` is one of the flow's further keys. The entry that led here may have been reused.
 #[inline(always)]
-fn answers<F: Tables>(reply: &FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) -> bool {
-    if reply.scope == MASQUERADED
-        && reply.source == key.source
-        && reply.destination == flow.new_destination
-    {
-        // The packets as they leave.
-        return reply.source_port == flow.new_source_port
-            && reply.destination_port == flow.new_destination_port;
-    }
+pub(crate) fn answers<F: Tables>(reply: &FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) -> bool {
     let masqueraded = flow.flags & MASQUERADE != 0;
     let (client, new) = (F::read(&key.source), F::read(&flow.new_source));
     let destination = if masqueraded && reply.scope != MASQUERADED {
@@ -86,9 +59,22 @@ pub(crate) fn key<F: Tables>(network: &Network<F>, transport: &Transport, scope:
     }
 }
 
+/// Writes `key` as the other side's packets have it.
+#[inline(always)]
+pub(crate) fn write_turned<F: Tables>(out: &mut FlowKey<F>, key: &FlowKey<F>) {
+    let (source, destination) = (F::read(&key.source), F::read(&key.destination));
+    out.source = destination;
+    out.destination = source;
+    out.source_port = key.destination_port;
+    out.destination_port = key.source_port;
+    out.protocol = key.protocol;
+    out.scope = key.scope;
+    out.zero = 0;
+}
+
 /// Removes an entry of the reply table if it names `key`.
 #[inline(always)]
-fn release<F: Tables>(reply: &FlowKey<F>, key: &FlowKey<F>) {
+pub(crate) fn release<F: Tables>(reply: &FlowKey<F>, key: &FlowKey<F>) {
     let slot = slot(key_check(reply));
     if let Some(entry) = shard::find(F::replies(), slot, reply) {
         // SAFETY: an element of the table; if it changed hands just now the comparison fails.
@@ -104,8 +90,6 @@ pub(crate) fn release_replies<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply
     write_reply_key(reply, flow, key);
     release(reply, key);
     if flow.flags & MASQUERADE != 0 {
-        write_leaving_key(reply, flow, key);
-        release(reply, key);
         write_returning_key(reply, flow, key);
         release(reply, key);
     }
@@ -127,7 +111,7 @@ pub(crate) fn find<F: Tables>(key: &FlowKey<F>, out: &mut Flow<F>) -> Option<Pla
 /// Removes a flow: first the record, so that nobody finds half a flow, then the entries that name it. `reply`
 /// is overwritten.
 #[inline(always)]
-fn remove<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut FlowKey<F>) {
+pub(crate) fn remove<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut FlowKey<F>) {
     shard::remove(F::flows(), slot(key_check(key)), key);
     release_replies(key, flow, reply);
 }
@@ -140,6 +124,13 @@ pub(crate) fn end<F: Tables>(work: &Work<F>) {
 }
 
 impl<F: Tables> Place<F> {
+    /// Gives the record another source port.
+    #[inline(always)]
+    pub(crate) fn set_source_port(&self, port: u16) {
+        // SAFETY: as in `touch`: on a record that was reused, its reply keys do not fit any more, and it ends.
+        unsafe { write_volatile(&raw mut (*self.0).new_source_port, port) };
+    }
+
     /// Notes a packet: its time, at most once a second, and what its flags say. `flow` is the copy.
     #[inline(always)]
     pub(crate) fn touch(
@@ -164,6 +155,24 @@ impl<F: Tables> Place<F> {
     }
 }
 
+/// Whether a flow has been silent for longer than it may.
+#[inline(always)]
+pub(crate) fn has_expired<F: Tables>(
+    flow: &Flow<F>,
+    settings: &Settings,
+    protocol: u8,
+    now: u32,
+) -> bool {
+    let age = flow.last_seen.saturating_sub(flow.created);
+    now.saturating_sub(flow.last_seen) > timeout(settings, protocol, flow.state, age)
+}
+
+/// Whether the flow's endpoint is still one. Where no service is involved nobody can say otherwise.
+#[inline(always)]
+fn serves<F: Tables>(flow: &Flow<F>) -> bool {
+    flow.flags & DIRECT != 0 || endpoint_serves(flow.endpoint, flow.endpoint_generation)
+}
+
 /// Whether a flow still stands, for a packet of its client.
 #[inline(always)]
 fn lives<F: Tables>(
@@ -173,21 +182,18 @@ fn lives<F: Tables>(
     flags: u8,
     now: u32,
 ) -> bool {
-    if now.saturating_sub(flow.last_seen) > timeout(settings, protocol, flow.state) {
+    if has_expired(flow, settings, protocol, now) {
         return false;
     }
     match protocol {
         // A new connection on the ports of one that is closing, or a SYN repeated towards an endpoint that is
         // gone meanwhile.
-        TCP if is_clean_syn(flags) => {
-            if flow.state == NEW {
-                endpoint_serves(flow.endpoint, flow.endpoint_generation)
-            } else {
-                flow.state < CLIENT_CLOSED
-            }
-        }
+        TCP if is_clean_syn(flags) => match flow.state {
+            NEW => serves(flow),
+            state => state == ANSWERED || state == ESTABLISHED,
+        },
         // UDP follows its service (spec E13), TCP stays (E12).
-        UDP => endpoint_serves(flow.endpoint, flow.endpoint_generation),
+        UDP => serves(flow),
         _ => true,
     }
 }
@@ -238,163 +244,5 @@ impl<F: Tables> Work<F> {
         unsafe { copy_nonoverlapping(entry, &raw mut self.forward, 1) };
         let place = find(&self.forward, &mut self.flow)?;
         answers(&self.reply, &self.flow, &self.forward).then_some(place)
-    }
-
-    /// Opens a flow for the packet's key towards the chosen endpoint. On [`Opening::Done`], `flow` is the record in force: ours, or that of another CPU that
-    /// opened the same flow first.
-    #[inline(always)]
-    pub(crate) fn open(&mut self, settings: &Settings, now: u32) -> Opening {
-        let (chosen, masquerade) = (&self.endpoint, self.masquerade);
-        // What a node sends to itself takes the way of a pod's answer to itself.
-        let hairpin = if self.own {
-            !masquerade
-        } else {
-            chosen.address == self.key.source && self.key.scope == POD
-        };
-        let flow = &mut self.flow;
-        let (dialled, client, own) = (
-            F::read(&self.key.destination),
-            F::read(&self.key.source),
-            F::read(&self.masquerade_address),
-        );
-        flow.new_source = if hairpin {
-            dialled
-        } else if masquerade {
-            own
-        } else {
-            client
-        };
-        flow.new_destination = chosen.address;
-        flow.new_source_port = self.key.source_port;
-        flow.new_destination_port = chosen.port;
-        flow.state = NEW;
-        flow.flags = if hairpin {
-            HAIRPIN
-        } else if masquerade {
-            MASQUERADE
-        } else {
-            0
-        };
-        if chosen.flags & endpoint::LOCAL != 0 {
-            flow.flags |= LOCAL_ENDPOINT;
-        }
-        if self.own {
-            flow.flags |= OWN_CLIENT;
-        }
-        flow.zero = 0;
-        flow.service = chosen.service;
-        flow.endpoint = chosen.id;
-        flow.endpoint_generation = self.generation;
-        flow.last_seen = now;
-        flow.created = now;
-        flow.check = key_check(&self.key);
-        if flow.flags & MASQUERADE == 0 {
-            write_reply_key(&mut self.reply, &self.flow, &self.key);
-            match self.claim(settings, now) {
-                Opening::Done => return self.enter(),
-                Opening::Full => return Opening::Full,
-                Opening::Taken => count(counter::REPLY_CONFLICT),
-            }
-        }
-        self.open_with_other_port(settings, now)
-    }
-
-    /// Looks for a source port from the pool, and opens the flow with it.
-    #[inline(always)]
-    fn open_with_other_port(&mut self, settings: &Settings, now: u32) -> Opening {
-        let first = settings.nat_port_first;
-        let size = u32::from(settings.nat_port_last.wrapping_sub(first)) + 1;
-        if first == 0 {
-            return Opening::Full;
-        }
-        // SAFETY: the helper has no preconditions.
-        let random = u64::from(unsafe { bpf_get_prandom_u32() });
-        let mut offset = ((random * u64::from(size)) >> 32) as u32;
-        for _ in 0..PORT_TRIES {
-            self.flow.new_source_port = first.wrapping_add(offset as u16);
-            if self.claim_all(settings, now) {
-                return self.enter();
-            }
-            offset = (offset + PORT_STRIDE) % size;
-        }
-        Opening::Full
-    }
-
-    /// Claims every reply key of the flow, or none.
-    #[inline(always)]
-    fn claim_all(&mut self, settings: &Settings, now: u32) -> bool {
-        write_reply_key(&mut self.reply, &self.flow, &self.key);
-        if self.claim(settings, now) != Opening::Done {
-            return false;
-        }
-        if self.flow.flags & MASQUERADE == 0 {
-            return true;
-        }
-        write_returning_key(&mut self.reply, &self.flow, &self.key);
-        if self.claim(settings, now) == Opening::Done {
-            write_leaving_key(&mut self.reply, &self.flow, &self.key);
-            if self.claim(settings, now) == Opening::Done {
-                return true;
-            }
-        }
-        release_replies(&self.key, &self.flow, &mut self.reply);
-        false
-    }
-
-    /// Enters `reply`. An entry held by a flow that is gone or closing is taken over.
-    ///
-    /// Out of line, as it is called from several places and is large.
-    #[inline(never)]
-    fn claim(&mut self, settings: &Settings, now: u32) -> Opening {
-        let slot_of_reply = slot(key_check(&self.reply));
-        let Some(entry) = shard::find(F::replies(), slot_of_reply, &self.reply) else {
-            // Nobody holds it; two that come at once are told apart by the insertion.
-            return if shard::insert(F::replies(), slot_of_reply, &self.reply, &self.key) {
-                Opening::Done
-            } else {
-                Opening::Full
-            };
-        };
-        // SAFETY: an element of the table; a torn copy leads to no record or to one that does not fit.
-        unsafe { copy_nonoverlapping(entry, &raw mut self.forward, 1) };
-        if self.forward == self.key {
-            return Opening::Done;
-        }
-        if find(&self.forward, &mut self.other).is_some()
-            && answers(&self.reply, &self.other, &self.forward)
-        {
-            let resting = now.saturating_sub(self.other.last_seen);
-            if resting <= timeout(settings, self.key.protocol, self.other.state)
-                && self.other.state < CLOSED
-            {
-                return Opening::Taken;
-            }
-            shard::remove(F::flows(), slot(key_check(&self.forward)), &self.forward);
-        }
-        shard::remove(F::replies(), slot_of_reply, &self.reply);
-        if shard::insert(F::replies(), slot_of_reply, &self.reply, &self.key) {
-            Opening::Done
-        } else {
-            Opening::Full
-        }
-    }
-
-    /// Enters the record under the packet's key, after its reply keys.
-    #[inline(always)]
-    fn enter(&mut self) -> Opening {
-        if shard::insert(F::flows(), slot(self.flow.check), &self.key, &self.flow) {
-            count(counter::FLOW_CREATED);
-            return Opening::Done;
-        }
-        // Another CPU was first, or the table is full: our entries must go, unless they are also the other's.
-        if find(&self.key, &mut self.other).is_none() {
-            release_replies(&self.key, &self.flow, &mut self.reply);
-            return Opening::Full;
-        }
-        if !answers(&self.reply, &self.other, &self.key) {
-            release_replies(&self.key, &self.flow, &mut self.reply);
-        }
-        self.flow = self.other;
-        Opening::Done
     }
 }

@@ -8,7 +8,7 @@ use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT, MASQUERADE};
 
 use crate::maps::{DEVICES, Tables};
 use crate::packet::Packet as _;
-use crate::rewrite::{End, Rewrite, rewrite, rewrite_answer};
+use crate::rewrite::{Rewrite, rewrite_answer, rewrite_both};
 use crate::skb::Skb;
 use crate::{DROP, NEXT};
 
@@ -19,32 +19,23 @@ const AF_INET6: u8 = 10;
 #[inline(never)]
 pub(crate) fn to_endpoint<F: Rewrite + Route, const WAY: u64>(skb: Skb) -> i32 {
     let Some(work) = F::work() else { return DROP };
-    let (network, transport, flow) = (&work.network, &work.transport, &work.flow);
+    let (network, flow) = (&work.network, &work.flow);
     let (client, new) = (F::read(&network.source), F::read(&flow.new_source));
     let source = if flow.flags & MASQUERADE != 0 {
         client
     } else {
         new
     };
-    if !rewrite(
+    if !rewrite_both(
         &skb,
-        network,
-        transport,
-        End::Destination,
-        flow.new_destination,
-        flow.new_destination_port,
-    ) || !rewrite(
-        &skb,
-        network,
-        transport,
-        End::Source,
-        source,
-        flow.new_source_port,
+        work,
+        (&source, flow.new_source_port),
+        (&flow.new_destination, flow.new_destination_port),
     ) {
         return DROP;
     }
     if flow.flags & HAIRPIN != 0 {
-        return turn_around::<WAY>(&skb);
+        return turn_around::<WAY>(&skb, work.network.offset);
     }
     // A masqueraded flow is routed in both directions: its answers are addressed to the host.
     if flow.flags & (LOCAL_ENDPOINT | MASQUERADE) == LOCAL_ENDPOINT {
@@ -63,12 +54,16 @@ pub(crate) fn back<F: Rewrite, const WAY: u64>(skb: Skb) -> i32 {
     if !rewrite_answer(&skb, work) {
         return DROP;
     }
-    turn_around::<WAY>(&skb)
+    turn_around::<WAY>(&skb, work.network.offset)
 }
 
 /// Back to whoever sent the packet.
 #[inline(always)]
-pub(crate) fn turn_around<const WAY: u64>(skb: &Skb) -> i32 {
+pub(crate) fn turn_around<const WAY: u64>(skb: &Skb, network: u32) -> i32 {
+    if network == 0 {
+        // No link-layer header to address.
+        return skb.send_back::<WAY>();
+    }
     let Some(macs) = skb.load::<[u8; 12]>(0) else {
         return DROP;
     };

@@ -103,12 +103,15 @@ pub(crate) struct Network<F: Family> {
     pub(crate) offset: u32,
     /// Offset of the transport header (of the data, in a later fragment).
     pub(crate) transport: u32,
+    /// Where the packet says that it ends. Short frames go on, with padding.
+    pub(crate) end: u32,
     pub(crate) protocol: u8,
     pub(crate) part: Part,
-    /// Zero: without it two bytes would be padding, and copying those is a read of uninitialised stack.
-    #[expect(dead_code, reason = "it only fills what would be padding")]
-    pub(crate) zero: u16,
+    /// The header's own checksum as on the wire; IPv6 has none.
+    pub(crate) checksum: u16,
     pub(crate) identification: u32,
+    /// Time to live. Wide, as copying padding is a read of uninitialised stack.
+    pub(crate) hops: u32,
 }
 
 /// What we need of a transport header. Ports are in host order.
@@ -120,7 +123,16 @@ pub(crate) struct Transport {
     pub(crate) flags: u8,
     /// Whether the packet has a transport header at all; later fragments have not.
     pub(crate) present: bool,
+    /// Where in the header its checksum is; 0 without a header.
+    pub(crate) checksum: u8,
+    /// Zero: what would be padding.
+    #[expect(dead_code, reason = "it only fills what would be padding")]
+    pub(crate) zero: u8,
 }
+
+/// Where a header's checksum is.
+pub(crate) const TCP_CHECKSUM: u8 = 16;
+pub(crate) const UDP_CHECKSUM: u8 = 6;
 
 /// Families as they are on the wire.
 pub(crate) trait Wire: Tables {
@@ -131,8 +143,41 @@ pub(crate) trait Wire: Tables {
     /// Whether an address can be the source of no packet that is to be answered: loopback, unspecified,
     /// multicast, broadcast and reserved ones (RFC 1122 §3.2.1.3, RFC 4291 §2.5, §2.7).
     fn is_martian(source: &Self::Addr) -> bool;
-    /// Reads the network header at `offset`; `None` if it is broken or of a kind we leave alone.
-    fn network<P: Packet>(skb: &P, offset: u32) -> Option<Network<Self>>;
+    /// Reads the network header at `offset`, of a packet or of the beginning of one that is quoted; `None` if it is broken
+    /// or of a kind we leave alone.
+    fn network(skb: &impl Packet, offset: u32) -> Option<Network<Self>>;
+    /// Reads the packet's own network header.
+    fn outer_network(skb: &impl Packet) -> Option<Network<Self>>;
+    /// Reads what is behind a network header without options or extensions.
+    fn plain_transport<T: Copy>(skb: &impl Packet) -> Option<T>;
+}
+
+/// Reads the network header of the packet in a frame, which must be there up to its end.
+#[inline(always)]
+pub(crate) fn packet<F: Wire>(skb: &impl Packet) -> Option<Network<F>> {
+    packet_at(skb, NETWORK)
+}
+
+/// As [`packet`], behind a link-layer header of this length.
+#[inline(always)]
+pub(crate) fn packet_at<F: Wire>(skb: &impl Packet, link: u32) -> Option<Network<F>> {
+    let network = if link == NETWORK {
+        F::outer_network(skb)?
+    } else {
+        F::network(skb, link)?
+    };
+    (network.end <= skb.length()).then_some(network)
+}
+
+/// Where a packet ends whose header starts at `start` and says that `said` bytes follow. More than the header can say it
+/// leaves open: no sender but a local one, whose frames are still to be cut, has such packets.
+#[inline(always)]
+fn end(skb: &impl Packet, start: u32, said: u16) -> u32 {
+    if said == 0 && skb.is_segmented() {
+        skb.length()
+    } else {
+        start + u32::from(said)
+    }
 }
 
 impl Wire for V4 {
@@ -147,32 +192,46 @@ impl Wire for V4 {
     }
 
     #[inline(always)]
-    fn network<P: Packet>(skb: &P, offset: u32) -> Option<Network<V4>> {
-        let header: Ipv4 = skb.load(offset)?;
-        let length = u32::from(header.version_ihl & 15) * 4;
-        if header.version_ihl >> 4 != 4
-            || length < 20
-            || u32::from(u16::from_be(header.total_length)) < length
-        {
-            return None;
-        }
-        let fragment = u16::from_be(header.fragment);
-        let part = match (fragment & 0x1fff, fragment & 0x2000) {
-            (0, 0) => Part::Whole,
-            (0, _) => Part::First,
-            _ => Part::Later,
-        };
-        Some(Network {
-            source: header.source,
-            destination: header.destination,
-            offset,
-            transport: offset + length,
-            protocol: header.protocol,
-            part,
-            zero: 0,
-            identification: u32::from(u16::from_be(header.identification)),
-        })
+    fn network(skb: &impl Packet, offset: u32) -> Option<Network<V4>> {
+        understand4(skb, &skb.load(offset)?, offset)
     }
+
+    #[inline(always)]
+    fn outer_network(skb: &impl Packet) -> Option<Network<V4>> {
+        understand4(skb, &skb.load_at::<Ipv4, NETWORK>()?, NETWORK)
+    }
+
+    #[inline(always)]
+    fn plain_transport<T: Copy>(skb: &impl Packet) -> Option<T> {
+        skb.load_at::<T, { NETWORK + V4::HEADER }>()
+    }
+}
+
+#[inline(always)]
+fn understand4(skb: &impl Packet, header: &Ipv4, offset: u32) -> Option<Network<V4>> {
+    let length = u32::from(header.version_ihl & 15) * 4;
+    let end = end(skb, offset, u16::from_be(header.total_length));
+    if header.version_ihl >> 4 != 4 || length < 20 || end < offset + length {
+        return None;
+    }
+    let fragment = u16::from_be(header.fragment);
+    let part = match (fragment & 0x1fff, fragment & 0x2000) {
+        (0, 0) => Part::Whole,
+        (0, _) => Part::First,
+        _ => Part::Later,
+    };
+    Some(Network {
+        source: header.source,
+        destination: header.destination,
+        offset,
+        transport: offset + length,
+        end,
+        protocol: header.protocol,
+        part,
+        checksum: header.checksum,
+        identification: u32::from(u16::from_be(header.identification)),
+        hops: u32::from(header.ttl),
+    })
 }
 
 impl Wire for V6 {
@@ -186,127 +245,50 @@ impl Wire for V6 {
     }
 
     #[inline(always)]
-    fn network<P: Packet>(skb: &P, offset: u32) -> Option<Network<V6>> {
-        let header: Ipv6 = skb.load(offset)?;
-        if (u32::from_be(header.version_class_label) >> 28) != 6 {
-            return None;
-        }
-        let mut walk = Walk {
-            at: offset + Self::HEADER,
-            identification: 0,
-            protocol: header.next_header,
-            part: Part::Whole,
-            zero: 0,
-        };
-        if P::WALKS && !matches!(walk.protocol, TCP | UDP | ICMPV6) && !walk.on(*skb) {
-            return None;
-        }
-        Some(Network {
-            source: header.source,
-            destination: header.destination,
-            offset,
-            transport: walk.at,
-            protocol: walk.protocol,
-            part: walk.part,
-            zero: 0,
-            identification: walk.identification,
-        })
+    fn network(skb: &impl Packet, offset: u32) -> Option<Network<V6>> {
+        understand6(skb, &skb.load(offset)?, offset)
     }
-}
 
-/// Where a walk over IPv6 extension headers has come to.
-struct Walk {
-    at: u32,
-    identification: u32,
-    protocol: u8,
-    part: Part,
-    /// Zero: what would be padding.
-    #[expect(dead_code, reason = "it only fills what would be padding")]
-    zero: u16,
-}
-
-impl Walk {
-    /// Walks to the transport header, or to a later fragment's data; false if there is no way.
-    ///
-    /// Six steps (RFC 8200 allows more, nobody sends them), written out: a loader without CAP_PERFMON has its
-    /// loops followed beyond their end, as a CPU that mispredicts might go on, and this one would have no other
-    /// ("sequence of 8193 jumps is too complex").
     #[inline(always)]
-    fn on<P: Packet>(&mut self, skb: P) -> bool {
-        let mut step = extension(skb, self);
-        if step == WALK {
-            step = extension(skb, self);
-        }
-        if step == WALK {
-            step = extension(skb, self);
-        }
-        if step == WALK {
-            step = extension(skb, self);
-        }
-        if step == WALK {
-            step = extension(skb, self);
-        }
-        if step == WALK {
-            step = extension(skb, self);
-        }
-        step == ARRIVED
+    fn outer_network(skb: &impl Packet) -> Option<Network<V6>> {
+        understand6(skb, &skb.load_at::<Ipv6, NETWORK>()?, NETWORK)
+    }
+
+    #[inline(always)]
+    fn plain_transport<T: Copy>(skb: &impl Packet) -> Option<T> {
+        skb.load_at::<T, { NETWORK + V6::HEADER }>()
     }
 }
 
-/// What a step led to: perhaps another extension header, an end, nothing we know.
-const WALK: u32 = 0;
-const ARRIVED: u32 = 1;
-const LOST: u32 = 2;
-
-/// Steps over an IPv6 extension header, if there is one where the walk has come to.
-#[inline(never)]
-fn extension<P: Packet>(skb: P, walk: &mut Walk) -> u32 {
-    match walk.protocol {
-        // Hop-by-hop, routing, destination options (RFC 8200 §4).
-        0 | 43 | 60 => {
-            let Some([next, length, _, segments_left]) = skb.load::<[u8; 4]>(walk.at) else {
-                return LOST;
-            };
-            if walk.protocol == 43 && segments_left != 0 {
-                // The destination is only the next stop.
-                return LOST;
-            }
-            walk.protocol = next;
-            walk.at += (u32::from(length) + 1) * 8;
-            WALK
-        }
-        // Fragment header (RFC 8200 §4.5).
-        44 => {
-            let Some(header) = skb.load::<[u32; 2]>(walk.at) else {
-                return LOST;
-            };
-            let [next, _, high, low] = header[0].to_ne_bytes();
-            let offset_flags = u16::from_be_bytes([high, low]);
-            walk.protocol = next;
-            walk.at += 8;
-            walk.identification = u32::from_be(header[1]);
-            walk.part = match (offset_flags >> 3, offset_flags & 1) {
-                (0, 0) => Part::Whole,
-                (0, _) => Part::First,
-                _ => Part::Later,
-            };
-            if walk.part == Part::Later {
-                ARRIVED
-            } else {
-                WALK
-            }
-        }
-        // Authentication header (RFC 4302): length in words, minus two.
-        51 => {
-            let Some([next, length]) = skb.load::<[u8; 2]>(walk.at) else {
-                return LOST;
-            };
-            walk.protocol = next;
-            walk.at += (u32::from(length) + 2) * 4;
-            WALK
-        }
-        _ => ARRIVED,
+#[inline(always)]
+fn understand6(skb: &impl Packet, header: &Ipv6, offset: u32) -> Option<Network<V6>> {
+    if (u32::from_be(header.version_class_label) >> 28) != 6 {
+        return None;
     }
+    let mut found = Network {
+        source: header.source,
+        destination: header.destination,
+        offset,
+        transport: offset + 40,
+        end: end(skb, offset + 40, u16::from_be(header.payload_length)),
+        protocol: header.next_header,
+        part: Part::Whole,
+        checksum: 0,
+        identification: 0,
+        hops: u32::from(header.hop_limit),
+    };
+    if matches!(found.protocol, TCP | UDP | ICMPV6) {
+        return Some(found);
+    }
+    let led = skb.past_extensions(found.transport, found.protocol)?;
+    if led.transport > found.end {
+        return None;
+    }
+    found.transport = led.transport;
+    found.protocol = led.protocol;
+    found.part = led.part;
+    found.identification = led.identification;
+    Some(found)
 }
 
 /// Reads the transport header of a TCP or UDP packet. A first fragment teaches the later ones their ports;
@@ -318,44 +300,77 @@ pub(crate) fn transport<F: Wire, P: Packet>(
     scope: u8,
 ) -> Option<Transport> {
     if network.part == Part::Later {
-        return later_fragment(network, scope);
+        let found = later_fragment(network, scope);
+        if found.is_none() {
+            count(counter::FRAGMENT_UNKNOWN);
+        }
+        return found;
     }
+    let Some(found) = whole_transport(skb, network) else {
+        count(counter::MALFORMED);
+        return None;
+    };
+    if network.part == Part::First {
+        learn(network, &found, scope);
+    }
+    Some(found)
+}
+
+/// Reads a transport header, which must lie within its packet.
+#[inline(always)]
+pub(crate) fn whole_transport<F: Wire, P: Packet>(
+    skb: &P,
+    network: &Network<F>,
+) -> Option<Transport> {
     let (_, at) = P::headers(network);
-    let found = match network.protocol {
+    match network.protocol {
         TCP => {
-            let header = skb.load::<WholeTcp>(at)?.first;
-            Transport {
+            if at + size_of::<WholeTcp>() as u32 > network.end {
+                return None;
+            }
+            let header = load_transport::<F, WholeTcp>(skb, at)?.first;
+            Some(Transport {
                 source_port: u16::from_be(header.source_port),
                 destination_port: u16::from_be(header.destination_port),
                 flags: header.flags,
                 present: true,
-            }
+                checksum: TCP_CHECKSUM,
+                zero: 0,
+            })
         }
         UDP => {
-            let header: Udp = skb.load(at)?;
-            if u16::from_be(header.length) < 8 {
+            let header = load_transport::<F, Udp>(skb, at)?;
+            let length = u32::from(u16::from_be(header.length));
+            // Of a first fragment only the header has to be here.
+            let needed = if network.part == Part::First {
+                8
+            } else {
+                length
+            };
+            if length < 8 || at + needed > network.end {
                 // A jumbogram's zero (RFC 2675) too: nobody load-balances those.
                 return None;
             }
-            Transport {
+            Some(Transport {
                 source_port: u16::from_be(header.source_port),
                 destination_port: u16::from_be(header.destination_port),
                 flags: 0,
                 present: true,
-            }
+                checksum: UDP_CHECKSUM,
+                zero: 0,
+            })
         }
-        _ => return None,
-    };
-    if network.part == Part::First {
-        let value = Fragment {
-            source_port: found.source_port,
-            destination_port: found.destination_port,
-            seen: now(),
-        };
-        // Full: the later fragments go untranslated to the stack, which drops them; the sweep makes room.
-        let _ = FRAGMENTS.insert(fragment_key(network, scope), value, 0);
+        _ => None,
     }
-    Some(found)
+}
+
+#[inline(always)]
+fn load_transport<F: Wire, T: Copy>(skb: &impl Packet, at: u32) -> Option<T> {
+    if at == NETWORK + F::HEADER {
+        F::plain_transport(skb)
+    } else {
+        skb.load(at)
+    }
 }
 
 #[inline(always)]
@@ -370,20 +385,44 @@ fn fragment_key<F: Wire>(network: &Network<F>, scope: u8) -> FragmentKey {
     }
 }
 
+/// Notes the ports of a first fragment. Out of line for the callers' stacks.
+#[inline(never)]
+fn learn<F: Wire>(network: &Network<F>, found: &Transport, scope: u8) {
+    let value = Fragment {
+        source_port: found.source_port,
+        destination_port: found.destination_port,
+        seen: now(),
+    };
+    // Full: the later fragments go untranslated to the stack, which drops them; the sweep makes room.
+    let _ = FRAGMENTS.insert(fragment_key(network, scope), value, 0);
+}
+
 #[inline(always)]
 fn later_fragment<F: Wire>(network: &Network<F>, scope: u8) -> Option<Transport> {
+    let ports = known_ports(network, scope);
+    (ports & KNOWN != 0).then_some(Transport {
+        source_port: (ports >> 16) as u16,
+        destination_port: ports as u16,
+        flags: 0,
+        present: false,
+        checksum: 0,
+        zero: 0,
+    })
+}
+
+/// Tells that ports are known.
+const KNOWN: u64 = 1 << 32;
+
+/// Source and destination port of a later fragment's packet as one number, with [`KNOWN`]; else 0. Out of line for the
+/// callers' stacks.
+#[inline(never)]
+fn known_ports<F: Wire>(network: &Network<F>, scope: u8) -> u64 {
     let Some(known) = FRAGMENTS.get_ptr(fragment_key(network, scope)) else {
-        count(counter::FRAGMENT_UNKNOWN);
-        return None;
+        return 0;
     };
     // SAFETY: an element of the table; both ports are read in one go.
     let ports = unsafe { core::ptr::read_volatile(known) };
-    Some(Transport {
-        source_port: ports.source_port,
-        destination_port: ports.destination_port,
-        flags: 0,
-        present: false,
-    })
+    KNOWN | u64::from(ports.source_port) << 16 | u64::from(ports.destination_port)
 }
 
 /// Offset of the network header of a packet with a link-layer header.

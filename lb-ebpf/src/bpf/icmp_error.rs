@@ -4,10 +4,10 @@
 use lb_ebpf::abi::address::Address4;
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{FlowKey, MASQUERADE, MASQUERADED, OWN_CLIENT};
+use lb_ebpf::abi::flow::{FlowKey, MASQUERADE, MASQUERADED, OUTSIDE, OWN_ADDRESS, OWN_CLIENT, POD};
 use lb_ebpf::abi::{TCP, UDP};
 
-use crate::flow::find;
+use crate::flow::{find, write_turned};
 use crate::header::{ICMPV6, Network, Part};
 use crate::packet::{PSEUDO, Packet as _};
 use crate::report::count;
@@ -160,6 +160,11 @@ fn quote<F: Quoted>(skb: &Skb, network: &Network<F>) -> Option<(Message, Quote<F
     if inner.part == Part::Later || (inner.protocol != TCP && inner.protocol != UDP) {
         return None;
     }
+    // Behind the quoted packet's end, or the message's, nothing is its ports.
+    let ports_end = inner.transport + 4;
+    if ports_end > inner.end || ports_end > network.end {
+        return None;
+    }
     let [source_port, destination_port]: [u16; 2] = skb.load(inner.transport)?;
     let quote = Quote {
         network: inner,
@@ -195,7 +200,8 @@ fn redirected_header(skb: &Skb, message: u32) -> Option<u32> {
     None
 }
 
-/// An ICMP message on its way to a pod. The quoted packet is one the pod sent, as the endpoint was to get it.
+/// An ICMP message on its way to a client. The quoted packet is one the client sent, as the endpoint was to get it.
+/// [`NOT_OURS`]: it is none of ours.
 #[inline(never)]
 pub(crate) fn to_client<F: Quoted, const SCOPE: u8>(skb: Skb, work: &mut Work<F>) -> i32 {
     let Some((message, quote)) = quote(&skb, &work.network) else {
@@ -203,7 +209,7 @@ pub(crate) fn to_client<F: Quoted, const SCOPE: u8>(skb: Skb, work: &mut Work<F>
     };
     reversed(&mut work.reply, &quote, SCOPE);
     if work.find_reply().is_none() {
-        return NEXT;
+        return NOT_OURS;
     }
     if message == Message::Redirect {
         // It would send all the service's traffic to one endpoint's neighbour.
@@ -311,6 +317,39 @@ fn about_masqueraded<F: Quoted>(skb: &Skb, work: &mut Work<F>, quote: &Quote<F>)
     };
     let done = quoted_end(skb, quote, End::Source, client, port)
         && F::outer(skb, &work.network, End::Destination, client, quote.checksum);
+    if !done {
+        return DROP;
+    }
+    count(counter::ICMP_TRANSLATED);
+    if work.flow.flags & OWN_ADDRESS != 0 {
+        return skb.hand_over(work.network.offset);
+    }
+    NEXT
+}
+
+/// An error about an answer to a masqueraded flow, on its way to the endpoint: [`from_client`] made it one about the
+/// answer as the client's host routed it. The endpoint knows this node alone.
+#[inline(never)]
+pub(crate) fn about_answer<F: Quoted>(skb: Skb, work: &mut Work<F>) -> i32 {
+    let Some((Message::Error, quote)) = quote(&skb, &work.network) else {
+        return NEXT;
+    };
+    // The quoted packet's own key, where its flow was met.
+    reversed(&mut work.key, &quote, OUTSIDE);
+    write_turned(&mut work.reply, &work.key);
+    if work.find_reply().is_none() {
+        work.reply.scope = POD;
+        if work.find_reply().is_none() {
+            return NEXT;
+        }
+    }
+    if work.flow.flags & MASQUERADE == 0 {
+        return NEXT;
+    }
+    let node = F::read(&work.flow.new_source);
+    let port = quote.destination_port;
+    let done = quoted_end(&skb, &quote, End::Destination, node, port)
+        && F::outer(&skb, &work.network, End::Source, node, quote.checksum);
     if !done {
         return DROP;
     }

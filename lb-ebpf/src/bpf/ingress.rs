@@ -3,7 +3,7 @@
 //!
 //! Packet → is the address ours? → flow → frontend → endpoint → new flow → rewrite → onwards.
 
-use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, NODE, NODE_LOCAL, TOMBSTONE};
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LOOPBACK, NODE, NODE_LOCAL, TOMBSTONE};
 use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, OUTSIDE, POD};
@@ -14,21 +14,23 @@ use lb_ebpf::abi::{TCP, UDP, counter, frontend};
 use lb_ebpf::tcp_state::{Speaker, is_clean_syn};
 
 use crate::answer::{Answer, reject};
+use crate::direct;
 use crate::fast::{self, Hop};
-use crate::flow::Opening;
 use crate::forward::{back, to_endpoint};
-use crate::header::{IPV4, IPV6, NETWORK, Network, transport};
+use crate::header::{IPV4, IPV6, Network, packet_at, transport};
 use crate::icmp_error;
 use crate::lookup::{address_use, dialled_frontend, now, settings};
 use crate::maps::TOMBSTONES;
 use crate::masquerade::{self, Origin, returns};
-use crate::own::OWN;
+use crate::opening::{Claim, Opening};
+use crate::own::{OWN, OWN_LOOPBACK};
 use crate::packet::Packet;
 use crate::report::count;
 use crate::select::{Set, Verdict, choose};
 use crate::service_cidr::ServiceCidrs;
 use crate::skb::{OUT, Skb};
 use crate::source_range::admitted;
+use crate::target;
 use crate::work::Work;
 use crate::{DROP, NEXT};
 
@@ -41,29 +43,33 @@ pub(crate) mod step {
     pub(crate) const OPEN: i32 = 103;
     pub(crate) const OTHER_PROTOCOL: i32 = 104;
     pub(crate) const BACK: i32 = 105;
+    pub(crate) const DIRECT: i32 = 106;
 }
 
-/// Entry point.
+/// Entry point. `LINK` is the length of the device's link-layer header.
 #[inline(always)]
-pub(crate) fn ingress<const SCOPE: u8>(skb: &Skb) -> i32 {
+pub(crate) fn ingress<const SCOPE: u8, const LINK: u32>(skb: &Skb) -> i32 {
     match skb.ethertype() {
-        IPV4 => run::<V4, SCOPE>(*skb),
-        IPV6 => run::<V6, SCOPE>(*skb),
+        IPV4 => run::<V4, SCOPE, LINK>(*skb),
+        IPV6 => run::<V6, SCOPE, LINK>(*skb),
         _ => NEXT,
     }
 }
 
 #[inline(always)]
-fn run<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let mut action = known_flow::<F, SCOPE>(skb);
+fn run<F: Answer + Claim + Hop + ServiceCidrs, const SCOPE: u8, const LINK: u32>(skb: Skb) -> i32 {
+    let mut action = known_flow::<F, SCOPE, LINK>(skb);
     if action == step::OTHER_PROTOCOL {
         action = other_protocol::<F, SCOPE>(skb);
     }
     if action == step::NEW_FLOW {
         action = new_flow::<F, SCOPE>();
-        if action == step::OPEN {
-            action = open_flow::<F>(skb);
-        }
+    }
+    if action == step::DIRECT {
+        action = direct::passes::<F, SCOPE>(skb);
+    }
+    if action == step::OPEN {
+        action = open_flow::<F>(skb);
     }
     match action {
         step::TO_ENDPOINT => {
@@ -94,8 +100,8 @@ pub(crate) fn fast_to_endpoint<F: Hop>(skb: impl Packet) -> i32 {
 
 /// Finds out what the packet is, and its flow if it has one.
 #[inline(never)]
-fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
-    let Some(network) = F::network(&skb, NETWORK) else {
+fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8, const LINK: u32>(skb: Skb) -> i32 {
+    let Some(network) = packet_at::<F>(&skb, LINK) else {
         count(counter::MALFORMED);
         return NEXT;
     };
@@ -103,25 +109,29 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 
     let Some(settings) = settings() else {
         return NEXT;
     };
-    if uses == 0 {
+    if uses == 0 && target::at::<F>(&network.destination).flows == 0 {
         return unknown_address::<F>(settings, &network);
     }
+    let Some(work) = F::work() else { return NEXT };
+    work.network = network;
+    if uses == 0 {
+        return step::DIRECT;
+    }
+    let network = &work.network;
     if F::is_martian(&network.source) {
         count(counter::MALFORMED);
         return NEXT;
     }
-    let Some(work) = F::work() else { return NEXT };
-    work.network = network;
     if network.protocol != TCP && network.protocol != UDP {
         work.uses = uses;
         return step::OTHER_PROTOCOL;
     }
-    let Some(transport) = transport(&skb, &network, SCOPE) else {
+    let Some(transport) = transport(&skb, network, SCOPE) else {
         return NEXT;
     };
     work.transport = transport;
     if returns(settings, uses, transport.destination_port) {
-        let action = masquerade::answered(skb, work);
+        let action = masquerade::answered::<F, SCOPE>(skb, work);
         if action != masquerade::NOT_OURS {
             return action;
         }
@@ -140,7 +150,13 @@ pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };
-    let uses = work.uses;
+    let mut uses = work.uses;
+    // A loopback address counts for this node's own packets alone.
+    let on_loopback = SCOPE == OWN_LOOPBACK && uses & LOOPBACK != 0;
+    if on_loopback {
+        uses |= NODE;
+    }
+    let own = SCOPE == OWN || SCOPE == OWN_LOOPBACK;
     let now = now();
     let (protocol, flags) = (work.network.protocol, work.transport.flags);
     if SCOPE == POD {
@@ -177,8 +193,8 @@ pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
     let internal = found.flags & KIND == frontend::CLUSTER_IP;
     let local_policy = found.flags & LOCAL_POLICY != 0;
     let origin = origin::<F, SCOPE>(settings, work.network.source);
-    // The external policy binds neither local pods nor the node itself (spec D13, D14).
-    let free = origin == Origin::LocalPod || SCOPE == OWN;
+    // The external policy binds neither local pods nor the node itself (spec D13, D14), but on loopback (G9).
+    let free = origin == Origin::LocalPod || own && !on_loopback;
     let set = if local_policy && (internal || !free) {
         Set::Local
     } else {
@@ -187,14 +203,18 @@ pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
     let choice = choose::<F>(&found, set, &F::wide(work.network.source));
     match choice.verdict {
         Verdict::Reject => return step::REJECT,
+        // There nobody listens, then.
+        Verdict::Drop if on_loopback => return step::REJECT,
         Verdict::Drop => {
             count(counter::PACKET_DROPPED);
             return DROP;
         }
         Verdict::Translate => {}
     }
-    work.own = SCOPE == OWN;
-    work.masquerade = if SCOPE == OWN {
+    work.own = own;
+    work.own_address = SCOPE == OWN_LOOPBACK;
+    work.direct = false;
+    work.masquerade = if own {
         choice.endpoint.flags & (HOST | LOCAL) != HOST | LOCAL
     } else {
         masquerade::wanted(
@@ -229,15 +249,19 @@ fn origin<F: ServiceCidrs, const SCOPE: u8>(settings: &Settings, source: F::Addr
 
 /// Enters the new flow.
 #[inline(never)]
-pub(crate) fn open_flow<F: Answer>(skb: impl Packet) -> i32 {
-    let (Some(settings), Some(work)) = (settings(), F::work()) else {
+pub(crate) fn open_flow<F: Answer + Claim>(skb: impl Packet) -> i32 {
+    let Some(work) = F::work() else {
         return NEXT;
     };
     if work.masquerade && !masquerade::choose_address(skb, work) {
         count(counter::NO_SOURCE_ADDRESS);
         return DROP;
     }
-    if work.open(settings, now()) != Opening::Done {
+    if work.open(now()) != Opening::Done {
+        if work.direct {
+            // No service's: it goes on as if we were not there.
+            return NEXT;
+        }
         count(counter::FLOW_TABLE_FULL);
         return DROP;
     }
@@ -307,7 +331,7 @@ fn other_protocol<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
 
 /// An address that no service has now: dropped if it is one of the service CIDRs' (spec D5).
 #[inline(always)]
-fn unknown_address<F: ServiceCidrs>(settings: &Settings, network: &Network<F>) -> i32 {
+pub(crate) fn unknown_address<F: ServiceCidrs>(settings: &Settings, network: &Network<F>) -> i32 {
     if F::in_service_cidr(settings, network.destination) {
         count(counter::CIDR_DROPPED);
         return DROP;

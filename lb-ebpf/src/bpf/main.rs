@@ -8,7 +8,10 @@
 )]
 
 mod answer;
+mod direct;
+mod early;
 mod egress;
+mod extension;
 mod fast;
 mod flow;
 mod forward;
@@ -18,6 +21,8 @@ mod ingress;
 mod lookup;
 mod maps;
 mod masquerade;
+mod newcomer;
+mod opening;
 mod own;
 mod packet;
 mod report;
@@ -29,14 +34,18 @@ mod skb;
 mod socket;
 mod source_range;
 mod sweep;
+mod target;
 mod work;
+mod xdp;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 
 use lb_ebpf::abi::flow::{OUTSIDE, POD};
 
+use crate::packet::ETHERNET;
 use crate::skb::Skb;
+use crate::xdp::Xdp;
 
 /// `TCX_NEXT` / `TC_ACT_UNSPEC`: the packet goes on to the next program.
 const NEXT: i32 = -1;
@@ -86,22 +95,49 @@ fn peername6(ctx: SockAddrContext) -> i32 {
 
 #[classifier]
 fn pod_ingress(ctx: TcContext) -> i32 {
-    ingress::ingress::<POD>(&Skb::new(&ctx))
+    ingress::ingress::<POD, ETHERNET>(&Skb::new(&ctx))
 }
 
 #[classifier]
 fn pod_egress(ctx: TcContext) -> i32 {
-    egress::egress::<POD>(&Skb::new(&ctx))
+    egress::egress::<POD, ETHERNET>(&Skb::new(&ctx))
 }
 
 #[classifier]
 fn out_ingress(ctx: TcContext) -> i32 {
-    ingress::ingress::<OUTSIDE>(&Skb::new(&ctx))
+    ingress::ingress::<OUTSIDE, ETHERNET>(&Skb::new(&ctx))
 }
 
 #[classifier]
 fn out_egress(ctx: TcContext) -> i32 {
-    egress::egress::<OUTSIDE>(&Skb::new(&ctx))
+    egress::egress::<OUTSIDE, ETHERNET>(&Skb::new(&ctx))
+}
+
+#[classifier]
+fn l3_ingress(ctx: TcContext) -> i32 {
+    ingress::ingress::<OUTSIDE, 0>(&Skb::new(&ctx))
+}
+
+#[classifier]
+fn l3_egress(ctx: TcContext) -> i32 {
+    egress::egress::<OUTSIDE, 0>(&Skb::new(&ctx))
+}
+
+#[classifier]
+fn lo_egress(ctx: TcContext) -> i32 {
+    own::passes_loopback(&Skb::new(&ctx))
+}
+
+#[xdp(frags)]
+fn out_xdp(ctx: XdpContext) -> u32 {
+    early::early(Xdp::new(&ctx))
+}
+
+/// For generic mode: before a program that takes frames in pieces the kernel may copy the packet (6.9 and newer),
+/// and of the copy the tc programs behind see the headers in the wrong place.
+#[xdp]
+fn out_xdp_generic(ctx: XdpContext) -> u32 {
+    early::early(Xdp::new(&ctx))
 }
 
 #[classifier]

@@ -5,7 +5,7 @@
 //! verifier checks against; sizes of hashes may differ from it.
 
 use aya_ebpf::bindings::bpf_timer;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, Queue, SkStorage};
 use aya_ebpf::macros::btf_map;
 use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
 use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
@@ -13,7 +13,7 @@ use lb_ebpf::abi::counter::COUNTERS as COUNTER_SLOTS;
 use lb_ebpf::abi::device::Device;
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{Flow, FlowKey};
+use lb_ebpf::abi::flow::{Flow, FlowKey, Newcomer};
 use lb_ebpf::abi::fragment::{Fragment, FragmentKey};
 use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
 use lb_ebpf::abi::name::ServiceName;
@@ -22,6 +22,7 @@ use lb_ebpf::abi::socket::{
     SocketMore, SocketMoreKey, SocketPairs, SocketPeer, Tombstone, TombstoneKey,
 };
 use lb_ebpf::abi::source_range::{SourceRange, SourceRangePrefix};
+use lb_ebpf::abi::target::{TARGETS as TARGET_SLOTS, Target};
 use lb_ebpf::abi::{FLOW_SHARDS, SEGMENT_RECORDS, SEGMENTS};
 
 use crate::work::Work;
@@ -32,15 +33,32 @@ const GROW: usize = 1;
 /// Entries of a hash that the agent replaces by a bigger one when it fills.
 const START: usize = 1024;
 
-/// Entries a flow shard starts with.
-const SHARD_START: usize = 512;
+/// Flows a shard starts with: with no agent there to let it grow, that is 32,768 flows of a family.
+const SHARD_START: usize = 1024;
+
+/// Reply entries a shard starts with: a masqueraded flow has two, and they fall into shards as they like. Empty, the
+/// buckets of both families' flows and replies take 3 MiB.
+const REPLIES_START: usize = 2 * SHARD_START;
+
+/// Flows of a shard that may be unproven at a time, to start with.
+const NEWCOMERS_START: usize = SHARD_START / 4;
+
+/// Source ranges of all services. A trie allocates its nodes as they come, so the number costs nothing: it is where other
+/// tables stop growing.
+const RANGES: usize = 1 << 20;
 
 /// Slots of a flow table: a current and a previous map for each shard.
 const SHARD_SLOTS: usize = 2 * FLOW_SHARDS as usize;
 
 type Growing<K, V> = ArrayOfMaps<HashMap<K, V, START, GROW>, 1>;
 type Segments<V> = ArrayOfMaps<Array<V, { SEGMENT_RECORDS as usize }>, { SEGMENTS as usize }>;
-pub(crate) type Shards<K, V> = ArrayOfMaps<HashMap<K, V, SHARD_START, GROW>, SHARD_SLOTS>;
+/// The queue of one shard.
+pub(crate) type Newcomers<F> = Queue<Newcomer<F>, NEWCOMERS_START>;
+type NewcomerShards<F> = ArrayOfMaps<Newcomers<F>, { FLOW_SHARDS as usize }>;
+pub(crate) type Shards<K, V, const START: usize> =
+    ArrayOfMaps<HashMap<K, V, START, GROW>, SHARD_SLOTS>;
+type FlowShards<F> = Shards<FlowKey<F>, Flow<F>, SHARD_START>;
+type ReplyShards<F> = Shards<FlowKey<F>, FlowKey<F>, REPLIES_START>;
 
 #[btf_map(name = "frontends4")]
 pub(crate) static FRONTENDS4: Growing<FrontendKey<V4>, Frontend> = Growing::new();
@@ -62,20 +80,26 @@ pub(crate) static SERVICE_NAMES: Growing<u32, ServiceName> = Growing::new();
 pub(crate) static TOMBSTONES: Growing<TombstoneKey, Tombstone> = Growing::new();
 
 #[btf_map(name = "flows4")]
-pub(crate) static FLOWS4: Shards<FlowKey<V4>, Flow<V4>> = Shards::new();
+pub(crate) static FLOWS4: FlowShards<V4> = FlowShards::new();
 #[btf_map(name = "flows6")]
-pub(crate) static FLOWS6: Shards<FlowKey<V6>, Flow<V6>> = Shards::new();
+pub(crate) static FLOWS6: FlowShards<V6> = FlowShards::new();
 #[btf_map(name = "replies4")]
-pub(crate) static REPLIES4: Shards<FlowKey<V4>, FlowKey<V4>> = Shards::new();
+pub(crate) static REPLIES4: ReplyShards<V4> = ReplyShards::new();
 #[btf_map(name = "replies6")]
-pub(crate) static REPLIES6: Shards<FlowKey<V6>, FlowKey<V6>> = Shards::new();
+pub(crate) static REPLIES6: ReplyShards<V6> = ReplyShards::new();
+#[btf_map(name = "newcomers4")]
+pub(crate) static NEWCOMERS4: NewcomerShards<V4> = NewcomerShards::new();
+#[btf_map(name = "newcomers6")]
+pub(crate) static NEWCOMERS6: NewcomerShards<V6> = NewcomerShards::new();
+#[btf_map(name = "targets")]
+pub(crate) static TARGETS: Array<Target, { TARGET_SLOTS as usize }> = Array::new();
 #[btf_map(name = "fragments")]
 pub(crate) static FRAGMENTS: HashMap<FragmentKey, Fragment, 8192, GROW> = HashMap::new();
 
 #[btf_map(name = "affinity")]
 pub(crate) static AFFINITY: HashMap<AffinityKey, Affinity, 65536, GROW> = HashMap::new();
 #[btf_map(name = "source_ranges")]
-pub(crate) static SOURCE_RANGES: LpmTrie<SourceRangePrefix, SourceRange, 65536, GROW> =
+pub(crate) static SOURCE_RANGES: LpmTrie<SourceRangePrefix, SourceRange, RANGES, GROW> =
     LpmTrie::new();
 #[btf_map(name = "devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, 4096, GROW> = HashMap::new();
@@ -124,14 +148,15 @@ pub(crate) trait Tables: Family {
     fn frontends() -> &'static Growing<FrontendKey<Self>, Frontend>;
     fn addresses() -> &'static Growing<Self::Addr, AddressUse>;
     fn endpoints() -> &'static Segments<Endpoint<Self>>;
-    fn flows() -> &'static Shards<FlowKey<Self>, Flow<Self>>;
-    fn replies() -> &'static Shards<FlowKey<Self>, FlowKey<Self>>;
+    fn flows() -> &'static FlowShards<Self>;
+    fn replies() -> &'static ReplyShards<Self>;
+    fn newcomers() -> &'static NewcomerShards<Self>;
     /// Working memory of the packet at hand.
     fn work() -> Option<&'static mut Work<Self>>;
 }
 
 macro_rules! tables {
-    ($family:ty, $frontends:ident, $addresses:ident, $endpoints:ident, $flows:ident, $replies:ident, $work:ident) => {
+    ($family:ty, $frontends:ident, $addresses:ident, $endpoints:ident, $flows:ident, $replies:ident, $newcomers:ident, $work:ident) => {
         impl Tables for $family {
             #[inline(always)]
             fn frontends() -> &'static Growing<FrontendKey<Self>, Frontend> {
@@ -146,12 +171,16 @@ macro_rules! tables {
                 &$endpoints
             }
             #[inline(always)]
-            fn flows() -> &'static Shards<FlowKey<Self>, Flow<Self>> {
+            fn flows() -> &'static FlowShards<Self> {
                 &$flows
             }
             #[inline(always)]
-            fn replies() -> &'static Shards<FlowKey<Self>, FlowKey<Self>> {
+            fn replies() -> &'static ReplyShards<Self> {
                 &$replies
+            }
+            #[inline(always)]
+            fn newcomers() -> &'static NewcomerShards<Self> {
+                &$newcomers
             }
             #[inline(always)]
             fn work() -> Option<&'static mut Work<Self>> {
@@ -163,8 +192,8 @@ macro_rules! tables {
 }
 
 tables!(
-    V4, FRONTENDS4, ADDRESSES4, ENDPOINTS4, FLOWS4, REPLIES4, WORK4
+    V4, FRONTENDS4, ADDRESSES4, ENDPOINTS4, FLOWS4, REPLIES4, NEWCOMERS4, WORK4
 );
 tables!(
-    V6, FRONTENDS6, ADDRESSES6, ENDPOINTS6, FLOWS6, REPLIES6, WORK6
+    V6, FRONTENDS6, ADDRESSES6, ENDPOINTS6, FLOWS6, REPLIES6, NEWCOMERS6, WORK6
 );

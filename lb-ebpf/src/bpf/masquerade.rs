@@ -10,16 +10,19 @@ use core::mem::zeroed;
 use lb_ebpf::abi::address::{Address4, Address6, NODE, NODE_LOCAL};
 use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{LOCAL_ENDPOINT, MASQUERADED, OUTSIDE, OWN_CLIENT};
+use lb_ebpf::abi::flow::{
+    LOCAL_ENDPOINT, MASQUERADE, MASQUERADED, OUTSIDE, OWN_ADDRESS, OWN_CLIENT, POD,
+};
 use lb_ebpf::abi::settings::{MASQUERADE_ALL, SNAT_LOCAL, Settings};
 use lb_ebpf::tcp_state::Speaker;
 
 use crate::fast::{self, Hop};
+use crate::flow::write_turned;
 use crate::forward::Route;
 use crate::lookup::now;
 use crate::maps::{DEVICES, Tables};
 use crate::packet::{FOUND, NO_NEIGHBOUR, Packet, TOO_BIG};
-use crate::rewrite::{End, Rewrite, rewrite, rewrite_answer};
+use crate::rewrite::{Rewrite, rewrite_answer, rewrite_both};
 use crate::skb::Skb;
 use crate::work::Work;
 use crate::{DROP, NEXT};
@@ -99,15 +102,19 @@ pub(crate) fn find_answered<F: Tables>(work: &mut Work<F>) -> bool {
 /// Gives an answer to a masqueraded flow its client's address back; the host then routes it there, or it goes the
 /// fast way.
 #[inline(always)]
-pub(crate) fn answered<F: Hop>(skb: Skb, work: &mut Work<F>) -> i32 {
+pub(crate) fn answered<F: Hop, const SCOPE: u8>(skb: Skb, work: &mut Work<F>) -> i32 {
     if !find_answered(work) {
         return NOT_OURS;
     }
     if work.flow.flags & OWN_CLIENT != 0 {
-        return if rewrite_answer(&skb, work) {
-            NEXT
+        if !rewrite_answer(&skb, work) {
+            return DROP;
+        }
+        // The service's address is no source that a host which checks sources expects from a pod's device.
+        return if work.flow.flags & OWN_ADDRESS != 0 || SCOPE == POD {
+            skb.hand_over(work.network.offset)
         } else {
-            DROP
+            NEXT
         };
     }
     if work.forward.scope == OUTSIDE && work.flow.flags & LOCAL_ENDPOINT == 0 {
@@ -116,14 +123,12 @@ pub(crate) fn answered<F: Hop>(skb: Skb, work: &mut Work<F>) -> i32 {
             return action;
         }
     }
-    let port = work.transport.destination_port;
-    let done = rewrite(
+    let ports = (work.transport.source_port, work.transport.destination_port);
+    let done = rewrite_both(
         &skb,
-        &work.network,
-        &work.transport,
-        End::Destination,
-        work.forward.source,
-        port,
+        work,
+        (&work.network.source, ports.0),
+        (&work.forward.source, ports.1),
     );
     if done { NEXT } else { DROP }
 }
@@ -139,17 +144,22 @@ pub(crate) fn mask_source<F: Rewrite>(
     if !pooled(settings, work.transport.source_port) {
         return None;
     }
-    work.set_key(MASQUERADED);
-    work.reply = work.key;
-    work.find_reply()?;
-    let port = work.transport.source_port;
-    let done = rewrite(
+    // The packet as an answer would be, where its flow was met.
+    work.set_key(OUTSIDE);
+    write_turned(&mut work.reply, &work.key);
+    if work.find_reply().is_none() {
+        work.reply.scope = POD;
+        work.find_reply()?;
+    }
+    if work.flow.flags & MASQUERADE == 0 {
+        return None;
+    }
+    let ports = (work.transport.source_port, work.transport.destination_port);
+    let done = rewrite_both(
         skb,
-        &work.network,
-        &work.transport,
-        End::Source,
-        work.flow.new_source,
-        port,
+        work,
+        (&work.flow.new_source, ports.0),
+        (&work.network.destination, ports.1),
     );
     Some(if done { NEXT } else { DROP })
 }

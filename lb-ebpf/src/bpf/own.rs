@@ -1,12 +1,13 @@
 //! What processes of this node send to services and no socket hook has translated: with the hooks off, and from
 //! sockets of the kernel itself, which run no hooks. It is met where it leaves by an uplink, as no other device
-//! knows a way to a service.
+//! knows a way to a service, or where it passes the loopback device to an address of this node.
 //!
 //! Towards a pod or another node it gets an address of this node and a source port from our pool, so that its
-//! answers are known wherever they come in. Towards a server of this node it turns round, with the service's
-//! address as its source, as between a pod and itself.
+//! answers are known wherever they come in. Towards a server of this node it turns round on an uplink, with the
+//! service's address as its source, as between a pod and itself; on the loopback device it goes on as what it is.
 
-use lb_ebpf::abi::address::CLUSTER_IP;
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LOOPBACK, NODE, NODE_LOCAL};
+use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{HAIRPIN, OUTSIDE};
 use lb_ebpf::abi::{TCP, UDP, counter};
 use lb_ebpf::tcp_state::Speaker;
@@ -14,37 +15,82 @@ use lb_ebpf::tcp_state::Speaker;
 use crate::answer::{Answer, reject};
 use crate::fast::{self, Hop};
 use crate::forward::{back, to_endpoint};
-use crate::header::transport;
+use crate::header::{IPV4, IPV6, packet, transport};
+use crate::icmp_error;
 use crate::ingress::{new_flow, open_flow, step};
-use crate::lookup::{now, settings};
+use crate::lookup::{address_use, now, settings};
+use crate::opening::Claim;
 use crate::report::count;
 use crate::service_cidr::ServiceCidrs;
-use crate::skb::{IN, Skb};
+use crate::skb::{IN, STAY, Skb};
 use crate::{DROP, NEXT};
 
-/// Where a packet of this node's own is met. Its flow's key has [`OUTSIDE`], which is where it would go.
+/// Where a packet of this node's own is met: on an uplink. Its flow's key has [`OUTSIDE`], which is where it would
+/// go.
 pub(crate) const OWN: u8 = 4;
+/// Likewise, on the loopback device; its flow's key is as above.
+pub(crate) const OWN_LOOPBACK: u8 = 5;
 
-/// Takes a packet of this node's own to a service's address.
+/// Entry point: a packet on egress of the loopback device.
 #[inline(always)]
-pub(crate) fn leaves<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
+pub(crate) fn passes_loopback(skb: &Skb) -> i32 {
+    // What we hand over came in by another device.
+    if !skb.is_own() {
+        return NEXT;
+    }
+    match skb.ethertype() {
+        IPV4 => to_own_address::<V4>(*skb),
+        IPV6 => to_own_address::<V6>(*skb),
+        _ => NEXT,
+    }
+}
+
+#[inline(always)]
+fn to_own_address<F: Answer + Claim + Hop + ServiceCidrs>(skb: Skb) -> i32 {
+    let Some(network) = packet::<F>(&skb) else {
+        return NEXT;
+    };
+    let uses = address_use::<F>(&network.destination);
+    if uses & (CLUSTER_IP | EXTERNAL | NODE | NODE_LOCAL | LOOPBACK) == 0 {
+        return NEXT;
+    }
+    let Some(work) = F::work() else { return NEXT };
+    work.network = network;
+    work.uses = uses;
+    if network.protocol == F::ICMP {
+        let action = icmp_error::to_client::<F, OUTSIDE>(skb, work);
+        return if action == icmp_error::NOT_OURS {
+            NEXT
+        } else {
+            action
+        };
+    }
+    leaves::<F, OWN_LOOPBACK>(skb)
+}
+
+/// Takes a packet of this node's own to a service's address. Its header and the use of that address are in `work`
+/// already.
+#[inline(always)]
+pub(crate) fn leaves<F: Answer + Claim + Hop + ServiceCidrs, const WHERE: u8>(skb: Skb) -> i32 {
     let mut action = known_flow::<F>(skb);
     if action == step::NEW_FLOW {
-        action = new_flow::<F, OWN>();
+        action = new_flow::<F, WHERE>();
         if action == step::OPEN {
             action = open_flow::<F>(skb);
         }
     }
     match action {
-        step::TO_ENDPOINT => onwards::<F>(skb),
+        step::TO_ENDPOINT => onwards::<F, WHERE>(skb),
+        step::BACK if WHERE == OWN_LOOPBACK => back::<F, STAY>(skb),
         step::BACK => back::<F, IN>(skb),
+        step::REJECT if WHERE == OWN_LOOPBACK => reject::<F, STAY>(skb),
         step::REJECT => reject::<F, IN>(skb),
-        NEXT => nobodys::<F>(),
+        NEXT if WHERE == OWN => nobodys::<F>(),
         _ => action,
     }
 }
 
-/// Finds the packet's flow, if it has one. Its header and the use of its address are in `work` already.
+/// Finds the packet's flow, if it has one.
 #[inline(never)]
 fn known_flow<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
@@ -82,10 +128,14 @@ fn known_flow<F: Answer + Hop + ServiceCidrs>(skb: Skb) -> i32 {
 
 /// Sends the packet to its endpoint.
 #[inline(always)]
-fn onwards<F: Hop>(skb: Skb) -> i32 {
+fn onwards<F: Hop, const WHERE: u8>(skb: Skb) -> i32 {
     let Some(work) = F::work() else { return DROP };
     if work.flow.flags & HAIRPIN != 0 {
-        return to_endpoint::<F, IN>(skb);
+        return if WHERE == OWN_LOOPBACK {
+            to_endpoint::<F, STAY>(skb)
+        } else {
+            to_endpoint::<F, IN>(skb)
+        };
     }
     let action = fast::to_endpoint(skb, work);
     if action == fast::NO {

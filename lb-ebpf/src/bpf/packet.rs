@@ -2,7 +2,9 @@
 
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 
+use crate::extension::Led;
 use crate::header::{Network, Transport, Wire};
+use crate::rewrite::Checksum;
 
 /// Length of an Ethernet header.
 pub(crate) const ETHERNET: u32 = 14;
@@ -19,20 +21,33 @@ pub(crate) const TOO_BIG: i64 = 8;
 
 /// Handle of a packet; its methods' boolean answers say whether the packet had the bytes asked for.
 pub(crate) trait Packet: Copy {
-    /// Whether headers can be read anywhere; else those of plain packets alone, at offsets known when compiling.
-    const WALKS: bool;
-
     /// Where the network and the transport header are.
     fn headers<F: Wire>(network: &Network<F>) -> (u32, u32);
 
-    /// Whether the packet has a transport header, and of which protocol.
-    fn carried<F: Wire>(network: &Network<F>, transport: &Transport) -> (bool, u8);
+    /// The checksum of the transport header.
+    fn checksum<F: Wire>(network: &Network<F>, transport: &Transport) -> Checksum;
+
+    /// Bytes of the whole frame.
+    fn length(&self) -> u32;
+
+    /// Whether the frame stands for several packets that are still to be cut, or were put together.
+    fn is_segmented(&self) -> bool;
+
+    /// What lies behind IPv6 extension headers, the first of them of kind `protocol` and at `offset`; `None` if they
+    /// are broken, too many, or lead to further stops.
+    fn past_extensions(&self, offset: u32, protocol: u8) -> Option<Led>;
 
     /// Interface the program sits on.
     fn device(&self) -> u32;
 
     /// Reads a header. `T` is made of integers and arrays of such.
     fn load<T: Copy>(&self, offset: u32) -> Option<T>;
+
+    /// As [`Packet::load`], for a place that is known beforehand and so may be looked at directly.
+    #[inline(always)]
+    fn load_at<T: Copy, const OFFSET: u32>(&self) -> Option<T> {
+        self.load(OFFSET)
+    }
 
     /// Writes a header without regard to a sum of the whole packet that the device may have made: every such
     /// change of ours comes with one of a checksum that makes up for it.
@@ -44,9 +59,6 @@ pub(crate) trait Packet: Copy {
     /// Updates an IPv4 header's checksum for a changed word.
     fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool;
 
-    /// Updates an IPv4 header's checksum for a changed half-word.
-    fn replace_l3_half(&self, offset: u32, old: u16, new: u16) -> bool;
-
     /// Updates a transport checksum for a changed value of `size` bytes.
     fn replace_l4(&self, offset: u32, old: u32, new: u32, size: u64, flags: u64) -> bool;
 
@@ -56,12 +68,18 @@ pub(crate) trait Packet: Copy {
     /// Looks up a route; what `bpf_fib_lookup` answers.
     fn route(&self, route: &mut FibLookup, flags: u32) -> i64;
 
-    /// Whether the packet can leave by a route, given what the lookup answered.
-    fn can_leave(&self, answer: i64, route: &FibLookup) -> bool;
+    /// How the packet can leave by a route, given what the lookup answered; 0 if it cannot.
+    fn way(&self, answer: i64, route: &FibLookup) -> i32;
 
     /// Whether a device's MTU lets the packet pass.
     fn fits(&self, device: u32) -> bool;
 
-    /// Sends the packet by a route that it can leave by; the value ends the program.
-    fn leave(&self, route: &FibLookup) -> i32;
+    /// Gives the packet an Ethernet header if its network header, at `network`, comes first: redirection to a
+    /// neighbour wants one, and the device says what becomes of it. Offsets count from there then.
+    fn give_link_header(&self, _network: u32) -> bool {
+        true
+    }
+
+    /// Sends the packet by a route in a way that [`Packet::way`] told; the value ends the program.
+    fn leave(&self, route: &FibLookup, way: i32) -> i32;
 }

@@ -18,7 +18,11 @@ pub(crate) fn slot(check: u32) -> u32 {
 
 /// The value under `key`.
 #[inline(always)]
-pub(crate) fn find<K, V>(shards: &Shards<K, V>, slot: u32, key: &K) -> Option<*mut V> {
+pub(crate) fn find<K, V, const START: usize>(
+    shards: &Shards<K, V, START>,
+    slot: u32,
+    key: &K,
+) -> Option<*mut V> {
     let current = shards.get(slot)?;
     if let Some(value) = current.get_ptr_mut(key) {
         return Some(value);
@@ -47,7 +51,12 @@ pub(crate) fn find<K, V>(shards: &Shards<K, V>, slot: u32, key: &K) -> Option<*m
 
 /// Enters a value unless there is one; false if there is, or no room.
 #[inline(always)]
-pub(crate) fn insert<K, V>(shards: &Shards<K, V>, slot: u32, key: &K, value: &V) -> bool {
+pub(crate) fn insert<K, V, const START: usize>(
+    shards: &Shards<K, V, START>,
+    slot: u32,
+    key: &K,
+    value: &V,
+) -> bool {
     match shards.get(slot) {
         Some(current) => current.insert(key, value, IF_ABSENT).is_ok(),
         None => false,
@@ -56,7 +65,7 @@ pub(crate) fn insert<K, V>(shards: &Shards<K, V>, slot: u32, key: &K, value: &V)
 
 /// Removes the value under `key`.
 #[inline(always)]
-pub(crate) fn remove<K, V>(shards: &Shards<K, V>, slot: u32, key: &K) {
+pub(crate) fn remove<K, V, const START: usize>(shards: &Shards<K, V, START>, slot: u32, key: &K) {
     if let Some(current) = shards.get(slot) {
         let _ = current.remove(key);
     }

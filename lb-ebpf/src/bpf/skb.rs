@@ -4,20 +4,28 @@ use aya_ebpf::bindings::{__sk_buff, bpf_fib_lookup as FibLookup};
 use aya_ebpf::helpers::generated::{
     bpf_check_mtu, bpf_csum_diff, bpf_csum_update, bpf_fib_lookup, bpf_l3_csum_replace,
     bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
-    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_load_bytes,
+    bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
-use core::ptr::{addr_of, null_mut, read_volatile};
+use core::ptr::{addr_of, null_mut, read_unaligned, read_volatile};
 
+use crate::extension::{Led, walk_skb};
 use crate::header::{Network, Transport, Wire};
-use crate::packet::{FOUND, NO_NEIGHBOUR, PSEUDO, Packet};
+use crate::packet::{ETHERNET, FOUND, NO_NEIGHBOUR, PSEUDO, Packet};
+use crate::rewrite::Checksum;
+use crate::{DROP, NEXT};
 
 /// `BPF_F_IPV6` (Linux 6.16): the pseudo header's change leaves `skb->csum` right.
 const IPV6: u64 = 1 << 7;
 
 /// `BPF_F_RECOMPUTE_CSUM`: the written bytes count in `skb->csum`.
 const RECOMPUTE: u64 = 1;
+
+/// Ethertype of a VLAN tag, and the bits of a tag that are the VLAN's number.
+const TAG: u16 = 0x8100;
+const VLAN_ID: u32 = 0xfff;
 
 /// `BPF_ADJ_ROOM_MAC`.
 const ROOM_AFTER_MAC: u32 = 1;
@@ -35,27 +43,59 @@ pub(crate) const OUT: u64 = 0;
 /// Back in from the device that a packet leaves by: `BPF_F_INGRESS`.
 pub(crate) const IN: u64 = 1;
 
+/// Onwards as it is: on the loopback device everything comes back to its sender.
+pub(crate) const STAY: u64 = u64::MAX;
+
+/// `PACKET_HOST`.
+const TO_US: u32 = 0;
+
+/// Interface index of the loopback device of any network namespace.
+const LOOPBACK: u32 = 1;
+
 impl Skb {
     #[inline(always)]
     pub(crate) fn new(ctx: &TcContext) -> Self {
         Self(ctx.skb.skb)
     }
 
-    /// Ethertype, host order.
+    /// From the context itself.
     #[inline(always)]
-    pub(crate) fn ethertype(&self) -> u16 {
-        // SAFETY: a field of the context.
-        u16::from_be(unsafe { read_volatile(addr_of!((*self.0).protocol)) } as u16)
+    pub(crate) fn from_raw(skb: *mut __sk_buff) -> Self {
+        Self(skb)
     }
 
-    /// Writes `length` bytes, at most what `buffer` holds.
+    /// Ethertype, host order; a tag's where the packet has one.
+    ///
+    /// The kernel takes the outer tag out of a frame before we meet it, and looks for the device of that VLAN only
+    /// afterwards. That device has programs of ours where it is an uplink, and there the packet comes by without its
+    /// tag: translated here it would meet the wrong routes, and leave with a tag that is not the way out's. A tag
+    /// that names no VLAN is only a priority (IEEE 802.1Q, 9.6).
+    #[inline(always)]
+    pub(crate) fn ethertype(&self) -> u16 {
+        // SAFETY: fields of the context.
+        let (protocol, tagged, tag) = unsafe {
+            (
+                read_volatile(addr_of!((*self.0).protocol)),
+                read_volatile(addr_of!((*self.0).vlan_present)),
+                read_volatile(addr_of!((*self.0).vlan_tci)),
+            )
+        };
+        if tagged != 0 && tag & VLAN_ID != 0 {
+            return TAG;
+        }
+        u16::from_be(protocol as u16)
+    }
+
+    /// Writes `length` bytes, at most what `buffer` holds, and keeps `skb->csum` right.
     #[inline(always)]
     pub(crate) fn store_bytes(&self, offset: u32, buffer: &[u8; 256], length: u32) -> bool {
         if length == 0 || length > 256 {
             return false;
         }
         // SAFETY: `buffer` is readable for `length`.
-        unsafe { bpf_skb_store_bytes(self.0, offset, buffer.as_ptr().cast(), length, 0) == 0 }
+        unsafe {
+            bpf_skb_store_bytes(self.0, offset, buffer.as_ptr().cast(), length, RECOMPUTE) == 0
+        }
     }
 
     /// Updates a checksum that covers a changed run of 16 bytes directly (ICMPv6 and what it quotes).
@@ -90,8 +130,38 @@ impl Skb {
     /// Sends the packet back the way it came, [`OUT`] of the device or [`IN`]; the value ends the program.
     #[inline(always)]
     pub(crate) fn send_back<const WAY: u64>(&self) -> i32 {
+        if WAY == STAY {
+            return NEXT;
+        }
         // SAFETY: the helper has no preconditions.
         unsafe { bpf_redirect(self.device(), WAY) as i32 }
+    }
+
+    /// Gives this host a packet whose source is an address of its own, or of a service; the value ends the program.
+    /// `network` is where its network header is.
+    ///
+    /// On the device where it came in the kernel would refuse such a source. So the packet leaves by the loopback
+    /// device, with the route of a packet that this host sends to itself: input takes it by that route and asks no
+    /// further.
+    #[inline(always)]
+    pub(crate) fn hand_over(&self, network: u32) -> i32 {
+        if !self.give_link_header(network) {
+            return DROP;
+        }
+        // The helper counts the Ethernet header in `skb->csum`, where the device summed up the packet, and does not
+        // take it out again.
+        let Some([a, b, c, d, e, f, g]) = self.load::<[u16; 7]>(0) else {
+            return DROP;
+        };
+        let mut header = [a, b, c, d, e, f, g, 0u16];
+        // SAFETY: 16 bytes are readable, the others have no preconditions. No next hop is given.
+        unsafe {
+            let sum = bpf_csum_diff(header.as_mut_ptr().cast(), 16, null_mut(), 0, 0);
+            bpf_csum_update(self.0, sum as u32);
+            // To a bridge's port, a frame for the bridge is one for somebody else.
+            bpf_skb_change_type(self.0, TO_US);
+            bpf_redirect_neigh(LOOPBACK, null_mut(), 0, 0) as i32
+        }
     }
 
     /// Whether the packet is this host's own: it came in on no device.
@@ -109,16 +179,31 @@ impl Skb {
 }
 
 impl Packet for Skb {
-    const WALKS: bool = true;
-
     #[inline(always)]
     fn headers<F: Wire>(network: &Network<F>) -> (u32, u32) {
         (network.offset, network.transport)
     }
 
     #[inline(always)]
-    fn carried<F: Wire>(network: &Network<F>, transport: &Transport) -> (bool, u8) {
-        (transport.present, network.protocol)
+    fn checksum<F: Wire>(network: &Network<F>, transport: &Transport) -> Checksum {
+        Checksum::of(network.transport, transport.checksum)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).len)) }
+    }
+
+    #[inline(always)]
+    fn is_segmented(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).gso_size)) != 0 }
+    }
+
+    #[inline(always)]
+    fn past_extensions(&self, offset: u32, protocol: u8) -> Option<Led> {
+        Led::from_number(walk_skb(self.0, offset, protocol.into()))
     }
 
     #[inline(always)]
@@ -144,6 +229,21 @@ impl Packet for Skb {
                 Some(value.assume_init())
             }
         }
+    }
+
+    /// Without a call where the bytes are in the packet's linear part, as headers mostly are. Offsets that vary are
+    /// not for this: the verifier lets only programs with `CAP_PERFMON` add them to a pointer into a packet.
+    #[inline(always)]
+    fn load_at<T: Copy, const OFFSET: u32>(&self) -> Option<T> {
+        // SAFETY: the comparison shows the verifier that the bytes are there. Whatever they are, `T` takes them.
+        unsafe {
+            let start = read_volatile(addr_of!((*self.0).data)) as usize;
+            let end = read_volatile(addr_of!((*self.0).data_end)) as usize;
+            if start + OFFSET as usize + size_of::<T>() <= end {
+                return Some(read_unaligned((start + OFFSET as usize) as *const T));
+            }
+        }
+        self.load(OFFSET)
     }
 
     #[inline(always)]
@@ -178,12 +278,6 @@ impl Packet for Skb {
     fn replace_l3(&self, offset: u32, old: u32, new: u32) -> bool {
         // SAFETY: the helper checks the offset.
         unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 4) == 0 }
-    }
-
-    #[inline(always)]
-    fn replace_l3_half(&self, offset: u32, old: u16, new: u16) -> bool {
-        // SAFETY: the helper checks the offset.
-        unsafe { bpf_l3_csum_replace(self.0, offset, old.into(), new.into(), 2) == 0 }
     }
 
     #[inline(always)]
@@ -234,8 +328,8 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn can_leave(&self, answer: i64, _: &FibLookup) -> bool {
-        answer == FOUND || answer == NO_NEIGHBOUR
+    fn way(&self, answer: i64, _: &FibLookup) -> i32 {
+        i32::from(answer == FOUND || answer == NO_NEIGHBOUR)
     }
 
     #[inline(always)]
@@ -246,7 +340,18 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn leave(&self, route: &FibLookup) -> i32 {
+    fn give_link_header(&self, network: u32) -> bool {
+        if network != 0 {
+            return true;
+        }
+        let ethertype = self.ethertype().to_be();
+        // SAFETY: no pointers into the packet are kept.
+        let given = unsafe { bpf_skb_change_head(self.0, ETHERNET, 0) == 0 };
+        given && self.store(12, &ethertype)
+    }
+
+    #[inline(always)]
+    fn leave(&self, route: &FibLookup, _: i32) -> i32 {
         // SAFETY: no next hop is given, so the kernel takes the packet's destination and finds the neighbour.
         unsafe { bpf_redirect_neigh(route.ifindex, null_mut(), 0, 0) as i32 }
     }

@@ -16,14 +16,15 @@ use lb_ebpf::abi::flow::{Flow, FlowKey};
 use lb_ebpf::abi::fragment::{self, Fragment, FragmentKey};
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::socket::{SocketMore, SocketMoreKey};
+use lb_ebpf::abi::target::{self as targets, Target};
 use lb_ebpf::abi::{FLOW_SHARDS, counter};
-use lb_ebpf::tcp_state::timeout;
 
-use crate::flow::release_replies;
+use crate::flow::{has_expired, release_replies};
 use crate::lookup::{now, settings};
-use crate::maps::{AFFINITY, FRAGMENTS, SOCKET_MORE, SWEEPER, Sweeper, Tables};
+use crate::maps::{AFFINITY, FRAGMENTS, SOCKET_MORE, SWEEPER, Sweeper, TARGETS, Tables};
 use crate::report::count;
 use crate::shard::slot;
+use crate::target;
 
 /// Time between ticks. With 64 flow shards a round takes 13 s, less than the shortest timeout.
 const TICK_NS: u64 = 200_000_000;
@@ -73,7 +74,7 @@ unsafe extern "C" fn tick(_table: *mut c_void, _key: *mut u32, sweeper: *mut Swe
     // SAFETY: the kernel calls this with an element of `sweeper`.
     unsafe {
         let cursor = read_volatile(&raw const (*sweeper).cursor);
-        let next = if cursor >= 2 * FLOW_SHARDS + 2 {
+        let next = if cursor >= 2 * FLOW_SHARDS + 3 {
             0
         } else {
             cursor + 1
@@ -84,29 +85,18 @@ unsafe extern "C" fn tick(_table: *mut c_void, _key: *mut u32, sweeper: *mut Swe
             now: now(),
             budget: read_volatile(&raw const (*sweeper).budget),
         };
-        let carried = (&raw mut walk).cast::<c_void>();
         if cursor < FLOW_SHARDS {
-            both::<V4>(cursor, carried);
+            both::<V4>(cursor, &mut walk);
         } else if cursor < 2 * FLOW_SHARDS {
-            both::<V6>(cursor, carried);
+            both::<V6>(cursor, &mut walk);
         } else if cursor == 2 * FLOW_SHARDS {
-            each(
-                (&raw const AFFINITY).cast(),
-                affinity as *const c_void,
-                carried,
-            );
+            affinities(&mut walk);
         } else if cursor == 2 * FLOW_SHARDS + 1 {
-            each(
-                (&raw const FRAGMENTS).cast(),
-                fragment as *const c_void,
-                carried,
-            );
+            fragments(&mut walk);
+        } else if cursor == 2 * FLOW_SHARDS + 2 {
+            targets(&mut walk);
         } else {
-            each(
-                (&raw const SOCKET_MORE).cast(),
-                pair as *const c_void,
-                carried,
-            );
+            pairs(&mut walk);
         }
         let timer: *mut bpf_timer = addr_of_mut!((*sweeper).timer);
         bpf_timer_start(timer, TICK_NS, 0);
@@ -115,29 +105,74 @@ unsafe extern "C" fn tick(_table: *mut c_void, _key: *mut u32, sweeper: *mut Swe
 }
 
 /// Walks the current and the former map of a flow shard.
-#[inline(always)]
-unsafe fn both<F: Tables>(shard: u32, carried: *mut c_void) {
+///
+/// One function for each table, never inlined: joined together the walks end in one call of the helper, where
+/// verifiers before Linux 6.10 want the table to be always the same ("tail_call abusing map_ptr").
+#[inline(never)]
+fn both<F: Tables>(shard: u32, walk: &mut Walk) -> i32 {
     // SAFETY: maps of flows, and the callback for their elements.
     unsafe {
         if let Some(current) = F::flows().get(slot(shard)) {
             each(
                 (&raw const *current).cast(),
                 flow::<F> as *const c_void,
-                carried,
+                walk,
             );
         }
         if let Some(former) = F::flows().get(slot(shard) + 1) {
             each(
                 (&raw const *former).cast(),
                 flow::<F> as *const c_void,
-                carried,
+                walk,
             );
         }
     }
+    0
+}
+
+#[inline(never)]
+fn affinities(walk: &mut Walk) -> i32 {
+    // SAFETY: the callback is for this table's elements.
+    unsafe {
+        each(
+            (&raw const AFFINITY).cast(),
+            affinity as *const c_void,
+            walk,
+        );
+    }
+    0
+}
+
+#[inline(never)]
+fn fragments(walk: &mut Walk) -> i32 {
+    // SAFETY: the callback is for this table's elements.
+    unsafe {
+        each(
+            (&raw const FRAGMENTS).cast(),
+            fragment as *const c_void,
+            walk,
+        );
+    }
+    0
+}
+
+#[inline(never)]
+fn targets(walk: &mut Walk) -> i32 {
+    // SAFETY: the callback is for this table's elements.
+    unsafe { each((&raw const TARGETS).cast(), forget as *const c_void, walk) };
+    0
+}
+
+#[inline(never)]
+fn pairs(walk: &mut Walk) -> i32 {
+    // SAFETY: the callback is for this table's elements.
+    unsafe { each((&raw const SOCKET_MORE).cast(), pair as *const c_void, walk) };
+    0
 }
 
 #[inline(always)]
-unsafe fn each(table: *const c_void, callback: *const c_void, carried: *mut c_void) {
+unsafe fn each(table: *const c_void, callback: *const c_void, walk: &mut Walk) {
+    let carried = (&raw mut *walk).cast();
     // SAFETY: callers pass a table and a callback for its elements.
     unsafe { bpf_for_each_map_elem(table.cast_mut(), callback.cast_mut(), carried, 0) };
 }
@@ -166,8 +201,9 @@ unsafe extern "C" fn flow<F: Tables>(
     };
     // SAFETY: the kernel calls this with an element of a flow shard, and with our walk.
     unsafe {
-        let resting = (*walk).now.saturating_sub((*flow).last_seen);
-        if resting <= timeout(settings, (*key).protocol, (*flow).state) {
+        let now = (*walk).now;
+        if !has_expired(&*flow, settings, (*key).protocol, now) {
+            target::mark::<F>(&(*flow).new_destination, (*flow).flags, now);
             return GO_ON;
         }
         if !spend(walk) {
@@ -182,6 +218,26 @@ unsafe extern "C" fn flow<F: Tables>(
         release_replies(&work.key, &work.flow, &mut work.reply);
     }
     count(counter::FLOW_EXPIRED);
+    GO_ON
+}
+
+unsafe extern "C" fn forget(
+    _table: *mut c_void,
+    _index: *const u32,
+    target: *mut Target,
+    walk: *mut Walk,
+) -> i64 {
+    // SAFETY: the kernel calls this with an element of `targets`, and with our walk. A flow that is opened this very
+    // moment marks its target again when its shard is swept.
+    unsafe {
+        let now = (*walk).now;
+        if now.saturating_sub((*target).flows) > targets::LIFETIME {
+            (*target).flows = 0;
+        }
+        if now.saturating_sub((*target).direct) > targets::LIFETIME {
+            (*target).direct = 0;
+        }
+    }
     GO_ON
 }
 

@@ -1,11 +1,12 @@
 //! What a packet program works on. It lies in a per-CPU table, as two IPv6 keys and a record fill half of the
 //! 512 bytes of stack a program has.
 //!
-//! Only tc programs use it: they run with bottom halves off and do not nest.
+//! Only tc and XDP programs use it: they run with bottom halves off and do not nest. What a program asks the
+//! kernel to do with a packet is done after it has ended.
 
 use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::Family;
-use lb_ebpf::abi::flow::{Flow, FlowKey};
+use lb_ebpf::abi::flow::{Flow, FlowKey, Newcomer};
 
 use crate::header::{Network, Transport};
 
@@ -21,6 +22,10 @@ pub(crate) struct Work<F: Family> {
     pub(crate) generation: u32,
     /// Whether the new flow's client is this node itself.
     pub(crate) own: bool,
+    /// Whether it dialled an address of its own.
+    pub(crate) own_address: bool,
+    /// Whether the new flow's client speaks to the endpoint itself, no service in between.
+    pub(crate) direct: bool,
     /// Whether the new flow is to be masqueraded.
     pub(crate) masquerade: bool,
     /// Address of this node that a new flow is to be masqueraded with.
@@ -35,4 +40,6 @@ pub(crate) struct Work<F: Family> {
     pub(crate) flow: Flow<F>,
     /// Another flow's record, in our way.
     pub(crate) other: Flow<F>,
+    /// A flow on its way into its shard's queue, or out of it.
+    pub(crate) newcomer: Newcomer<F>,
 }

@@ -10,6 +10,7 @@ mod directory;
 mod figures;
 pub mod lanes;
 pub mod packet;
+pub mod page;
 mod record;
 mod report;
 mod tables;

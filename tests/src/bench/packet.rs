@@ -3,7 +3,9 @@
 //! Every figure is the difference to an empty program that got the same packets in the same way a moment before
 //! and after. Lanes take turns within a round; what is told is the median over the rounds.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
@@ -15,8 +17,9 @@ use serde_json::json;
 use super::Output;
 use super::record::Record;
 use super::report::at;
+use crate::object::budget::write_times;
 use crate::object::{
-    Described, Ends, Met, Net, Node, Stream, Times, on_a_node, tcp_service, udp_service,
+    Described, Ends, Entry, Met, Net, Node, Stream, Times, on_a_node_by, tcp_service, udp_service,
 };
 use crate::packet::{Packet, tcp, udp};
 
@@ -29,6 +32,9 @@ pub struct Options {
     /// Services beside those that are dialled
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(0..=12_000))]
     services: u32,
+    /// Writes each lane's cost, by that of an empty program, to this file: tests/budget.toml
+    #[arg(long)]
+    budget: Option<PathBuf>,
     /// Only lanes whose names contain this
     #[arg(long, default_value = "")]
     only: String,
@@ -71,7 +77,7 @@ pub fn run(options: &Options) -> Result<()> {
     let mut lanes = Vec::new();
     for net in [Net::v4(), Net::v6()] {
         for setting in [nobody, pod, outside_local, outside_remote] {
-            on_a_node(|node| {
+            on_a_node_by(Entry::Tc, |node| {
                 let measured = prepare(node, &net, options)
                     .and_then(|()| setting(node, &net))
                     .and_then(|mut lanes| {
@@ -89,6 +95,15 @@ pub fn run(options: &Options) -> Result<()> {
                 "floor_ns": times.floor, "whole_ns": times.whole,
             }))?;
         }
+    }
+    if let Some(path) = &options.budget {
+        let shown = || path.display().to_string();
+        let text = fs::read_to_string(path).with_context(shown)?;
+        let times: Vec<(String, f64)> = lanes
+            .iter()
+            .map(|lane| (lane.name.clone(), lane.times_floor()))
+            .collect();
+        fs::write(path, write_times(&text, &times)).with_context(shown)?;
     }
     if options.output == Output::Json {
         return record.finish();
@@ -408,18 +423,26 @@ fn measure(node: &mut Node, mut lanes: Vec<Lane>, rounds: u32) -> Result<Vec<Lan
     Ok(lanes)
 }
 
-fn tell(lane: &Lane) {
-    let sorted = |value: fn(&Times) -> f64| {
-        let mut values: Vec<f64> = lane.times.iter().map(value).collect();
+impl Lane {
+    /// A value of each round, sorted.
+    fn sorted(&self, value: fn(&Times) -> f64) -> Vec<f64> {
+        let mut values: Vec<f64> = self.times.iter().map(value).collect();
         values.sort_by(f64::total_cmp);
         values
-    };
+    }
+
+    /// The time of a run with the program by that of one with an empty one.
+    fn times_floor(&self) -> f64 {
+        let ratio = |times: &Times| f64::from(times.whole) / f64::from(times.floor.max(1));
+        at(&self.sorted(ratio), 0.5)
+    }
+}
+
+fn tell(lane: &Lane) {
+    let sorted = |value| lane.sorted(value);
     let net = sorted(|times| f64::from(times.whole) - f64::from(times.floor));
     let floor = at(&sorted(|times| f64::from(times.floor)), 0.5);
-    let ratio = at(
-        &sorted(|times| f64::from(times.whole) / f64::from(times.floor.max(1))),
-        0.5,
-    );
+    let ratio = lane.times_floor();
     let cost = at(&net, 0.5);
     let verdict = match lane.goal {
         Some(goal) if cost <= goal => format!("  goal {goal}: met"),

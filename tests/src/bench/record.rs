@@ -11,7 +11,7 @@ use super::Output;
 use super::report::facts;
 
 /// Where raw results go, below the directory that a run starts in.
-const DIRECTORY: &str = "target/bench";
+pub(super) const DIRECTORY: &str = "target/bench";
 
 /// A file of raw results in the making.
 pub(super) struct Record {

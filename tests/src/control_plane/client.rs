@@ -11,15 +11,15 @@ use std::sync::Mutex;
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-const JSON: &str = "application/json";
-const MERGE_PATCH: &str = "application/merge-patch+json";
+pub(super) const JSON: &str = "application/json";
+pub(super) const MERGE_PATCH: &str = "application/merge-patch+json";
 const APPLY_PATCH: &str = "application/apply-patch+yaml";
 
 /// Talks to the API server as one user.
 pub struct Client {
-    url: String,
-    certificate: PathBuf,
-    token: String,
+    pub(super) url: String,
+    pub(super) certificate: PathBuf,
+    pub(super) token: String,
     /// Resource lists by API version, as the server gave them.
     resources: Mutex<HashMap<String, Value>>,
 }
@@ -222,7 +222,7 @@ impl Client {
 }
 
 /// The message of a Status object, or the text itself.
-fn message(answer: &str) -> String {
+pub(super) fn message(answer: &str) -> String {
     let status: Option<Value> = serde_json::from_str(answer).ok();
     status
         .and_then(|status| status["message"].as_str().map(String::from))

@@ -80,12 +80,11 @@ pub fn run_campaign(kernel: &mut Kernel, options: Options) -> Result<Report> {
 fn say(report: &Report, options: Options, start: Instant) {
     let seconds = start.elapsed().as_secs_f64();
     println!(
-        "fuzz: {} of {} packets, {:.0} a second, {} handled, {} left out as known, {} mismatches",
+        "fuzz: {} of {} packets, {:.0} a second, {} handled, {} mismatches",
         report.done.packets,
         options.packets,
         report.done.packets as f64 / seconds,
         report.done.handled,
-        report.done.left_out,
         report.mismatches.len()
     );
 }

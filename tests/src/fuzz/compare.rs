@@ -93,16 +93,23 @@ fn side(flow: &Known) -> u8 {
 
 /// The record the oracle wants; whether the endpoint is local is the record's own affair.
 fn expected(known: &Known, record: &Found) -> Found {
+    let mut sent = known.outside().unwrap_or(known.sent);
+    if known.renumbered {
+        // Which port it has now shows in no packet yet.
+        sent.source_port = record.sent.source_port;
+    }
     let flags = (u8::from(known.hairpin) * flow::HAIRPIN)
+        | (u8::from(known.direct) * flow::DIRECT)
         | (u8::from(known.masquerade.is_some()) * flow::MASQUERADE)
         | record.flags & flow::LOCAL_ENDPOINT;
     Found {
         side: side(known),
         protocol: known.protocol(),
         asked: known.asked(),
-        sent: known.outside().unwrap_or(known.sent),
+        sent,
         state: match known.state {
             State::New => flow::NEW,
+            State::Answered => flow::ANSWERED,
             State::Established => flow::ESTABLISHED,
             State::ClientClosed => flow::CLIENT_CLOSED,
             State::EndpointClosed => flow::ENDPOINT_CLOSED,

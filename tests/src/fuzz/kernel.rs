@@ -31,6 +31,8 @@ pub struct Kernel {
     written: Vec<Write>,
     shards: [Vec<Map>; 4],
     timed: [Map; 2],
+    /// Flows opened last: whoever is still in one could take another's of the same second for itself.
+    queues: Vec<Map>,
     output: Vec<u8>,
     generation: u32,
 }
@@ -160,9 +162,18 @@ impl Kernel {
                 .map(|shard| outer.open_inner(2 * shard)?.context("a shard is missing"))
                 .collect()
         };
+        let queues = |name: &str| -> Result<Vec<Map>> {
+            let outer = Outer::new(Map::open(&pins.map(name))?, &pins.inner())?;
+            (0..FLOW_SHARDS)
+                .map(|shard| outer.open_inner(shard)?.context("a queue is missing"))
+                .collect()
+        };
+        let mut all_queues = queues(table::NEWCOMERS4)?;
+        all_queues.extend(queues(table::NEWCOMERS6)?);
         Ok(Self {
             programs,
             devices,
+            queues: all_queues,
             written: Vec::new(),
             shards: [
                 shards(table::FLOWS4)?,
@@ -189,6 +200,7 @@ impl Kernel {
                 map.delete_many(&keys).map_err(|e| e.error)?;
             }
         }
+        self.queues.iter().try_for_each(drain)?;
         self.datapath
             .set_settings(&records::settings(&tables.settings))?;
         let [four, six] = tables.uplink;
@@ -240,8 +252,10 @@ impl Kernel {
     /// Makes everything that has a time older.
     pub fn wait(&mut self, seconds: u32) -> Result<()> {
         for map in self.shards[..2].iter().flatten() {
+            // The last packet's time and the first one's.
             let at = map.value_bytes() - 12;
             older(map, at, seconds)?;
+            older(map, at + 4, seconds)?;
         }
         let [affinity, fragments] = &self.timed;
         older(affinity, 32, seconds)?;
@@ -339,6 +353,33 @@ struct TestRun {
     cpu: u32,
     batch: u32,
     zero: u32,
+}
+
+/// Takes everything out of a queue.
+fn drain(queue: &Map) -> Result<()> {
+    /// `BPF_MAP_LOOKUP_AND_DELETE_ELEM` of `enum bpf_cmd`.
+    const POP: libc::c_long = 21;
+    let mut value = vec![0u8; queue.value_bytes()];
+    // Descriptor, padding, no key, the value's address, flags.
+    let block = [
+        queue.as_fd().as_raw_fd() as u64,
+        0,
+        value.as_mut_ptr() as u64,
+        0,
+    ];
+    loop {
+        // SAFETY: the block names a buffer of a value's size, which outlives the call.
+        let answer =
+            unsafe { libc::syscall(libc::SYS_bpf, POP, block.as_ptr(), size_of_val(&block)) };
+        if answer != 0 {
+            let error = std::io::Error::last_os_error();
+            ensure!(
+                error.raw_os_error() == Some(libc::ENOENT),
+                "emptying a queue: {error}"
+            );
+            return Ok(());
+        }
+    }
 }
 
 /// Subtracts from the seconds at `at` of every value.

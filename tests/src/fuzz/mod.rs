@@ -3,8 +3,7 @@
 //! [`generate`] makes a [`script`] out of a seed in a small [`world`], [`run`] carries it out on the [`kernel`]'s
 //! programs and asks [`crate::oracle::packet`] about every frame, [`compare`] looks at what the tables hold
 //! afterwards. [`campaign`] does so for many seeds; what fails is made short by [`shrink`] and written down by
-//! [`fixture`]. Faults that are known are left out or overlooked, see [`known`] and
-//! [`crate::oracle::packet::Deviation`].
+//! [`fixture`].
 
 pub mod campaign;
 mod compare;
@@ -12,8 +11,7 @@ pub mod fixture;
 mod frames;
 pub mod generate;
 pub mod kernel;
-mod known;
-mod random;
+pub(crate) mod random;
 mod records;
 pub mod run;
 pub mod script;

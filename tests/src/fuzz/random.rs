@@ -1,7 +1,7 @@
 //! Random numbers that are the same for the same seed, everywhere and for ever (SplitMix64).
 
 #[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
     pub(crate) fn new(seed: u64) -> Self {

@@ -224,6 +224,16 @@ pub(crate) fn destination(random: &mut Random, tables: &Tables, v4: bool) -> (Ip
                 protocol,
             );
         }
+        5..=7 => {
+            // An endpoint itself, past the Service.
+            let same = tables.services.iter().filter(|s| s.v4 == v4);
+            let all: Vec<_> = same
+                .flat_map(|s| s.endpoints.iter().map(|e| (e.address, e.port, s.protocol)))
+                .collect();
+            if !all.is_empty() {
+                return random.pick(&all);
+            }
+        }
         _ => {}
     }
     let services: Vec<&Service> = tables

@@ -6,9 +6,9 @@ use std::path::Path;
 use std::{fs, io, thread};
 
 use anyhow::{Context as _, Result, ensure};
+use lb_agent::datapath::Config;
 use lb_agent::datapath::object::{Definitions, embedded};
 use lb_agent::datapath::pins::Pins;
-use lb_agent::datapath::{Config, Datapath};
 use lb_agent::sys::bpf::Program;
 
 use super::space::{BPFFS, Space};
@@ -32,17 +32,24 @@ pub fn kernel() -> Result<String> {
     Ok(numbers.join("."))
 }
 
-/// Loads every program with exactly CAP_BPF and CAP_NET_ADMIN, as the agent's container does.
-pub fn load_with_two_capabilities() -> Result<Costs> {
+/// What the agent's container may do (include/uapi/linux/capability.h).
+pub const NET_ADMIN: u32 = 12;
+pub const BPF: u32 = 39;
+/// What the verifier asks for besides on older kernels.
+pub const PERFMON: u32 = 38;
+
+/// Loads every program with exactly these capabilities.
+pub fn load_with(capabilities: &[u32]) -> Result<Costs> {
     crate::scope::require_root()?;
-    let inside = || {
+    let set = capabilities.iter().fold(0, |set, bit| set | 1 << bit);
+    let inside = move || {
         Space::create().context("making namespaces")?;
-        drop_privileges().context("giving up privileges")?;
+        keep_only(set).context("giving up privileges")?;
         let config = Config {
             bpffs: BPFFS.into(),
             packet_hook: None,
         };
-        let _datapath = Datapath::open(&config).context("loading the object")?;
+        let _datapath = super::open(&config)?;
         let pins = Pins::new(Path::new(BPFFS));
         let mut costs = Costs::new();
         for name in Definitions::of(embedded()?)?.programs() {
@@ -84,20 +91,40 @@ pub fn read(text: &str, kernel: &str) -> Result<Option<Costs>> {
 
 /// `text` with the section of a kernel replaced or added.
 pub fn write(text: &str, kernel: &str, costs: &Costs) -> String {
+    let lines = costs.iter().map(|(name, Cost { verified, bytes })| {
+        format!("{name} = {{ verified = {verified}, bytes = {bytes} }}")
+    });
+    replace_section(text, kernel, lines)
+}
+
+/// The section of what programs cost in time, by the time of an empty one. For people: no test holds anybody to it, as
+/// machines differ.
+const FLOOR: &str = "times an empty program";
+
+/// `text` with the section of times replaced or added.
+pub fn write_times(text: &str, times: &[(String, f64)]) -> String {
+    let lines = times
+        .iter()
+        .map(|(name, ratio)| format!("\"{name}\" = {ratio:.1}"));
+    replace_section(text, FLOOR, lines)
+}
+
+fn replace_section(text: &str, name: &str, lines: impl Iterator<Item = String>) -> String {
     let mut kept = Vec::new();
     let mut ours = false;
     for line in text.lines() {
         if let Some(section) = line.trim().strip_prefix('[') {
-            ours = section.trim_end_matches(']').trim_matches('"') == kernel;
+            ours = section.trim_end_matches(']').trim_matches('"') == name;
         }
         if !ours {
             kept.push(line.to_owned());
         }
     }
     let mut text = kept.join("\n").trim_end().to_owned();
-    text += &format!("\n\n[\"{kernel}\"]\n");
-    for (name, Cost { verified, bytes }) in costs {
-        text += &format!("{name} = {{ verified = {verified}, bytes = {bytes} }}\n");
+    text += &format!("\n\n[\"{name}\"]\n");
+    for line in lines {
+        text += &line;
+        text.push('\n');
     }
     text
 }
@@ -117,15 +144,13 @@ fn parse(text: &str) -> Result<Cost> {
     Ok(cost)
 }
 
-/// Leaves the calling thread CAP_NET_ADMIN and CAP_BPF.
-fn drop_privileges() -> io::Result<()> {
+/// Leaves the calling thread this set of capabilities.
+fn keep_only(set: u64) -> io::Result<()> {
     /// `_LINUX_CAPABILITY_VERSION_3` of include/uapi/linux/capability.h.
     const VERSION: u32 = 0x2008_0522;
-    const NET_ADMIN: u32 = 12;
-    const BPF: u32 = 39;
     let header = [VERSION, 0];
     // Effective, permitted and inheritable; the low 32 capabilities, then the high ones.
-    let (low, high) = (1 << NET_ADMIN, 1 << (BPF - 32));
+    let (low, high) = (set as u32, (set >> 32) as u32);
     let data: [u32; 6] = [low, low, 0, high, high, 0];
     // SAFETY: both are laid out as capset(2) says and outlive the call.
     match unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) } {
@@ -187,5 +212,8 @@ mod tests {
         assert_eq!(read(&text, "6.1").unwrap(), Some(costs(3)));
         assert_eq!(read(&text, "6.18").unwrap(), Some(costs(2)));
         assert_eq!(read(&text, "6").unwrap(), None);
+        let text = write_times(&text, &[("IPv4 known flow, 64k".into(), 4.24)]);
+        assert!(text.ends_with("\"IPv4 known flow, 64k\" = 4.2\n"), "{text}");
+        assert_eq!(read(&text, "6.1").unwrap(), Some(costs(3)));
     }
 }

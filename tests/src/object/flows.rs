@@ -71,6 +71,11 @@ impl FlowTables {
         Ok(seen)
     }
 
+    pub(super) fn halves(&self) -> Result<(usize, usize)> {
+        let flows = entries(&self.flows4)? + entries(&self.flows6)?;
+        Ok((flows, entries(&self.replies4)? + entries(&self.replies6)?))
+    }
+
     pub(super) fn set_last_seen(&self, second: u32) -> Result<()> {
         age(&self.flows4, second)?;
         age(&self.flows6, second)
@@ -111,6 +116,14 @@ where
     Ok(())
 }
 
+fn entries<F: Family, V: Record>(shards: &Shards<F, V>) -> Result<usize>
+where
+    FlowKey<F>: Record,
+{
+    let counts = shards.iter().map(|shard| Ok(shard.entries()?.len()));
+    counts.sum()
+}
+
 fn age<F: Family>(shards: &Shards<F, Flow<F>>, second: u32) -> Result<()>
 where
     FlowKey<F>: Record,
@@ -118,7 +131,10 @@ where
 {
     for shard in shards {
         for (key, flow) in shard.entries()? {
+            // It was as long ago that the first packet came before the last one.
+            let age = flow.last_seen.saturating_sub(flow.created);
             let flow = Flow {
+                created: second.saturating_sub(age),
                 last_seen: second,
                 ..flow
             };

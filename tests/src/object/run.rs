@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::sync::LazyLock;
 
 use crate::packet::{Frame, text};
 
@@ -14,6 +15,17 @@ const REDIRECT: i32 = 7;
 const TEST_RUN: libc::c_long = 10;
 /// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE` (Linux 6.16).
 const CHECKSUM_COMPLETE: u32 = 1 << 2;
+/// `enum xdp_action`.
+const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
+const XDP_TX: i32 = 3;
+const XDP_REDIRECT: i32 = 4;
+/// Size of `struct xdp_md`, and where in it the frame's end and the interface index are.
+const XDP_MD: usize = 24;
+const XDP_END: usize = 4;
+const XDP_IFINDEX: usize = 12;
+/// The shortest frame that the kernel runs XDP on.
+const SHORTEST: usize = 14;
 /// Size of `struct __sk_buff`, and where in it the interface indices are: where the frame came in, and where it is.
 const SK_BUFF: usize = 192;
 const INGRESS_IFINDEX: usize = 36;
@@ -27,6 +39,18 @@ pub enum Received {
     /// The device summed up the whole packet (`CHECKSUM_COMPLETE`). The kernel then checks after the run that
     /// the sum still fits the packet.
     Summed,
+}
+
+/// What the XDP program made of a frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Early {
+    /// It went on to the kernel, untouched.
+    Passed,
+    Dropped,
+    /// These bytes went out of the device that the frame came in on.
+    SentBack(Vec<u8>),
+    /// These bytes went out of another device.
+    Sent(Vec<u8>),
 }
 
 /// What a program made of a frame.
@@ -84,6 +108,48 @@ pub(super) fn run_times(
     let mut context = [0u8; SK_BUFF];
     context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&from.to_ne_bytes());
     context[IFINDEX..IFINDEX + 4].copy_from_slice(&device.to_ne_bytes());
+    let flags = match received {
+        Received::Unchecked => 0,
+        Received::Summed if can_sum() => CHECKSUM_COMPLETE,
+        // Such a frame cannot be made there; the rest of the fixture holds all the same.
+        Received::Summed => 0,
+    };
+    let (action, bytes, duration) = run_with(program, &context, flags, frame, times)?;
+    let outcome = Outcome {
+        program: name,
+        sent: frame.to_vec(),
+        action,
+        bytes,
+    };
+    Ok((outcome, duration))
+}
+
+/// Runs the XDP program once on a frame that is said to have come in by a device, which must have an XDP program.
+pub(super) fn run_early(program: BorrowedFd<'_>, device: u32, frame: &[u8]) -> io::Result<Early> {
+    if frame.len() < SHORTEST {
+        return Ok(Early::Passed);
+    }
+    let mut context = [0u8; XDP_MD];
+    context[XDP_END..XDP_END + 4].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+    context[XDP_IFINDEX..XDP_IFINDEX + 4].copy_from_slice(&device.to_ne_bytes());
+    let (action, bytes, _) = run_with(program, &context, 0, frame, 1)?;
+    match action {
+        XDP_DROP => Ok(Early::Dropped),
+        XDP_TX => Ok(Early::SentBack(bytes)),
+        XDP_REDIRECT => Ok(Early::Sent(bytes)),
+        XDP_PASS if bytes == frame => Ok(Early::Passed),
+        XDP_PASS => panic!("XDP passed on a frame that it had changed: {bytes:?}"),
+        other => panic!("XDP ended with action {other}"),
+    }
+}
+
+fn run_with(
+    program: BorrowedFd<'_>,
+    context: &[u8],
+    flags: u32,
+    frame: &[u8],
+    times: u32,
+) -> io::Result<(i32, Vec<u8>, u32)> {
     let mut bytes = vec![0u8; frame.len() + 512];
     let mut attributes = Attributes {
         program: program.as_raw_fd() as u32,
@@ -92,12 +158,9 @@ pub(super) fn run_times(
         data_in: frame.as_ptr() as u64,
         data_out: bytes.as_mut_ptr() as u64,
         repeat: times,
-        context_size_in: SK_BUFF as u32,
+        context_size_in: context.len() as u32,
         context_in: context.as_ptr() as u64,
-        flags: match received {
-            Received::Unchecked => 0,
-            Received::Summed => CHECKSUM_COMPLETE,
-        },
+        flags,
         ..Attributes::default()
     };
     // SAFETY: every address in the attributes is that of a buffer of the size given beside it, and all outlive
@@ -114,13 +177,39 @@ pub(super) fn run_times(
         return Err(io::Error::last_os_error());
     }
     bytes.truncate(attributes.data_size_out as usize);
-    let outcome = Outcome {
-        program: name,
-        sent: frame.to_vec(),
-        action: attributes.action as i32,
-        bytes,
-    };
-    Ok((outcome, attributes.duration))
+    Ok((attributes.action as i32, bytes, attributes.duration))
+}
+
+/// Whether the kernel can be told that a device summed up the frame.
+fn can_sum() -> bool {
+    static ANSWER: LazyLock<bool> = LazyLock::new(|| {
+        let kernel = super::budget::kernel().expect("the kernel's release");
+        let mut numbers = kernel.split('.').map(|number| number.parse::<u32>());
+        let mut next = || numbers.next().expect("major.minor").expect("a number");
+        (next(), next()) >= (6, 16)
+    });
+    *ANSWER
+}
+
+impl Early {
+    /// As tc would have ended it; `None` if the frame went on to tc.
+    pub(super) fn outcome(self, frame: &[u8]) -> Option<Outcome> {
+        let (action, bytes) = match self {
+            Self::Passed => return None,
+            Self::Dropped => (DROP, frame.to_vec()),
+            Self::SentBack(mut bytes) | Self::Sent(mut bytes) => {
+                // tc leaves the next hop's addresses to the kernel.
+                bytes[..12].copy_from_slice(&frame[..12]);
+                (REDIRECT, bytes)
+            }
+        };
+        Some(Outcome {
+            program: "out_xdp",
+            sent: frame.to_vec(),
+            action,
+            bytes,
+        })
+    }
 }
 
 impl Outcome {

@@ -34,6 +34,14 @@ impl Client {
         })
     }
 
+    /// Makes a UDP socket that is not connected hear of ICMP errors, as a connected one does (`IP_RECVERR`).
+    pub(super) fn hear_errors(&self) -> Result<(), Failure> {
+        match self {
+            Self::Tcp(_) => Ok(()),
+            Self::Udp(socket) => socket::hear_errors(socket).map_err(at(Step::Open)),
+        }
+    }
+
     /// Sends a line and waits for the answer to it.
     pub(super) fn ask(
         &mut self,

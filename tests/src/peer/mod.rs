@@ -12,6 +12,7 @@ mod client;
 mod server;
 mod session;
 mod socket;
+mod survey;
 mod traffic;
 
 pub use session::run;

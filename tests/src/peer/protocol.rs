@@ -50,6 +50,8 @@ pub enum Request {
         mebibytes: u32,
         timeout_ms: u64,
     },
+    /// Ask many addresses, each often.
+    Survey(Survey),
     /// Keep making traffic until told to finish.
     Traffic(Traffic),
     /// How is the traffic going?
@@ -67,6 +69,52 @@ pub enum Request {
 pub enum Direction {
     Push,
     Pull,
+}
+
+/// Questions that are asked side by side.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Survey {
+    pub probes: Vec<Probe>,
+}
+
+/// One address to ask, and how.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Probe {
+    pub to: SocketAddr,
+    pub manner: Manner,
+    /// New sockets to ask through, one after the other; failures end the row early.
+    pub tries: u32,
+    /// When the wait for one answer, or for one connection, ends.
+    pub timeout_ms: u64,
+}
+
+/// The socket a probe asks through.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub enum Manner {
+    Tcp,
+    UdpConnected,
+    UdpUnconnected,
+}
+
+/// What a probe met.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Findings {
+    pub answers: Vec<Seen>,
+    /// Failures, and how often.
+    pub failures: Vec<(FailureKind, Step, u32)>,
+}
+
+/// A server that answered a probe.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Seen {
+    pub server: String,
+    /// The server's own address.
+    pub own: SocketAddr,
+    /// The client's address as the server saw it.
+    pub client: IpAddr,
+    /// Where the answer came from, as the client saw it.
+    pub from: SocketAddr,
+    pub count: u32,
 }
 
 /// Traffic in the background.
@@ -106,6 +154,8 @@ pub enum Reply {
     Names(Names),
     Answer(Answer),
     Transfer(Transfer),
+    /// In the order of the probes.
+    Findings(Vec<Findings>),
     Task {
         task: u32,
     },
@@ -205,7 +255,7 @@ pub struct Failure {
 }
 
 /// The call that failed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Step {
     Open,
     Send,
@@ -215,7 +265,7 @@ pub enum Step {
 }
 
 /// Failures that tests tell apart.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum FailureKind {
     /// ECONNREFUSED.
     Refused,
@@ -229,6 +279,8 @@ pub enum FailureKind {
     Broken,
     /// EADDRNOTAVAIL, EADDRINUSE.
     Address,
+    /// ENOBUFS: dropped on the way out of this machine.
+    Full,
     /// The answer was not the one to this request.
     Wrong,
     Other,
@@ -253,6 +305,7 @@ impl FailureKind {
             Some(libc::EINPROGRESS) => return Self::TimedOut,
             // A connected UDP socket that was destroyed has no peer any more.
             Some(libc::EDESTADDRREQ) => return Self::Broken,
+            Some(libc::ENOBUFS) => return Self::Full,
             _ => {}
         }
         match error.kind() {

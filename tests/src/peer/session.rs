@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::bulk;
 use super::client::{Client, at, micros};
 use super::protocol::{Failure, FailureKind, Reply, Request, Step};
 use super::server::Servers;
 use super::traffic::Task;
+use super::{bulk, survey};
 
 /// Serves requests until the input ends.
 pub fn run() -> Result<()> {
@@ -94,6 +94,7 @@ impl Session {
                 timeout_ms,
             } => bulk::transfer(to, direction, mebibytes, Duration::from_millis(timeout_ms))
                 .map(Reply::Transfer),
+            Request::Survey(wanted) => Ok(Reply::Findings(survey::survey(&wanted))),
             Request::Traffic(traffic) => {
                 let task = self.next();
                 self.tasks.insert(task, Task::start(&traffic));

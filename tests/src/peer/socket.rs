@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::{size_of, size_of_val, zeroed};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::ptr::from_ref;
 use std::time::Duration;
@@ -54,6 +54,15 @@ pub(super) fn close_by_reset(stream: &TcpStream) -> io::Result<()> {
             l_linger: 0,
         },
     )
+}
+
+/// Makes a UDP socket that is not connected report ICMP errors.
+pub(super) fn hear_errors(socket: &UdpSocket) -> io::Result<()> {
+    if socket.local_addr()?.is_ipv4() {
+        option(socket, libc::IPPROTO_IP, libc::IP_RECVERR, &1_i32)
+    } else {
+        option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, &1_i32)
+    }
 }
 
 /// How many segments this side had to send again.

@@ -1,12 +1,13 @@
 //! This node's devices and addresses, as they come and go.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
 use tracing::{info, warn};
 
 use super::Sync;
-use crate::datapath::{self, Picture};
+use crate::datapath::{self, Picture, Seat};
 
 impl Sync {
     /// Takes in a new picture of this node's devices and addresses.
@@ -62,9 +63,50 @@ impl Sync {
                 error, "could not attach the packet programs; trying again at the next change"
             );
         }
+        self.describe_xdp();
         if !changes.attached.is_empty() || !changes.forgotten.is_empty() {
             info!(attached = ?changes.attached, forgotten = changes.forgotten.len(), "followed this node's devices");
         }
         Ok(())
+    }
+
+    /// Tries again where XDP may have become possible, and notes what devices can send for it now.
+    pub(super) fn follow_xdp(&mut self) {
+        match self.datapath.follow_xdp() {
+            Ok(()) => self.describe_xdp(),
+            Err(error) => warn!(%error, "could not follow the devices' XDP; trying again"),
+        }
+    }
+
+    /// Tells log and status, once each, where XDP sits and why it does not.
+    fn describe_xdp(&mut self) {
+        let seats = self.datapath.seats().into_iter();
+        let seats: BTreeMap<String, Seat> = seats
+            .map(|(name, seat)| (name.to_owned(), seat.clone()))
+            .collect();
+        if seats == self.seats {
+            return;
+        }
+        for (device, seat) in &seats {
+            if self.seats.get(device) == Some(seat) {
+                continue;
+            }
+            match seat {
+                Seat::On(mode) => info!(device, mode = mode.name(), "XDP serves this uplink"),
+                Seat::Unwanted(reason) => info!(device, reason, "no XDP on this uplink"),
+                Seat::Taken(reason) | Seat::Refused(reason) => {
+                    warn!(
+                        device,
+                        reason, "no XDP on this uplink: tc does all of the work"
+                    );
+                }
+            }
+        }
+        let reasons = seats.iter();
+        let reasons =
+            reasons.filter_map(|(name, seat)| Some((name.clone(), seat.reason()?.to_owned())));
+        let reasons = reasons.collect();
+        self.health.describe(|status| status.without_xdp = reasons);
+        self.seats = seats;
     }
 }

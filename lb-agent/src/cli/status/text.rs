@@ -1,6 +1,7 @@
 //! The status for people: problems first, then one line a subject, then what is worth columns.
 
-use super::{Agent, Report};
+use super::{Agent, NeighbourLine, Report};
+use crate::cli::neighbours::Neighbour;
 use crate::cli::output::{self, Format, Palette};
 
 pub(super) fn render(report: &Report, format: Format, palette: Palette) -> String {
@@ -31,6 +32,17 @@ pub(super) fn render(report: &Report, format: Format, palette: Palette) -> Strin
 fn kernel_part(report: &Report, format: Format, palette: Palette) -> String {
     let mut text = field("Sockets", &sockets_line(report));
     text.push_str(&field("Devices", &devices_line(report)));
+    text.push_str(&field("XDP", &xdp_line(report)));
+    for NeighbourLine { device, neighbour } in &report.neighbours {
+        let Neighbour {
+            hook,
+            order,
+            program,
+            ..
+        } = neighbour;
+        let line = format!("{program} on {hook} of {device}, {order}");
+        text.push_str(&field("Neighbour", &line));
+    }
     let services = format!(
         "{} service ports, {} frontends ({} reject, {} drop), {} endpoints",
         report.services, report.frontends, report.rejecting, report.dropping, report.endpoints
@@ -126,11 +138,35 @@ fn devices_line(report: &Report) -> String {
         .iter()
         .filter(|hook| hook.hook.interface.is_some_and(|index| index != 0))
         .count();
+    let loopback = match named("loopback").as_slice() {
+        [] => String::new(),
+        names => format!("; own: {}", names.join(" ")),
+    };
     format!(
-        "uplinks: {}; pods: {}; {attached} programs attached",
+        "uplinks: {}; pods: {}{loopback}; {attached} programs attached",
         listed(&named("uplink")),
         listed(&named("pod"))
     )
+}
+
+/// Of each uplink how XDP sits on it, or why it does not.
+fn xdp_line(report: &Report) -> String {
+    let uplinks = report
+        .devices
+        .iter()
+        .filter(|device| device.role == "uplink");
+    let each: Vec<String> = uplinks
+        .map(|device| match (&device.xdp, &device.without_xdp) {
+            (Some(mode), _) => format!("{}: {mode}", device.name),
+            (None, Some(reason)) => format!("{}: no, {reason}", device.name),
+            (None, None) => format!("{}: no", device.name),
+        })
+        .collect();
+    if each.is_empty() {
+        "no uplinks".to_owned()
+    } else {
+        each.join("; ")
+    }
 }
 
 fn listed(names: &[&str]) -> String {

@@ -7,6 +7,7 @@ fn device(index: u32, name: &str, kind: LinkKind) -> Interface {
         index,
         name: name.into(),
         kind,
+        card: kind == LinkKind::Nic,
         controller: 0,
         lower: 0,
         groups_only: false,
@@ -53,6 +54,7 @@ fn picture(interfaces: Vec<Interface>, addresses: Vec<LocalAddress>) -> Picture 
 fn roles(picture: &Picture, selection: &Selection) -> Vec<String> {
     let shown = |chosen: &Chosen| match chosen.device.role {
         POD => format!("p {}", chosen.name),
+        LOOPBACK => format!("l {}", chosen.name),
         _ => format!("u {}", chosen.name),
     };
     picture
@@ -173,7 +175,7 @@ fn a_bridge_over_a_nic_is_an_uplink_and_one_over_pods_is_none() {
 }
 
 #[test]
-fn tunnels_with_an_address_are_uplinks_if_they_have_an_ethernet_header() {
+fn tunnels_with_an_address_are_uplinks() {
     let tun = Interface {
         header_length: 0,
         ..device(3, "wg0", LinkKind::Tunnel)
@@ -186,12 +188,32 @@ fn tunnels_with_an_address_are_uplinks_if_they_have_an_ethernet_header() {
         ],
         vec![address(2, "10.1.0.0/32"), address(3, "10.9.0.1/24")],
     );
-    let choice = picture.choose(&Selection::auto(), &[]);
-    assert_eq!(auto(&picture), ["u flannel.1"]);
+    assert_eq!(auto(&picture), ["u flannel.1", "u wg0"]);
+}
+
+#[test]
+fn a_pods_device_without_an_ethernet_header_is_left_out() {
+    let pod = Interface {
+        header_length: 0,
+        ..veth(3, "nk0")
+    };
+    let choice = picture(vec![pod], vec![]).choose(&Selection::auto(), &[]);
+    assert!(choice.chosen.is_empty());
     assert_eq!(
         choice.left_out,
-        BTreeMap::from([("wg0".to_owned(), reason::NO_LINK_HEADER)])
+        BTreeMap::from([("nk0".to_owned(), reason::LINK_HEADER)])
     );
+}
+
+#[test]
+fn the_loopback_device_is_for_packets_of_the_node_itself() {
+    let picture = picture(vec![device(1, "lo", LinkKind::Loopback)], vec![]);
+    assert!(auto(&picture).is_empty());
+    let packets = Selection {
+        own: OwnTraffic::Packets,
+        ..Selection::list(&["eth0"])
+    };
+    assert_eq!(roles(&picture, &packets), ["l lo"]);
 }
 
 #[test]
@@ -253,7 +275,15 @@ fn pods_can_be_told_by_bridge_or_by_name() {
         ],
         vec![],
     );
-    let by = |pods| roles(&picture, &Selection { names: None, pods });
+    let by = |pods| {
+        roles(
+            &picture,
+            &Selection {
+                pods,
+                ..Selection::auto()
+            },
+        )
+    };
     assert_eq!(
         by(PodDevices::Bridge("cni0".into())),
         ["p tap1", "u cali1", "u other1"]

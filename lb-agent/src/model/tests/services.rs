@@ -147,6 +147,15 @@ fn a19_h1_ranges_of_the_family_filter_vips_alone() {
 }
 
 #[test]
+fn h3_only_the_primary_address_counts_for_the_node() {
+    let mut ranged = balanced_local();
+    // The node's address on its pods' bridge.
+    ranged.source_ranges = vec![cidr("10.0.7.0/24")];
+    let port = only(&ranged, vec![]);
+    assert!(!port.source_ranges.is_empty() && !port.ranges_admit_node);
+}
+
+#[test]
 fn a19_a_zero_range_or_ranges_of_the_other_family_filter_nothing() {
     for ranges in [
         vec![cidr("10.0.0.0/8"), cidr("0.0.0.0/0")],

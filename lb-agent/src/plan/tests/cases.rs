@@ -1,7 +1,9 @@
 //! One behaviour a test.
 
 use lb_ebpf::abi::SEGMENT_RECORDS;
-use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LINGERING, NODE, NODE_LOCAL, TOMBSTONE};
+use lb_ebpf::abi::address::{
+    CLUSTER_IP, EXTERNAL, LINGERING, LOOPBACK, NODE, NODE_LOCAL, TOMBSTONE,
+};
 use lb_ebpf::abi::frontend::{NODE_ALLOWED, SOURCE_RANGES};
 
 use super::fake::{names, wide};
@@ -433,12 +435,34 @@ fn ranges_come_before_the_frontend_that_asks_for_them_and_go_after() {
     );
 }
 
+fn served_on<'a>(nodeport: &'a [IpAddr], all: &'a [IpAddr]) -> NodeAddresses<'a> {
+    NodeAddresses {
+        nodeport,
+        loopback: &[],
+        all,
+    }
+}
+
+#[test]
+fn a_loopback_address_is_served_to_the_node_alone() {
+    let mut bench = Bench::default();
+    let localhost = ip("127.0.0.1");
+    let plan = bench.ledger.set_node_addresses(&NodeAddresses {
+        loopback: &[localhost],
+        ..NodeAddresses::default()
+    });
+    bench.run(plan);
+    assert_eq!(bench.fake.addresses.get(&localhost), Some(&LOOPBACK));
+}
+
 #[test]
 fn node_addresses_follow_the_lists() {
     let mut bench = Bench::default();
     bench.apply("web", web(&[]));
     let (a, b, vip) = (ip("192.168.0.2"), ip("192.168.1.2"), ip("10.96.0.1"));
-    let plan = bench.ledger.set_node_addresses(&[a], &[a, b, vip]);
+    let plan = bench
+        .ledger
+        .set_node_addresses(&served_on(&[a], &[a, b, vip]));
     bench.run(plan);
     let flags: Vec<_> = bench
         .fake
@@ -455,10 +479,12 @@ fn node_addresses_follow_the_lists() {
         ]
     );
     assert_eq!(
-        bench.ledger.set_node_addresses(&[a], &[vip, b, a]),
+        bench
+            .ledger
+            .set_node_addresses(&served_on(&[a], &[vip, b, a])),
         Plan::default()
     );
-    let plan = bench.ledger.set_node_addresses(&[b], &[b]);
+    let plan = bench.ledger.set_node_addresses(&served_on(&[b], &[b]));
     bench.run(plan);
     let flags: Vec<_> = bench
         .fake
@@ -473,7 +499,7 @@ fn node_addresses_follow_the_lists() {
 fn a_failed_address_is_written_by_the_next_tick() {
     let mut bench = Bench::default();
     let a = ip("192.168.0.2");
-    let plan = bench.ledger.set_node_addresses(&[a], &[]);
+    let plan = bench.ledger.set_node_addresses(&served_on(&[a], &[]));
     bench.ledger.failed(None, plan.writes.clone(), plan.retire);
     assert_eq!(bench.ledger.tick(1).writes, plan.writes);
 }

@@ -91,7 +91,7 @@ fn check_frontend(fake: &Fake, got: &Resolved, port: &ServicePort, frontend: &mo
                 (
                     e.address,
                     e.port,
-                    u16::from(e.local) | u16::from(e.host) << 1,
+                    u16::from(e.local || e.host) | u16::from(e.host) << 1,
                 )
             })
             .collect();

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1 as core;
 use super::super::address::parse_family;
 use super::super::refused::{Fault, Finding};
 use super::Reader;
-use crate::snapshot::{Cidr, Event, Family, ObjectName, Service, ServicePort};
+use crate::snapshot::{Cidr, Event, Family, ObjectName, Protocol, Service, ServicePort};
 
 /// The API server's default for session affinity (A24).
 const AFFINITY_SECONDS: i32 = 10_800;
@@ -115,6 +115,10 @@ impl Reader<'_> {
             if !identities.insert((name.clone(), protocol)) {
                 self.find("spec.ports.name", &name, Fault::DuplicatePort);
                 continue;
+            }
+            if protocol == Protocol::Sctp {
+                // It stays a port all the same: its endpoints count for the health-check node port (H10).
+                self.find("spec.ports.protocol", "SCTP", Fault::Untranslated);
             }
             ports.push(ServicePort {
                 name,

@@ -18,6 +18,7 @@ pub(super) enum Command {
     ObjectPin = 6,
     ObjectGet = 7,
     ProgramTestRun = 10,
+    ProgramById = 13,
     ObjectInfo = 15,
     ProgramQuery = 16,
     BtfLoad = 18,
@@ -123,6 +124,14 @@ pub(super) struct LinkUpdate {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
+pub(super) struct ById {
+    pub(super) id: u32,
+    pub(super) next: u32,
+    pub(super) flags: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct LinkDetach {
     pub(super) link_fd: u32,
 }
@@ -178,6 +187,7 @@ blocks!(
     BtfLoad = 32,
     LinkCreate = 32,
     LinkUpdate = 16,
+    ById = 12,
     LinkDetach = 4,
     ProgramQuery = 32,
     TestRun = 40,

@@ -27,6 +27,7 @@ pub enum MapKind {
     PerCpuArray = 6,
     LpmTrie = 11,
     ArrayOfMaps = 12,
+    Queue = 22,
     SocketStorage = 24,
 }
 

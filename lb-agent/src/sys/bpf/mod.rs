@@ -25,7 +25,10 @@ pub use btf::Btf;
 pub use map::{BATCH, Map, MapInfo, MapKind, MapSpec, NO_PREALLOC, Types, WriteError, WriteMode};
 pub use outer::Outer;
 pub(crate) use outer::inner_path;
-pub use program::{Attach, Link, LinkInfo, Position, Program, ProgramInfo, attached_programs};
+pub use program::{
+    Attach, Link, LinkInfo, Position, Program, ProgramInfo, XdpMode, attached_programs,
+    program_name,
+};
 pub use table::{Counters, Table};
 
 /// The kernel refused something: what was tried, on what, and its answer.

@@ -1,12 +1,14 @@
 //! Programs and links: what is loaded, where it is attached, and how one takes another's place.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use aya_obj::generated::{bpf_link_info, bpf_prog_info};
 
 use super::command::{
-    self, Command, LinkCreate, LinkDetach, LinkUpdate, ProgramQuery, TestRun, call, call_for_fd,
+    self, ById, Command, LinkCreate, LinkDetach, LinkUpdate, ProgramQuery, TestRun, call,
+    call_for_fd,
 };
 use super::map::c_string;
 use super::{Error, Result, pin};
@@ -35,6 +37,19 @@ pub enum Position {
     /// The hook's own order.
     Unordered,
 }
+
+/// How an XDP program gets at the frames of a device (`XDP_FLAGS_DRV_MODE`, `XDP_FLAGS_SKB_MODE`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u32)]
+pub enum XdpMode {
+    /// In the device's driver.
+    Native = 1 << 2,
+    /// In the kernel, on any device, after most of the work that XDP is there to save.
+    Generic = 1 << 1,
+}
+
+/// `BPF_XDP` of `enum bpf_attach_type`.
+const XDP: u32 = 37;
 
 /// A loaded program.
 #[derive(Debug)]
@@ -68,11 +83,12 @@ pub struct LinkInfo {
     pub kind: u32,
     pub id: u32,
     pub program_id: u32,
-    /// tcx: interface index, 0 once the interface has gone. Cgroup: low half of the cgroup's id.
+    /// tcx and XDP: interface index, 0 once the interface has gone. Cgroup: low half of the cgroup's id.
     pub target: u32,
 }
 
 const CGROUP_LINK: u32 = 3;
+const XDP_LINK: u32 = 6;
 const TCX_LINK: u32 = 11;
 
 impl Program {
@@ -108,16 +124,26 @@ impl Program {
             Position::Last => 1 << 4,
             Position::Unordered => 0,
         };
+        self.link(target, attach as u32, flags)
+            .map_err(|e| Error::new(format!("attach to {attach:?} of {target}"), e))
+    }
+
+    /// Attaches an XDP program to an interface (its index).
+    pub fn attach_xdp(&self, index: u32, mode: XdpMode) -> Result<Link> {
+        self.link(index, XDP, mode as u32)
+            .map_err(|e| Error::new(format!("attach to {mode:?} XDP of {index}"), e))
+    }
+
+    fn link(&self, target: u32, attach_type: u32, flags: u32) -> io::Result<Link> {
         let mut block = LinkCreate {
             program_fd: self.fd.as_raw_fd() as u32,
             target,
-            attach_type: attach as u32,
+            attach_type,
             flags,
             ..LinkCreate::default()
         };
         // SAFETY: the block holds no addresses; the answer is a descriptor.
-        let fd = unsafe { call_for_fd(Command::LinkCreate, &mut block) }
-            .map_err(|e| Error::new(format!("attach to {attach:?} of {target}"), e))?;
+        let fd = unsafe { call_for_fd(Command::LinkCreate, &mut block) }?;
         Ok(Link { fd })
     }
 
@@ -164,6 +190,8 @@ impl Link {
             CGROUP_LINK => unsafe { info.__bindgen_anon_1.cgroup.cgroup_id as u32 },
             // SAFETY: likewise.
             TCX_LINK => unsafe { info.__bindgen_anon_1.tcx.ifindex },
+            // SAFETY: likewise.
+            XDP_LINK => unsafe { info.__bindgen_anon_1.xdp.ifindex },
             _ => 0,
         };
         Ok(LinkInfo {
@@ -203,6 +231,18 @@ impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// The name of a loaded program. Asking by id takes CAP_SYS_ADMIN; `None` without it, and where the program has gone.
+pub fn program_name(id: u32) -> Option<String> {
+    let mut block = ById {
+        id,
+        ..ById::default()
+    };
+    // SAFETY: the block holds no addresses; the answer is a descriptor.
+    let fd = unsafe { call_for_fd(Command::ProgramById, &mut block) }.ok()?;
+    let name = Program::from_fd(fd).info().ok()?.name;
+    (!name.is_empty()).then_some(name)
 }
 
 /// Ids of the programs attached to a cgroup (its descriptor) or an interface (its index), in their order.

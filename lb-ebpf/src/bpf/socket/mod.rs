@@ -8,7 +8,9 @@ mod call;
 mod remember;
 
 use aya_ebpf::programs::SockAddrContext;
+use core::hint::black_box;
 use core::ptr::null_mut;
+use lb_ebpf::abi::affinity::netns_client;
 use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::frontend;
@@ -21,6 +23,9 @@ use crate::lookup::{address_use, dialled_frontend, endpoint_serves, settings};
 use crate::maps::Tables;
 use crate::report::count;
 use crate::select::{Set, Verdict, choose};
+
+/// Uses of addresses on which there may be frontends.
+const SERVED: u32 = address::CLUSTER_IP | address::EXTERNAL | address::NODE | address::LOOPBACK;
 
 /// What a hook does with a destination.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -206,10 +211,7 @@ fn sendmsg<F: Tables>(call: &Call, address: F::Addr, write: impl FnOnce(&Call, F
         port: call.port(),
         protocol: UDP,
     };
-    if address_use::<F>(&dialled.address)
-        & (address::CLUSTER_IP | address::EXTERNAL | address::NODE)
-        == 0
-    {
+    if address_use::<F>(&dialled.address) & SERVED == 0 {
         return ALLOW;
     }
     let pairs = call.pairs(false);
@@ -261,8 +263,8 @@ fn sendmsg<F: Tables>(call: &Call, address: F::Addr, write: impl FnOnce(&Call, F
 /// What to do about a dialled address.
 #[inline(always)]
 fn decide<F: Tables>(call: &Call, dialled: &Dialled<F>) -> Decision<F> {
-    let uses = address_use::<F>(&dialled.address);
-    if uses & (address::CLUSTER_IP | address::EXTERNAL | address::NODE) == 0 {
+    let mut uses = address_use::<F>(&dialled.address);
+    if uses & SERVED == 0 {
         return Decision::just(Action::Leave);
     }
     let Some(settings) = settings() else {
@@ -272,6 +274,15 @@ fn decide<F: Tables>(call: &Call, dialled: &Dialled<F>) -> Decision<F> {
     let host = netns == settings.host_netns;
     if !serves(settings, host) {
         return Decision::just(Action::Leave);
+    }
+    // Every network namespace has loopback addresses of its own; those of the host's are meant.
+    // Asked anew each time, or the compiler would make two programs of the rest.
+    let on_loopback = |uses| black_box(uses) & address::LOOPBACK != 0;
+    if on_loopback(uses) {
+        if !host {
+            return Decision::just(Action::Leave);
+        }
+        uses |= address::NODE;
     }
     let Some(found) = dialled_frontend::<F>(uses, dialled.address, dialled.port, dialled.protocol)
     else {
@@ -296,14 +307,20 @@ fn decide<F: Tables>(call: &Call, dialled: &Dialled<F>) -> Decision<F> {
             };
         }
     }
-    // The external traffic policy does not bind pods and the node itself (spec D13, D14).
-    let internal = found.flags & frontend::KIND == frontend::CLUSTER_IP;
-    let set = if internal && found.flags & frontend::LOCAL_POLICY != 0 {
+    // The external traffic policy does not bind pods and the node itself (spec D13, D14), but on loopback (G9).
+    let binds = found.flags & frontend::KIND == frontend::CLUSTER_IP || on_loopback(uses);
+    let set = if binds && found.flags & frontend::LOCAL_POLICY != 0 {
         Set::Local
     } else {
         Set::Cluster
     };
-    let choice = choose::<F>(&found, set, &call.client(netns));
+    // To affinity all processes are one client there (G9).
+    let client = if on_loopback(uses) {
+        netns_client(netns)
+    } else {
+        call.client(netns)
+    };
+    let choice = choose::<F>(&found, set, &client);
     match choice.verdict {
         Verdict::Translate => Decision {
             action: Action::Dial,
@@ -311,6 +328,7 @@ fn decide<F: Tables>(call: &Call, dialled: &Dialled<F>) -> Decision<F> {
             generation: choice.generation,
         },
         Verdict::Reject => Decision::just(Action::Refuse),
+        Verdict::Drop if on_loopback(uses) => Decision::just(Action::Refuse),
         Verdict::Drop if host && dialled.protocol == UDP => Decision::just(Action::Forbid),
         Verdict::Drop => Decision::just(Action::Leave),
     }

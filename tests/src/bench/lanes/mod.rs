@@ -6,20 +6,23 @@
 //! does beside happens to all of them. Rates are compared within a round.
 
 mod histogram;
+mod kube;
 mod objects;
 mod process;
 mod rig;
 mod worker;
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use self::histogram::Histogram;
+use self::kube::Kube;
 use self::process::{Client, Server};
 use self::rig::{Path, Proxy, Side};
 pub use self::worker::{ClientOptions, ServerOptions, client, server};
@@ -27,6 +30,7 @@ use self::worker::{Turn, Work};
 use super::Output;
 use super::record::Record;
 use super::report::at;
+use crate::kube_proxy::Mode;
 use crate::wait::eventually;
 
 /// Settings of a run.
@@ -35,6 +39,9 @@ pub struct Options {
     /// Numbers of Services, ascending
     #[arg(long, value_delimiter = ',', default_value = "10,1000,10000,30000")]
     services: Vec<usize>,
+    /// kube-proxies take part up to this many
+    #[arg(long, default_value_t = 10_000)]
+    kube_proxy_services: usize,
     /// Rounds, in each of which every lane has its turn
     #[arg(long, default_value_t = 40)]
     rounds: usize,
@@ -55,6 +62,8 @@ const DRIFT: f64 = 0.05;
 const STOLEN: f64 = 0.01;
 /// How long a cluster may take to serve what it was given.
 const SOON: Duration = Duration::from_secs(120);
+/// A kube-proxy that serves the last of new Services may still be writing.
+const SETTLE: Duration = Duration::from_secs(2);
 /// Services in one file of manifests.
 const PER_FILE: usize = 500;
 
@@ -62,6 +71,8 @@ struct Lane {
     proxy: Proxy,
     path: Path,
     work: Work,
+    /// Where among the rules the dialled Service is, if that counts.
+    place: &'static str,
     client: Client,
     turns: Vec<Turn>,
 }
@@ -75,14 +86,25 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let mut record = Record::create("lanes", options.output)?;
     let (timed, _) = worker::processors()?;
+    let kube = Kube::start()?;
     let mut sides = Vec::new();
     for proxy in [
         Proxy::Nobody,
         Proxy::Conntrack,
+        Proxy::KubeProxy(Mode::IptablesLegacy),
+        Proxy::KubeProxy(Mode::Iptables),
+        Proxy::KubeProxy(Mode::Nftables),
         Proxy::Sockets,
         Proxy::Packets,
     ] {
-        sides.push(Side::build(proxy).with_context(|| format!("building {}", proxy.name()))?);
+        if sides.is_empty() {
+            let side = Side::build(proxy, &kube)?;
+            kube.register(&side.nodes())?;
+            sides.push(side);
+            continue;
+        }
+        let side = Side::build(proxy, &kube);
+        sides.push(side.with_context(|| format!("building {}", proxy.name()))?);
     }
     let mut servers = Vec::new();
     for side in &sides {
@@ -93,26 +115,66 @@ pub fn run(options: &Options) -> Result<()> {
     let mut before = 0;
     for &services in &options.services {
         eprintln!("{services} Services");
-        for side in &sides {
-            publish(side, before..services)?;
+        if services > options.kube_proxy_services {
+            // Its rules stay, its processes would only disturb.
+            sides.retain(|side| side.kube_proxy.is_none());
         }
+        publish(&sides, &kube, before..services)?;
         before = services;
+        settle(&mut sides, services, timed)?;
         for path in Path::ALL {
             for work in Work::ALL {
                 let lanes = lanes(&sides, path, work, services, timed)?;
-                if !lanes.is_empty() {
-                    measure(lanes, services, &options, &mut record)?;
-                }
+                measure(lanes, services, &options, &mut record)?;
             }
         }
+        sides
+            .iter()
+            .filter_map(|side| side.kube_proxy.as_ref())
+            .try_for_each(|kube_proxy| kube_proxy.resume())?;
     }
     drop(servers);
+    drop(sides);
     record.finish()
 }
 
-/// Gives a cluster's proxy more Services.
-fn publish(side: &Side, numbers: std::ops::Range<usize>) -> Result<()> {
-    if side.proxy.is_direct() {
+/// Gives all proxies more Services.
+fn publish(sides: &[Side], kube: &Kube, numbers: std::ops::Range<usize>) -> Result<()> {
+    if sides.iter().any(|side| side.kube_proxy.is_some()) {
+        let mut objects: Vec<Value> = Vec::new();
+        if numbers.start == 0 {
+            for path in [Path::NodePortLocal, Path::NodePortRemote] {
+                objects.extend(objects::with_node_ports(path));
+            }
+        }
+        objects.extend(numbers.clone().flat_map(objects::service));
+        kube.put(&objects).context("filling etcd")?;
+    }
+    sides
+        .iter()
+        .try_for_each(|side| write_manifests(side, numbers.clone()))
+}
+
+/// Waits until all proxies serve the last Service, and stops kube-proxies: a sync would disturb what is timed, and
+/// give the rules another order.
+fn settle(sides: &mut [Side], services: usize, processor: usize) -> Result<()> {
+    let last = IpAddr::from(objects::address(services - 1));
+    for side in sides.iter() {
+        let to = side.dialled(Path::ClusterIp, Work::Connect, last);
+        served(side, Path::ClusterIp, Work::Connect, to, processor)?;
+    }
+    if sides.iter().any(|side| side.kube_proxy.is_some()) {
+        thread::sleep(SETTLE);
+    }
+    sides
+        .iter()
+        .filter_map(|side| side.kube_proxy.as_ref())
+        .try_for_each(|kube_proxy| kube_proxy.pause())
+}
+
+/// Gives a Beeline more Services.
+fn write_manifests(side: &Side, numbers: std::ops::Range<usize>) -> Result<()> {
+    if side.proxy.is_direct() || side.kube_proxy.is_some() {
         return Ok(());
     }
     let manifests = side.cluster.node(1).manifests();
@@ -136,7 +198,7 @@ fn publish(side: &Side, numbers: std::ops::Range<usize>) -> Result<()> {
     Ok(())
 }
 
-fn documents(objects: [serde_json::Value; 2]) -> String {
+fn documents(objects: [Value; 2]) -> String {
     let [service, slice] = objects;
     format!("{service}\n---\n{slice}\n")
 }
@@ -155,29 +217,36 @@ fn lanes(
         if side.proxy == Proxy::Sockets && path != Path::ClusterIp {
             continue;
         }
-        let vip = IpAddr::from(match work {
-            Work::Connect => objects::address(services - 1),
-            _ => objects::EVERY_WORK,
-        });
-        let to = side.dialled(path, work, vip);
-        let place = side.client(path)?;
-        let client = eventually("the Service is served", SOON, || {
-            let mut client = Client::start(&place, processor, work, to)?;
-            let done = client.turn(1);
-            Ok(done
-                .is_ok_and(|turn| turn.done > 0 && turn.errors == 0)
-                .then_some(client))
-        })
-        .with_context(|| format!("{}: {work:?} at {to}", side.proxy.name()))?;
-        lanes.push(Lane {
-            proxy: side.proxy,
-            path,
-            work,
-            client,
-            turns: Vec::new(),
-        });
+        let dialled = match (path, work) {
+            (Path::ClusterIp, Work::Connect) => side.targets(services)?,
+            _ => vec![("", objects::EVERY_WORK.into())],
+        };
+        for (place, vip) in dialled {
+            let to = side.dialled(path, work, vip);
+            lanes.push(Lane {
+                proxy: side.proxy,
+                path,
+                work,
+                place,
+                client: served(side, path, work, to, processor)?,
+                turns: Vec::new(),
+            });
+        }
     }
     Ok(lanes)
+}
+
+/// A client that has been served.
+fn served(side: &Side, path: Path, work: Work, to: SocketAddr, processor: usize) -> Result<Client> {
+    let place = side.client(path)?;
+    let found = eventually("the Service is served", SOON, || {
+        let mut client = Client::start(&place, processor, work, to)?;
+        let done = client.turn(1);
+        Ok(done
+            .is_ok_and(|turn| turn.done > 0 && turn.errors == 0)
+            .then_some(client))
+    });
+    found.with_context(|| format!("{}: {work:?} at {to}", side.proxy.name()))
 }
 
 fn measure(
@@ -222,7 +291,7 @@ fn measure(
             }
             record.line(&json!({
                 "services": services, "path": lane.path.name(), "work": lane.work.name(),
-                "proxy": lane.proxy.name(), "round": round, "done": turn.done, "ns": turn.nanoseconds,
+                "proxy": lane.proxy.name(), "place": lane.place, "round": round, "done": turn.done, "ns": turn.nanoseconds,
                 "stolen": stolen[round], "kept": kept[round],
             }))?;
         }
@@ -259,14 +328,14 @@ fn tell(
     let quartiles = [0.25, 0.5, 0.75].map(|share| at(&ratios, share));
     let microseconds = [0.5, 0.9, 0.99, 0.999].map(|share| latency.quantile(share) / 1e3);
     record.line(&json!({
-        "services": services, "path": lane.path.name(), "work": lane.work.name(), "proxy": lane.proxy.name(),
+        "services": services, "path": lane.path.name(), "work": lane.work.name(), "proxy": lane.proxy.name(), "place": lane.place,
         "rounds": ratios.len(), "rate": at(&rates, 0.5), "ratio": quartiles, "latency_us": microseconds,
     }))?;
     record.tell(format_args!(
-        "{services:>6} {:<36} {:<9} {:<20} {:>9.0}/s  {:.3} ({:.3}–{:.3}, {} rounds)  p50 {:.1} p99 {:.1} µs",
+        "{services:>6} {:<36} {:<9} {:<34} {:>9.0}/s  {:.3} ({:.3}–{:.3}, {} rounds)  p50 {:.1} p99 {:.1} µs",
         lane.path.name(),
         lane.work.name(),
-        lane.proxy.name(),
+        format!("{} {}", lane.proxy.name(), lane.place),
         at(&rates, 0.5),
         quartiles[1],
         quartiles[0],

@@ -25,6 +25,12 @@ pub(super) fn address(service: usize) -> Ipv4Addr {
     )
 }
 
+/// Whether a ClusterIP is one of those.
+pub(super) fn is_alike(found: Ipv4Addr, services: usize) -> bool {
+    let [_, _, high, low] = found.octets();
+    high >= 16 && low > 0 && (usize::from(high) - 16) * 250 + usize::from(low) - 1 < services
+}
+
 /// A Service and its slice.
 pub(super) fn service(number: usize) -> [Value; 2] {
     pair(

@@ -12,19 +12,23 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context as _, Result};
 use lb_agent::snapshot::Family;
 
+use super::kube::{self, Kube};
+use super::objects;
 use super::worker::Work;
 use crate::agent::{Agent, SocketLb};
 use crate::cluster::Cluster;
+use crate::kube_proxy::{KubeProxy, Mode};
 use crate::link::Layout;
 use crate::process::{Place, output};
 
 /// Who serves Services in a cluster.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Proxy {
     /// Nobody: endpoints are dialled.
     Nobody,
     /// Nobody, and node1 tracks connections.
     Conntrack,
+    KubeProxy(Mode),
     /// Beeline, by hooks of the sockets.
     Sockets,
     /// Beeline, packet by packet.
@@ -36,6 +40,9 @@ impl Proxy {
         match self {
             Self::Nobody => "direct",
             Self::Conntrack => "direct, conntrack",
+            Self::KubeProxy(Mode::Nftables) => "kube-proxy, nftables",
+            Self::KubeProxy(Mode::Iptables) => "kube-proxy, iptables-nft",
+            Self::KubeProxy(Mode::IptablesLegacy) => "kube-proxy, iptables-legacy",
             Self::Sockets => "beeline, sockets",
             Self::Packets => "beeline, packets",
         }
@@ -48,7 +55,7 @@ impl Proxy {
 }
 
 /// What clients dial, and from where.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Path {
     /// A pod dials a ClusterIP; the endpoint is on its node.
     ClusterIp,
@@ -82,13 +89,16 @@ impl Path {
 /// A cluster and who serves in it.
 pub(super) struct Side {
     pub(super) proxy: Proxy,
+    pub(super) kube_proxy: Option<KubeProxy>,
     pub(super) cluster: Cluster,
 }
+
+const CLUSTER_CIDR: &str = "10.244.0.0/16";
 
 const FAMILY: Family = Family::V4;
 
 impl Side {
-    pub(super) fn build(proxy: Proxy) -> Result<Self> {
+    pub(super) fn build(proxy: Proxy, kube: &Kube) -> Result<Self> {
         let mut cluster = Cluster::builder()
             .nodes(2)
             .pods_per_node(2)
@@ -96,12 +106,20 @@ impl Side {
             .without_agents()
             .build()?;
         detour(&cluster)?;
+        let mut kube_proxy = None;
         match proxy {
             Proxy::Nobody => {}
             Proxy::Conntrack => {
                 let rule = "table inet track {\nchain forward {\ntype filter hook forward priority 0\n\
                             ct state invalid drop\n}\n}\n";
                 output(cluster.node(1).place()?.command("nft")?.arg(rule))?;
+            }
+            Proxy::KubeProxy(mode) => {
+                kube.connect(&cluster)?;
+                let node = cluster.node(1);
+                let mut started = KubeProxy::start(node, &kube.kubeconfig()?, mode, CLUSTER_CIDR)?;
+                started.wait_ready()?;
+                kube_proxy = Some(started);
             }
             Proxy::Sockets | Proxy::Packets => {
                 let mode = if proxy == Proxy::Sockets {
@@ -114,7 +132,32 @@ impl Side {
                 Agent::wait_ready(&mut *node.agent()?)?;
             }
         }
-        Ok(Self { proxy, cluster })
+        Ok(Self {
+            proxy,
+            kube_proxy,
+            cluster,
+        })
+    }
+
+    /// The ClusterIPs to dial among `services`, with what is to be said of their places. Where rules are walked one by
+    /// one their order counts, which is kube-proxy's own and another one after each start.
+    pub(super) fn targets(&self, services: usize) -> Result<Vec<(&'static str, IpAddr)>> {
+        let save = match self.proxy {
+            Proxy::KubeProxy(Mode::Iptables) => "iptables-nft-save",
+            Proxy::KubeProxy(Mode::IptablesLegacy) => "iptables-legacy-save",
+            _ => return Ok(vec![("", objects::address(services - 1).into())]),
+        };
+        let mut places = kube::places(&self.cluster, save)?;
+        places.retain(|&address| objects::is_alike(address, services));
+        let found = [
+            ("first", 0),
+            ("middle", places.len() / 2),
+            ("last", places.len() - 1),
+        ];
+        Ok(found
+            .into_iter()
+            .filter_map(|(place, index)| Some((place, (*places.get(index)?).into())))
+            .collect())
     }
 
     /// Where the client of a path is.
@@ -141,6 +184,14 @@ impl Side {
                 path.node_port() + number,
             ),
         }
+    }
+
+    /// Names and addresses of the nodes, which are the same in all clusters.
+    pub(super) fn nodes(&self) -> Vec<(String, IpAddr)> {
+        let nodes = self.cluster.nodes().iter();
+        nodes
+            .map(|node| (node.name(), node.address(FAMILY)))
+            .collect()
     }
 
     /// Where the servers are.

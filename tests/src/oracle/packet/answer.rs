@@ -83,7 +83,8 @@ fn unreachable_of(
     wants("unused word", load.get(4..8) == Some(&[0; 4]))?;
     let original = [&frame.packet.head[..], &frame.packet.load].concat();
     let quoted = load.get(8..).unwrap_or_default();
-    let least = (frame.packet.head.len() + 8).min(original.len());
+    // RFC 792: the header and eight bytes. Of a packet that has less, whole words will do.
+    let least = (frame.packet.head.len() + 8).min(original.len() & !3);
     wants(
         "quotation",
         quoted.len() >= least && original.starts_with(quoted),

@@ -1,7 +1,9 @@
 //! What leaves towards a pod or the world: replies get the Service's address back, masqueraded packets this node's.
 
+use lb_ebpf::abi::counter;
+
 use super::flows::{Speaker, State, is_accepting};
-use super::wire::Tuple;
+use super::wire::{RST, SYN, Tuple};
 use super::{Judgement, Met, Oracle};
 
 impl Oracle {
@@ -17,6 +19,14 @@ impl Oracle {
             if flow.state == State::Closed && packet.flags().is_some_and(is_accepting) {
                 // The endpoint accepts a new connection: the client dialled it directly, from the same port.
                 self.flows.close(&flow.key);
+                return met.passes();
+            }
+            let accepts_nothing = packet.flags().is_some_and(|f| f & (SYN | RST) == 0);
+            let own = flow.masquerade.is_none() && !flow.direct;
+            if flow.state == State::New && accepts_nothing && own {
+                // The endpoint is in the middle of another conversation: the client's own with it, begun before.
+                self.count(counter::FLOW_STEPPED_ASIDE);
+                self.flows.renumber(&flow.key);
                 return met.passes();
             }
             self.hear(&flow.key, Speaker::Endpoint, packet.flags());

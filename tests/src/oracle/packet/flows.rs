@@ -27,6 +27,8 @@ pub enum Side {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
     New,
+    /// The endpoint has spoken, the client not since.
+    Answered,
     Established,
     ClientClosed,
     EndpointClosed,
@@ -53,10 +55,15 @@ pub struct Flow {
     pub masquerade: Option<IpAddr>,
     /// Goes back to where it came from.
     pub hairpin: bool,
+    /// No Service is involved: the client dialled the endpoint from a port that another conversation has there.
+    pub direct: bool,
+    /// It made way for a direct conversation: its source port is another one, not known yet.
+    pub renumbered: bool,
     pub state: State,
     pub service: u32,
     pub endpoint: u32,
     pub generation: u32,
+    pub first: i64,
     pub last: i64,
 }
 
@@ -79,8 +86,10 @@ impl Flow {
 
     pub fn is_live(&self, now: i64) -> bool {
         let life = match (self.state, self.protocol() == TCP) {
-            (State::New, _) => timeout::NEW,
+            // netfilter's SYN_RECV, and UDP before it is a stream: who only asks is soon forgotten (F29).
+            (State::New | State::Answered, _) => timeout::NEW,
             (State::Established, true) => timeout::TCP,
+            (State::Established, false) if self.last - self.first <= 2 => timeout::NEW,
             (State::Established, false) => timeout::UDP,
             (State::ClientClosed | State::EndpointClosed, _) => timeout::CLOSING,
             (State::Closed, _) => timeout::CLOSED,
@@ -90,7 +99,10 @@ impl Flow {
 
     /// A SYN may open the same conversation anew.
     pub fn is_closing(&self) -> bool {
-        !matches!(self.state, State::New | State::Established)
+        !matches!(
+            self.state,
+            State::New | State::Answered | State::Established
+        )
     }
 
     /// Notes a packet: its time, and for TCP what its flags mean.
@@ -99,26 +111,33 @@ impl Flow {
         if self.state != State::Closed {
             self.last = now;
         }
-        self.state = next_state(self.state, speaker, flags);
+        self.state = next_state(self.protocol() == TCP, self.state, speaker, flags);
     }
 }
 
 /// RFC 9293 as far as a by-stander can follow it: what matters is which sides have said that they are done.
-fn next_state(state: State, speaker: Speaker, flags: Option<u8>) -> State {
+fn next_state(tcp: bool, state: State, speaker: Speaker, flags: Option<u8>) -> State {
     let (fin, rst) = flags.map_or((false, false), |f| (f & FIN != 0, f & RST != 0));
     if rst {
         return State::Closed;
     }
+    // TCP's third segment, or whatever else a UDP client says after an answer.
+    let confirms = !tcp || flags.is_some_and(|f| f & ACK != 0 && f & SYN == 0);
     let state = match (state, speaker) {
-        (State::New, Speaker::Endpoint) => State::Established,
+        (State::New, Speaker::Endpoint) => State::Answered,
+        (State::Answered, Speaker::Client) if confirms => State::Established,
         (same, _) => same,
     };
     match (fin, state, speaker) {
         (false, same, _) => same,
         (true, State::ClientClosed, Speaker::Endpoint)
         | (true, State::EndpointClosed, Speaker::Client) => State::Closed,
-        (true, State::New | State::Established, Speaker::Client) => State::ClientClosed,
-        (true, State::New | State::Established, Speaker::Endpoint) => State::EndpointClosed,
+        (true, State::New | State::Answered | State::Established, Speaker::Client) => {
+            State::ClientClosed
+        }
+        (true, State::New | State::Answered | State::Established, Speaker::Endpoint) => {
+            State::EndpointClosed
+        }
         (true, same, _) => same,
     }
 }
@@ -153,7 +172,7 @@ impl Flows {
     /// A reply never leaves untranslated as long as its flow is known at all, so its age does not matter (E14).
     pub fn reply(&self, key: &FlowKey) -> Option<&Flow> {
         let flow = self.flows.get(self.replies.get(key)?)?;
-        ((key.0, key.1, flow.sent.reversed()) == *key).then_some(flow)
+        (!flow.renumbered && (key.0, key.1, flow.sent.reversed()) == *key).then_some(flow)
     }
 
     pub fn leaving(&self, protocol: u8, tuple: Tuple) -> Option<&Flow> {
@@ -203,6 +222,14 @@ impl Flows {
                 .insert((protocol, outside.reversed()), flow.key);
         }
         self.flows.insert(flow.key, flow);
+    }
+
+    /// Leaves a conversation's reply to whom it belongs; the next packet shows which other one it has.
+    pub fn renumber(&mut self, key: &FlowKey) {
+        self.replies.retain(|_, forward| forward != key);
+        if let Some(flow) = self.flows.get_mut(key) {
+            flow.renumbered = true;
+        }
     }
 
     pub fn close(&mut self, key: &FlowKey) {

@@ -96,6 +96,24 @@ impl Oracle {
         met.passes()
     }
 
+    /// A complaint about an answer to a masqueraded conversation, on its way out: the endpoint knows this node alone.
+    fn complaint(&self, met: &Met<'_>, protocol: u8, tuple: Tuple) -> Option<Change> {
+        let packet = &met.frame.packet;
+        if met.hook != Hook::OutEgress || is_redirect(packet) {
+            return None;
+        }
+        let flow = self.flows.leaving(protocol, tuple.reversed())?;
+        let node = flow.masquerade?;
+        Some(Change {
+            quoted: Tuple {
+                destination: node,
+                ..tuple
+            },
+            source: node,
+            destination: packet.destination,
+        })
+    }
+
     /// Whose conversation the error is about, and what its receiver must see.
     fn change(&self, met: &Met<'_>, protocol: u8, tuple: Tuple) -> Option<Change> {
         let packet = &met.frame.packet;
@@ -105,8 +123,15 @@ impl Oracle {
             // The client complains of a reply, which it saw coming from the Service.
             let key = (side, protocol, tuple.reversed());
             if let Some(flow) = self.flows.known(&key) {
+                let mut sent = flow.sent;
+                if flow.renumbered {
+                    // The port that it has meanwhile shows here first.
+                    let frame = Frame::read(&met.seen.frame).ok()?;
+                    let (_, _, shown) = quotation(&frame.packet)?;
+                    sent.source_port = shown.tuple()?.destination_port;
+                }
                 return Some(Change {
-                    quoted: flow.sent.reversed(),
+                    quoted: sent.reversed(),
                     source,
                     destination: swap(destination, tuple.source, flow.sent.destination),
                 });
@@ -121,7 +146,9 @@ impl Oracle {
         }
         // Somebody complains of what the client sent; the client knows only the Service.
         let key = (side, protocol, tuple.reversed());
-        let flow: &Flow = self.flows.reply(&key)?;
+        let Some(flow): Option<&Flow> = self.flows.reply(&key) else {
+            return self.complaint(met, protocol, tuple);
+        };
         Some(Change {
             quoted: flow.asked(),
             source: swap(source, tuple.destination, flow.asked().destination),

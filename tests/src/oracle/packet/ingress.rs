@@ -3,9 +3,9 @@
 use lb_ebpf::abi::counter;
 
 use super::flows::{Flow, FlowKey, Remembered, Side, Speaker, is_clean_syn};
-use super::tables::{Endpoint, Frontend, Kind, Service};
+use super::tables::{Endpoint, Frontend, Kind, Service, Use};
 use super::wire::{Frame, Tuple, UDP};
-use super::{DROP, Deviation, Judgement, Met, NEXT, OPENED, Oracle, REDIRECT, answer};
+use super::{DROP, Judgement, Met, NEXT, OPENED, Oracle, REDIRECT, answer};
 
 /// Who is to be seen as the sender.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +23,9 @@ impl Oracle {
             return self.judge_unknown_protocol(met);
         };
         let key = (met.hook.side(), packet.protocol, tuple);
+        if self.tables.uses(tuple.destination) == Use::default() {
+            return self.judge_direct(met, key);
+        }
         if let Some(flow) = self.hairpin_reply(&key) {
             self.hear(&flow.key, Speaker::Endpoint, packet.flags());
             return met.returns_as(flow.asked().reversed());
@@ -36,8 +39,7 @@ impl Oracle {
             let stuck = flow.state == OPENED && self.is_gone(&flow);
             let renewed = (flow.is_closing() || stuck) && packet.flags().is_some_and(is_clean_syn);
             if !renewed {
-                self.hear(&key, Speaker::Client, packet.flags());
-                return continues(met, &flow);
+                return self.goes_on(met, flow);
             }
             self.flows.close(&key);
         }
@@ -48,6 +50,23 @@ impl Oracle {
         self.judge_new(met, key)
     }
 
+    /// A client's next packet in a conversation.
+    pub(super) fn goes_on(&mut self, met: &Met<'_>, mut flow: Flow) -> Judgement {
+        if flow.renumbered {
+            let got = Frame::read(&met.seen.frame)
+                .ok()
+                .and_then(|frame| frame.packet.tuple());
+            if let Some(got) = got {
+                flow.sent.source_port = got.source_port;
+                flow.renumbered = false;
+                self.judge_port(&flow.key, flow.sent, true)?;
+                self.flows.open(flow.clone());
+            }
+        }
+        self.hear(&flow.key, Speaker::Client, met.frame.packet.flags());
+        continues(met, &flow)
+    }
+
     /// A pod that is its own endpoint answers the Service's address.
     fn hairpin_reply(&self, key: &FlowKey) -> Option<Flow> {
         let flow = self.flows.reply(key)?;
@@ -55,7 +74,7 @@ impl Oracle {
     }
 
     /// Echo requests and protocols without ports: D4, D5, E18.
-    fn judge_unknown_protocol(&mut self, met: &Met<'_>) -> Judgement {
+    pub(super) fn judge_unknown_protocol(&mut self, met: &Met<'_>) -> Judgement {
         let destination = met.frame.packet.destination;
         let uses = self.tables.uses(destination);
         if uses.cluster_ip {
@@ -77,10 +96,6 @@ impl Oracle {
             if protocol == UDP && tables.tombstones.contains(&vanished) {
                 self.count(counter::TOMBSTONE_REJECTED);
                 self.count(counter::PACKET_REJECTED);
-                let odd = is_odd(&met.frame.packet);
-                if odd && met.seen.action == DROP && self.tolerates(Deviation::RefusedSilently) {
-                    return Ok(());
-                }
                 return refused(met);
             }
             return self.judge_unknown_protocol(met);
@@ -185,10 +200,13 @@ impl Oracle {
             sent,
             masquerade,
             hairpin,
+            direct: false,
+            renumbered: false,
             state: OPENED,
             service: service.id,
             endpoint: chosen.id,
             generation: chosen.generation,
+            first: self.now,
             last: self.now,
         };
         continues(met, &flow)?;
@@ -248,7 +266,7 @@ impl Oracle {
     }
 
     /// The source port is the client's, or one of ours where that is taken or hidden behind this node.
-    fn judge_port(&self, key: &FlowKey, sent: Tuple, masqueraded: bool) -> Judgement {
+    pub(super) fn judge_port(&self, key: &FlowKey, sent: Tuple, masqueraded: bool) -> Judgement {
         let (side, protocol, tuple) = *key;
         let reply = |sent: Tuple| (side, protocol, sent.reversed());
         let taken = |sent: Tuple| self.flows.holds_reply(&reply(sent), key, self.now);
@@ -288,18 +306,16 @@ impl Oracle {
             // RFC 9293: a reset is never answered.
             return met.is_dropped();
         }
-        if is_odd(&met.frame.packet)
-            && met.seen.action == DROP
-            && self.tolerates(Deviation::RefusedSilently)
-        {
-            return Ok(());
+        if !met.frame.packet.is_first() {
+            // Nor is a fragment but the first (RFC 1122 §3.2.2).
+            return met.is_dropped();
         }
         self.count(counter::PACKET_REJECTED);
         refused(met)
     }
 }
 
-fn continues(met: &Met<'_>, flow: &Flow) -> Judgement {
+pub(super) fn continues(met: &Met<'_>, flow: &Flow) -> Judgement {
     if flow.hairpin {
         met.returns_as(flow.sent)
     } else {
@@ -313,10 +329,4 @@ fn refused(met: &Met<'_>) -> Judgement {
         NEXT | DROP => Err("must be refused, but was passed or dropped".into()),
         other => Err(format!("must be refused, but the action is {other}")),
     }
-}
-
-/// Options, extension headers, or only a part.
-fn is_odd(packet: &super::wire::Packet) -> bool {
-    let plain = if packet.is_v4() { 20 } else { 40 };
-    packet.piece.is_some() || packet.head.len() > plain || packet.load.len() < 8
 }

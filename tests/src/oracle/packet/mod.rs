@@ -9,6 +9,7 @@
 //! them to it from then on.
 
 pub mod answer;
+mod direct;
 mod egress;
 pub mod flows;
 mod icmp;
@@ -17,7 +18,7 @@ pub mod sum;
 pub mod tables;
 pub mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_ebpf::abi::counter;
@@ -80,17 +81,6 @@ pub struct Seen {
     pub frame: Vec<u8>,
 }
 
-/// What the programs are known to do otherwise than they should. An entry goes when its fault does;
-/// `fixtures/fuzz/known` keeps an example of each.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Deviation {
-    /// A datagram whose length field cannot be true is answered or dropped, not passed.
-    MalformedRefused,
-    /// Refused, but with IPv4 options, IPv6 extension headers, as a fragment or with less than the eight bytes that an
-    /// answer quotes: dropped without one.
-    RefusedSilently,
-}
-
 /// A verdict of the oracle on what was seen.
 pub type Judgement = Result<(), String>;
 
@@ -105,10 +95,6 @@ pub struct Oracle {
     pub now: i64,
     /// What the programs must have counted so far.
     pub counted: BTreeMap<u32, u64>,
-    /// Accept what [`Deviation`] lists.
-    pub tolerant: bool,
-    /// What was accepted that should not be.
-    pub tolerated: BTreeSet<Deviation>,
 }
 
 /// Ports of a packet, read from it or remembered of its first fragment.
@@ -121,10 +107,13 @@ enum Ports {
 }
 
 impl Oracle {
-    /// A service's address, or one that no service has, is no address to leave the node with (D4, D5).
+    /// A service's address, or one of a service CIDR that is nobody's now, is no address to leave the node with (D4, D5),
+    /// also while flows through a service that was there may live.
     fn is_stray(&self, destination: std::net::IpAddr) -> bool {
         let uses = self.tables.uses(destination);
-        uses.cluster_ip || uses == tables::Use::default() && self.tables.is_nobodys(destination)
+        let cidrs = &self.tables.settings.service_cidrs;
+        let in_cidr = cidrs.iter().any(|prefix| prefix.holds(destination));
+        uses.cluster_ip || in_cidr && !uses.external && !uses.node_local
     }
 
     /// Judges what `hook` did with `bytes`, and remembers what follows from it. `ours` are frames that a program sent
@@ -141,13 +130,6 @@ impl Oracle {
                 if hook.is_ingress() && seen.action == DROP && self.leads_nowhere(bytes) =>
             {
                 self.count(counter::CIDR_DROPPED);
-                return Ok(());
-            }
-            Err(Unreadable::Malformed)
-                if (hook.is_ingress() || hook == Hook::OutEgress)
-                    && seen.action == DROP
-                    && self.tolerates(Deviation::MalformedRefused) =>
-            {
                 return Ok(());
             }
             Err(Unreadable::Malformed) => {
@@ -173,10 +155,6 @@ impl Oracle {
                     return Ok(());
                 }
                 return passes(bytes, seen);
-            }
-            let answers = hook.is_ingress() && ours && seen.action != NEXT;
-            if answers && self.tolerates(Deviation::MalformedRefused) {
-                return Ok(());
             }
             return passes(bytes, seen);
         }
@@ -260,14 +238,6 @@ impl Oracle {
         self.now += seconds;
     }
 
-    /// Whether a fault is to be overlooked.
-    fn tolerates(&mut self, deviation: Deviation) -> bool {
-        if self.tolerant {
-            self.tolerated.insert(deviation);
-        }
-        self.tolerant
-    }
-
     fn count(&mut self, number: u32) {
         *self.counted.entry(number).or_default() += 1;
     }
@@ -308,6 +278,9 @@ impl Oracle {
 
     /// The endpoint does not serve any more.
     fn is_gone(&self, flow: &flows::Flow) -> bool {
+        if flow.direct {
+            return false;
+        }
         let endpoint = self.tables.endpoint(flow.endpoint);
         endpoint.is_none_or(|e| e.generation != flow.generation || !e.serving)
     }

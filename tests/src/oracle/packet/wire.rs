@@ -1,4 +1,4 @@
-//! Frames taken apart and put together: Ethernet with tags, IPv4 with options, IPv6 with extension headers, TCP,
+//! Frames taken apart and put together: Ethernet, IPv4 with options, IPv6 with extension headers, TCP,
 //! UDP, ICMP and ICMPv6.
 //!
 //! Whatever is not an address, a port or a checksum is kept as bytes, so that writing a frame that was read gives
@@ -41,7 +41,7 @@ impl Tuple {
 /// A frame that carries a whole IP header.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Frame {
-    /// Link-layer header with its tags.
+    /// Link-layer header.
     pub link: Vec<u8>,
     pub packet: Packet,
     /// What the link layer added behind the IP packet.
@@ -86,19 +86,9 @@ pub const MOST_EXTENSIONS: usize = 8;
 
 impl Frame {
     pub fn read(bytes: &[u8]) -> Result<Self, Unreadable> {
-        let mut at = 12;
-        let mut tags = 0;
-        let kind = loop {
-            let kind = word(bytes, at).ok_or(Unreadable::Foreign)?;
-            at += 2;
-            match kind {
-                0x8100 | 0x88a8 if tags < 2 => {
-                    tags += 1;
-                    at += 2;
-                }
-                other => break other,
-            }
-        };
+        // A tag in a frame is a VLAN's whose device will meet the packet without it.
+        let kind = word(bytes, 12).ok_or(Unreadable::Foreign)?;
+        let at = 14;
         let version = match kind {
             0x0800 => 4,
             0x86dd => 6,
@@ -256,7 +246,11 @@ impl Packet {
             TCP => self.load.len() >= 20,
             UDP => {
                 let length = word(&self.load, 4).map_or(0, usize::from);
-                let fits = self.piece.is_some() || length <= self.load.len();
+                // An atomic fragment is a whole packet (RFC 6946).
+                let part = self
+                    .piece
+                    .is_some_and(|piece| piece.more || piece.offset > 0);
+                let fits = part || length <= self.load.len();
                 self.load.len() >= 8 && length >= 8 && fits
             }
             _ => true,

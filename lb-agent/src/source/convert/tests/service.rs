@@ -86,10 +86,10 @@ fn a5_a10_a11_ports() {
             ("", Protocol::Tcp, 65535, 0),
         ]
     );
-    // 0, 65536, -1, node port 70000, and the second dns/UDP.
+    // 0, 65536, -1, node port 70000, and the second dns/UDP; QUIC, and SCTP as it is not translated.
     assert_eq!(
         (refused.ports.load(Relaxed), refused.protocols.load(Relaxed)),
-        (5, 1)
+        (5, 2)
     );
 }
 

@@ -1,0 +1,361 @@
+//! Opening flows: the keys of the replies are claimed first, then the record is entered, so that a record that is found
+//! has its replies.
+//!
+//! A reply's key may belong to another flow: one client port, two services, one endpoint. Then this flow's packets get
+//! another source port, from our own pool.
+
+use aya_ebpf::helpers::bpf_get_prandom_u32;
+use core::ptr::copy_nonoverlapping;
+use lb_ebpf::abi::family::{V4, V6};
+use lb_ebpf::abi::flow::{
+    CLOSED, DIRECT, HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, NEW, OWN_ADDRESS, OWN_CLIENT, POD,
+    key_check,
+};
+use lb_ebpf::abi::settings::Settings;
+use lb_ebpf::abi::{counter, endpoint};
+use lb_ebpf::flow_keys::{write_reply_key, write_returning_key};
+
+use crate::flow::{answers, find, has_expired, release, release_replies};
+use crate::lookup::{now, settings};
+use crate::maps::Tables;
+use crate::report::count;
+use crate::shard::{self, slot};
+use crate::work::Work;
+use crate::{newcomer, target};
+
+/// Distance between the tries: were they neighbours, taken ports would gather in runs.
+const PORT_STRIDE: u32 = 1009;
+
+/// How opening a flow, or claiming its keys, went.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Opening {
+    Done,
+    /// The reply key belongs to a live flow.
+    Taken,
+    Full,
+}
+
+impl Opening {
+    /// From what a function that the verifier looks at by itself gives.
+    #[inline(always)]
+    fn from_number(number: u32) -> Self {
+        match number {
+            DONE => Self::Done,
+            TAKEN => Self::Taken,
+            _ => Self::Full,
+        }
+    }
+}
+
+const DONE: u32 = Opening::Done as u32;
+const TAKEN: u32 = Opening::Taken as u32;
+
+/// Families whose keys can be claimed. The functions behind this are global ones: the verifier looks at each once,
+/// not wherever it is called.
+pub(crate) trait Claim: Tables {
+    /// Claims all reply keys of the flow at hand.
+    fn claim_keys(port: u32) -> Opening;
+    /// Claims the one under `reply`.
+    fn claim_key(now: u32) -> Opening;
+}
+
+/// The flow keeps its client's port if that is free.
+const CLIENTS_OWN: u32 = 0;
+/// It gets one of our pool.
+const POOLED: u32 = 1;
+
+impl Claim for V4 {
+    #[inline(always)]
+    fn claim_keys(port: u32) -> Opening {
+        Opening::from_number(claim_keys4(port))
+    }
+
+    #[inline(always)]
+    fn claim_key(now: u32) -> Opening {
+        Opening::from_number(claim_key4(now))
+    }
+}
+
+impl Claim for V6 {
+    #[inline(always)]
+    fn claim_keys(port: u32) -> Opening {
+        Opening::from_number(claim_keys6(port))
+    }
+
+    #[inline(always)]
+    fn claim_key(now: u32) -> Opening {
+        Opening::from_number(claim_key6(now))
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn claim_keys4(port: u32) -> u32 {
+    claim_for::<V4>(port) as u32
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn claim_keys6(port: u32) -> u32 {
+    claim_for::<V6>(port) as u32
+}
+
+#[inline(always)]
+fn claim_for<F: Claim>(port: u32) -> Opening {
+    match (settings(), F::work()) {
+        (Some(settings), Some(work)) => work.claim_keys(port, settings, now()),
+        _ => Opening::Full,
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn claim_key4(now: u32) -> u32 {
+    claim_one::<V4>(now) as u32
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn claim_key6(now: u32) -> u32 {
+    claim_one::<V6>(now) as u32
+}
+
+#[inline(always)]
+fn claim_one<F: Tables>(now: u32) -> Opening {
+    match (settings(), F::work()) {
+        (Some(settings), Some(work)) => work.claim(settings, now),
+        _ => Opening::Full,
+    }
+}
+
+impl<F: Claim> Work<F> {
+    /// Opens a flow for the packet's key towards the chosen endpoint. On [`Opening::Done`], `flow` is the record in force: ours, or that of another CPU that
+    /// opened the same flow first.
+    #[inline(always)]
+    pub(crate) fn open(&mut self, now: u32) -> Opening {
+        self.fill(now);
+        // A process may dial its node's server directly from the same port: only a port of our pool tells the two
+        // connections apart.
+        let port = if self.flow.flags & (MASQUERADE | DIRECT | OWN_ADDRESS) == 0 {
+            CLIENTS_OWN
+        } else {
+            POOLED
+        };
+        match F::claim_keys(port) {
+            Opening::Done => self.enter(now),
+            other => other,
+        }
+    }
+
+    /// Writes the record of the flow that is to be opened.
+    #[inline(always)]
+    fn fill(&mut self, now: u32) {
+        let (chosen, masquerade) = (&self.endpoint, self.masquerade);
+        // What a node sends to itself takes the way of a pod's answer to itself.
+        let hairpin = if self.own {
+            !masquerade
+        } else {
+            chosen.address == self.key.source && self.key.scope == POD
+        };
+        let flow = &mut self.flow;
+        let (dialled, client, own) = (
+            F::read(&self.key.destination),
+            F::read(&self.key.source),
+            F::read(&self.masquerade_address),
+        );
+        flow.new_source = if hairpin && !self.own_address {
+            dialled
+        } else if masquerade {
+            own
+        } else {
+            client
+        };
+        flow.new_destination = chosen.address;
+        flow.new_source_port = self.key.source_port;
+        flow.new_destination_port = chosen.port;
+        flow.state = NEW;
+        flow.flags = if self.direct {
+            DIRECT
+        } else if hairpin {
+            HAIRPIN
+        } else if masquerade {
+            MASQUERADE
+        } else {
+            0
+        };
+        if chosen.flags & endpoint::LOCAL != 0 {
+            flow.flags |= LOCAL_ENDPOINT;
+        }
+        if self.own {
+            flow.flags |= OWN_CLIENT;
+        }
+        if self.own_address {
+            flow.flags |= OWN_ADDRESS;
+        }
+        flow.zero = 0;
+        flow.service = chosen.service;
+        flow.endpoint = chosen.id;
+        flow.endpoint_generation = self.generation;
+        flow.last_seen = now;
+        flow.created = now;
+        flow.check = key_check(&self.key);
+    }
+
+    /// Gives the flow that has `reply` another source port: its client speaks to the endpoint directly from its own.
+    #[inline(never)]
+    pub(crate) fn step_aside(&mut self) {
+        let Some(place) = self.find_reply() else {
+            return;
+        };
+        copy_key(&mut self.key, &self.forward);
+        if F::claim_keys(POOLED) != Opening::Done {
+            return;
+        }
+        place.set_source_port(self.flow.new_source_port);
+        // The record leads to the new key now, so nothing finds it by the old one.
+        self.flow.new_source_port = self.transport.destination_port;
+        write_reply_key(&mut self.reply, &self.flow, &self.key);
+        release(&self.reply, &self.key);
+        count(counter::FLOW_STEPPED_ASIDE);
+    }
+
+    /// Enters the record under the packet's key, after its reply keys.
+    #[inline(always)]
+    fn enter(&mut self, now: u32) -> Opening {
+        if self.insert() {
+            self.note(now);
+            return Opening::Done;
+        }
+        // Another CPU was first, or the table is full: our entries must go, unless they are also the other's.
+        if find(&self.key, &mut self.other).is_none() {
+            if newcomer::make_room(self, now) && self.insert() {
+                self.note(now);
+                return Opening::Done;
+            }
+            release_replies(&self.key, &self.flow, &mut self.reply);
+            return Opening::Full;
+        }
+        if !answers(&self.reply, &self.other, &self.key) {
+            release_replies(&self.key, &self.flow, &mut self.reply);
+        }
+        self.flow = self.other;
+        Opening::Done
+    }
+
+    #[inline(always)]
+    fn insert(&self) -> bool {
+        shard::insert(F::flows(), slot(self.flow.check), &self.key, &self.flow)
+    }
+
+    /// Notes a flow that was opened.
+    #[inline(always)]
+    fn note(&mut self, now: u32) {
+        count(counter::FLOW_CREATED);
+        target::mark::<F>(&self.flow.new_destination, self.flow.flags, now);
+        newcomer::enrol(self, now);
+    }
+}
+
+#[inline(always)]
+fn copy_key<T: Copy>(to: &mut T, from: &T) {
+    // SAFETY: both are references to records of one type, which do not overlap.
+    unsafe { copy_nonoverlapping(&raw const *from, &raw mut *to, 1) };
+}
+
+impl<F: Claim> Work<F> {
+    /// Claims every reply key of the flow at hand. Eight ports of our pool are tried.
+    #[inline(always)]
+    fn claim_keys(&mut self, port: u32, settings: &Settings, now: u32) -> Opening {
+        if port == CLIENTS_OWN {
+            write_reply_key(&mut self.reply, &self.flow, &self.key);
+            match F::claim_key(now) {
+                Opening::Taken => count(counter::REPLY_CONFLICT),
+                other => return other,
+            }
+        }
+        let first = settings.nat_port_first;
+        let size = u32::from(settings.nat_port_last.wrapping_sub(first)) + 1;
+        if first == 0 {
+            return Opening::Full;
+        }
+        // SAFETY: the helper has no preconditions.
+        let random = u64::from(unsafe { bpf_get_prandom_u32() });
+        let mut offset = ((random * u64::from(size)) >> 32) as u32;
+        // Written out: of a loop that stays one, LLVM spills the counter, and without CAP_PERFMON the verifier loses it.
+        macro_rules! try_ports {
+            ($($number:literal)+) => {
+                $(
+                    let _ = $number;
+                    self.flow.new_source_port = first.wrapping_add(offset as u16);
+                    if self.claim_all(now) {
+                        return Opening::Done;
+                    }
+                    offset = (offset + PORT_STRIDE) % size;
+                )+
+            };
+        }
+        try_ports!(1 2 3 4 5 6 7);
+        self.flow.new_source_port = first.wrapping_add(offset as u16);
+        if self.claim_all(now) {
+            Opening::Done
+        } else {
+            Opening::Full
+        }
+    }
+
+    /// Claims every reply key of the flow, or none.
+    #[inline(always)]
+    fn claim_all(&mut self, now: u32) -> bool {
+        write_reply_key(&mut self.reply, &self.flow, &self.key);
+        if F::claim_key(now) != Opening::Done {
+            return false;
+        }
+        if self.flow.flags & MASQUERADE == 0 {
+            return true;
+        }
+        write_returning_key(&mut self.reply, &self.flow, &self.key);
+        if F::claim_key(now) == Opening::Done {
+            return true;
+        }
+        release_replies(&self.key, &self.flow, &mut self.reply);
+        false
+    }
+}
+
+impl<F: Tables> Work<F> {
+    /// Enters `reply`. An entry held by a flow that is gone or closing is taken over.
+    #[inline(always)]
+    fn claim(&mut self, settings: &Settings, now: u32) -> Opening {
+        let slot_of_reply = slot(key_check(&self.reply));
+        let Some(entry) = shard::find(F::replies(), slot_of_reply, &self.reply) else {
+            // Nobody holds it; two that come at once are told apart by the insertion.
+            return if shard::insert(F::replies(), slot_of_reply, &self.reply, &self.key) {
+                Opening::Done
+            } else {
+                Opening::Full
+            };
+        };
+        // SAFETY: an element of the table; a torn copy leads to no record or to one that does not fit.
+        unsafe { copy_nonoverlapping(entry, &raw mut self.forward, 1) };
+        if self.forward == self.key {
+            return Opening::Done;
+        }
+        if find(&self.forward, &mut self.other).is_some()
+            && answers(&self.reply, &self.other, &self.forward)
+        {
+            if self.other.state != CLOSED
+                && !has_expired(&self.other, settings, self.key.protocol, now)
+            {
+                return Opening::Taken;
+            }
+            shard::remove(F::flows(), slot(key_check(&self.forward)), &self.forward);
+        }
+        shard::remove(F::replies(), slot_of_reply, &self.reply);
+        if shard::insert(F::replies(), slot_of_reply, &self.reply, &self.key) {
+            Opening::Done
+        } else {
+            Opening::Full
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! The table of `bench packet`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+use crate::bench::report::at;
+
+/// Medians over the rounds, a row for both families.
+pub(super) fn table(lines: &[Value]) -> (String, Vec<(String, String)>) {
+    let mut lanes: Vec<&str> = Vec::new();
+    let mut costs: BTreeMap<(&str, &str), (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    for line in lines {
+        let (Some(lane), Some(floor), Some(whole)) = (
+            line["lane"].as_str(),
+            line["floor_ns"].as_f64(),
+            line["whole_ns"].as_f64(),
+        ) else {
+            continue;
+        };
+        let (family, lane) = lane.split_once(' ').unwrap_or(("", lane));
+        if !lanes.contains(&lane) {
+            lanes.push(lane);
+        }
+        let (net, ratios) = costs.entry((lane, family)).or_default();
+        net.push(whole - floor);
+        ratios.push(whole / floor.max(1.0));
+    }
+    let mut text = String::from(
+        "| ns above an empty program: median (quartiles) | IPv4 | IPv6 | × floor |\n| --- | --- | --- | --- |\n",
+    );
+    for lane in lanes {
+        let cell = |family: &str| {
+            let Some((net, _)) = costs.get(&(lane, family)) else {
+                return String::new();
+            };
+            let mut net = net.clone();
+            net.sort_by(f64::total_cmp);
+            let [low, middle, high] = [0.25, 0.5, 0.75].map(|share| at(&net, share));
+            format!("{middle:.0} ({low:.0}–{high:.0})")
+        };
+        let mut ratios = costs
+            .get(&(lane, "IPv4"))
+            .map(|(_, ratios)| ratios.clone())
+            .unwrap_or_default();
+        ratios.sort_by(f64::total_cmp);
+        let _ = writeln!(
+            text,
+            "| {lane} | {} | {} | {:.1} |",
+            cell("IPv4"),
+            cell("IPv6"),
+            at(&ratios, 0.5)
+        );
+    }
+    (text.trim_end().to_owned(), Vec::new())
+}

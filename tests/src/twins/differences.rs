@@ -1,0 +1,266 @@
+//! What may differ between kube-proxy and Beeline. Each rule has a row in `docs/differences.md`, which gives the
+//! reason; nothing else may differ.
+//!
+//! A rule is tried only where two outcomes are unequal. It changes ours into what kube-proxy's would be if the
+//! difference were not, and no more.
+
+use std::net::IpAddr;
+
+use super::outcome::{Answered, Outcome};
+use super::question::{Aim, Question};
+use super::stage::{Proxy, Who};
+use crate::address::{self, CLIENT, FAMILIES};
+use crate::agent::SocketLb;
+use crate::peer::protocol::FailureKind::{Denied, Refused, TimedOut};
+
+/// A comparison: a question, and how our side runs.
+pub struct Comparison<'a> {
+    pub question: &'a Question,
+    pub socket_lb: SocketLb,
+    pub snat_local: bool,
+}
+
+type Rule = fn(&Comparison<'_>, &Outcome, &mut Outcome);
+
+/// Every rule, under the name that its row in the document has.
+pub const RULES: &[(&str, Rule)] = &[
+    ("affinity-choice", affinity_choice),
+    ("udp-refusal-on-node", udp_refusal_on_node),
+    ("udp-silence-on-node", udp_silence_on_node),
+    ("socket-source", socket_source),
+    ("self-unnamed", self_unnamed),
+    ("self-source", self_source),
+    ("own-server-source", own_server_source),
+    ("own-node-port", own_node_port),
+    ("client-kept", client_kept),
+];
+
+/// The rules that make `ours` equal to `theirs`; `None` if they do not.
+pub fn reconcile(
+    question: &Question,
+    proxy: Proxy,
+    theirs: &Outcome,
+    ours: &Outcome,
+) -> Option<Vec<&'static str>> {
+    if theirs == ours {
+        return Some(Vec::new());
+    }
+    let Proxy::Beeline {
+        socket_lb,
+        snat_local,
+    } = proxy
+    else {
+        return None;
+    };
+    let comparison = Comparison {
+        question,
+        socket_lb,
+        snat_local,
+    };
+    let mut ours = ours.clone();
+    let mut used = Vec::new();
+    for (name, rule) in RULES {
+        let before = ours.clone();
+        rule(&comparison, theirs, &mut ours);
+        if ours != before {
+            used.push(*name);
+        }
+        if ours == *theirs {
+            return Some(used);
+        }
+    }
+    None
+}
+
+/// Which endpoint a client sticks to is chance; one that answers past the node that translates (spec E11) is never
+/// heard.
+fn affinity_choice(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
+    let question = comparison.question;
+    let past = matches!(
+        (question.who(), question.aim),
+        (Who::Pod(own, _), Aim::NodePort(node)) if own != node
+    );
+    let single = |outcome: &Outcome| {
+        outcome.answers.len() == 1 && outcome.failures.is_empty()
+            || past && outcome.is_just(TimedOut)
+    };
+    if comparison.question.sticky && single(theirs) && single(ours) {
+        ours.clone_from(theirs);
+    }
+}
+
+fn udp_refusal_on_node(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
+    if of_node(comparison)
+        && comparison.question.udp()
+        && theirs.is_just(Denied)
+        && ours.is_just(Refused)
+    {
+        ours.clone_from(theirs);
+    }
+}
+
+fn udp_silence_on_node(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
+    // An address of a Service that labels hide is one that nobody has.
+    let unmet = comparison.socket_lb == SocketLb::Off
+        || matches!(
+            comparison.question.aim,
+            Aim::Unallocated | Aim::ClusterIp | Aim::Undefined
+        );
+    if unmet
+        && of_node(comparison)
+        && comparison.question.udp()
+        && theirs.is_just(Denied)
+        && ours.is_just(TimedOut)
+    {
+        ours.clone_from(theirs);
+    }
+}
+
+/// A translated socket speaks from its own address.
+fn socket_source(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
+    let Who::Pod(node, _) = comparison.question.who() else {
+        return;
+    };
+    if comparison.socket_lb == SocketLb::All {
+        let own = own_addresses(comparison.question.who());
+        adopt(theirs, ours, |their, our| {
+            node_addresses(node).contains(&their.client) && own.contains(&our.client)
+        });
+    }
+}
+
+/// A pod that reaches itself.
+fn self_source(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
+    let who = comparison.question.who();
+    if let Who::Pod(node, index) = who {
+        let name = format!("node{node}-pod{index}");
+        let own = own_addresses(who);
+        let service = comparison.question.to.ip();
+        adopt(theirs, ours, |their, our| {
+            their.server == name && (our.client == service || own.contains(&our.client))
+        });
+    }
+}
+
+/// The same where the slice does not name the pod's node: kube-proxy does not masquerade it, so the answer takes a
+/// short cut.
+fn self_unnamed(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
+    let Who::Pod(node, index) = comparison.question.who() else {
+        return;
+    };
+    let name = format!("node{node}-pod{index}");
+    let others = |outcome: &Outcome| {
+        let mut others = outcome.clone();
+        others.answers.retain(|answer| answer.server != name);
+        others.failures.remove(&TimedOut);
+        others
+    };
+    if comparison.question.unnamed_self && others(theirs) == others(ours) {
+        ours.clone_from(theirs);
+    }
+}
+
+/// A process of the node that reaches a server of the node, by packets.
+fn own_server_source(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
+    if let Who::Host(node) = comparison.question.who()
+        && comparison.socket_lb == SocketLb::Off
+    {
+        let name = format!("node{node}");
+        let service = comparison.question.to.ip();
+        adopt(theirs, ours, |their, our| {
+            their.server == name && our.client == service
+        });
+    }
+}
+
+/// NodePorts of their own node never leave it, so packets to them are met nowhere.
+fn own_node_port(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
+    let own = matches!(
+        comparison.question.who(),
+        Who::Host(node) if node_addresses(node).contains(&comparison.question.to.ip())
+    );
+    if own && comparison.socket_lb == SocketLb::Off && ours.is_just(Refused) {
+        ours.clone_from(theirs);
+    }
+}
+
+/// `--snat-local=preserve`: an endpoint of the node that translates sees the client.
+fn client_kept(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
+    if comparison.snat_local {
+        return;
+    }
+    let question = comparison.question;
+    let at = match (question.who(), question.aim) {
+        (_, Aim::NodePort(node)) | (Who::Pod(node, _) | Who::Host(node), _) => node,
+        // The client's routes lead there.
+        (Who::Outside, _) => 1,
+    };
+    let own = own_addresses(question.who());
+    let place = format!("node{at}");
+    adopt(theirs, ours, |their, our| {
+        their.server.starts_with(&place)
+            && node_addresses(at).contains(&their.client)
+            && own.contains(&our.client)
+    });
+}
+
+/// Gives our answers the client's address of theirs where `allowed` says so about the two.
+fn adopt(theirs: &Outcome, ours: &mut Outcome, allowed: impl Fn(&Answered, &Answered) -> bool) {
+    let adopted = ours.answers.iter().map(|our| {
+        let same = |their: &&Answered| {
+            their.server == our.server && their.port == our.port && allowed(their, our)
+        };
+        match theirs.answers.iter().find(same) {
+            Some(their) => Answered {
+                client: their.client,
+                ..our.clone()
+            },
+            None => our.clone(),
+        }
+    });
+    ours.answers = adopted.collect();
+}
+
+fn of_node(comparison: &Comparison<'_>) -> bool {
+    matches!(comparison.question.who(), Who::Host(_))
+}
+
+/// Addresses that a client has.
+fn own_addresses(who: Who) -> Vec<IpAddr> {
+    match who {
+        Who::Pod(node, index) => FAMILIES
+            .map(|family| address::pod(family, node, index))
+            .into(),
+        Who::Host(node) => node_addresses(node),
+        Who::Outside => FAMILIES.map(|family| address::lan(family, CLIENT)).into(),
+    }
+}
+
+fn node_addresses(node: u8) -> Vec<IpAddr> {
+    FAMILIES
+        .iter()
+        .flat_map(|&family| {
+            [
+                address::node(family, node),
+                address::pod_gateway(family, node),
+            ]
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The document gives the reason for each rule, and for nothing else.
+    #[test]
+    fn every_rule_has_a_row_and_every_row_a_rule() {
+        let document = include_str!("../../../docs/differences.md");
+        let rows: Vec<&str> = document
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
+            .collect();
+        let rules: Vec<&str> = RULES.iter().map(|(name, _)| *name).collect();
+        assert_eq!(rows, rules);
+    }
+}

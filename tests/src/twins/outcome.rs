@@ -1,0 +1,90 @@
+//! What a client met, in a form that can be compared.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::question::{Aim, Question};
+use crate::peer::protocol::{FailureKind, Findings};
+
+/// What a client met at one address.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Outcome {
+    pub answers: BTreeSet<Answered>,
+    pub failures: BTreeSet<FailureKind>,
+}
+
+/// A server that answered.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Answered {
+    pub server: String,
+    pub port: u16,
+    /// The client as the server saw it.
+    pub client: IpAddr,
+    /// Whether the answer came from the address that was dialled.
+    pub from_dialled: bool,
+}
+
+impl Outcome {
+    pub fn of(question: &Question, findings: &Findings) -> Self {
+        let answers = findings.answers.iter().map(|seen| Answered {
+            server: seen.server.clone(),
+            port: seen.own.port(),
+            client: seen.client,
+            from_dialled: seen.from == question.to,
+        });
+        Self {
+            answers: answers.collect(),
+            failures: findings.failures.iter().map(|(kind, ..)| *kind).collect(),
+        }
+    }
+
+    /// Where a packet went to the network's own router, TCP may hear of it late or not at all.
+    #[must_use]
+    pub fn unrouted(mut self, question: &Question) -> Self {
+        let external = matches!(
+            question.aim,
+            Aim::Vip | Aim::ExternalIp | Aim::ExternalUndefined
+        );
+        if external
+            && !question.udp()
+            && self.answers.is_empty()
+            && self.failures.contains(&FailureKind::Unreachable)
+        {
+            self.failures.remove(&FailureKind::TimedOut);
+        }
+        self
+    }
+
+    /// Nothing but failures of this kind.
+    pub fn is_just(&self, kind: FailureKind) -> bool {
+        self.answers.is_empty() && self.failures == BTreeSet::from([kind])
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut words: Vec<String> = self
+            .answers
+            .iter()
+            .map(|answer| {
+                let Answered {
+                    server,
+                    port,
+                    client,
+                    from_dialled,
+                } = answer;
+                let from = if *from_dialled {
+                    ""
+                } else {
+                    ", answering from elsewhere"
+                };
+                format!("{server}:{port} (sees {client}{from})")
+            })
+            .collect();
+        words.extend(self.failures.iter().map(|kind| format!("{kind:?}")));
+        f.write_str(&words.join(", "))
+    }
+}
