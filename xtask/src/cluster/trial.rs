@@ -235,7 +235,7 @@ fn power_cut() -> Result<()> {
         sleep(Duration::from_millis(100));
     }
     say(format_args!(
-        "trial: power cut: node 2 serves {:.0} s after it registered again",
+        "trial: power cut: node 2 serves {:.0} s after power came back",
         begun.elapsed().as_secs_f32()
     ));
     let mut curl = node::inside(2, "curl")?;
