@@ -8,10 +8,11 @@ use std::ptr::from_ref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::{ffi::CString, fmt};
+use std::fmt;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::device;
 use crate::netns::Namespace;
 
 /// How often the thread looks whether it shall end, in milliseconds.
@@ -155,17 +156,11 @@ fn open(interface: &str) -> Result<OwnedFd> {
     }
     // SAFETY: `number` was just opened and belongs to nobody else.
     let socket = unsafe { OwnedFd::from_raw_fd(number) };
-    let name = CString::new(interface)?;
-    // SAFETY: `name` is a valid C string.
-    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
     // SAFETY: sockaddr_ll consists of integers, for which zero is a value.
     let mut address: libc::sockaddr_ll = unsafe { zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
     address.sll_protocol = everything;
-    address.sll_ifindex = i32::try_from(index)
-        .ok()
-        .filter(|&index| index > 0)
-        .context("no such interface")?;
+    address.sll_ifindex = i32::try_from(device::index(interface)?)?;
     let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: `address` is an initialised sockaddr_ll of `length` bytes.
     if unsafe { libc::bind(socket.as_raw_fd(), from_ref(&address).cast(), length) } < 0 {

@@ -20,6 +20,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod control_plane;
 pub mod demo;
+pub mod device;
 pub mod fuzz;
 pub mod guards;
 pub mod kube_proxy;

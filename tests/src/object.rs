@@ -140,7 +140,11 @@ impl Node {
         crate::scope::require_root()?;
         let space = Space::create().context("making namespaces")?;
         lay_wires()?;
-        let (pod, uplink, other_uplink) = (index("pod0")?, index("out0")?, index("out1")?);
+        let (pod, uplink, other_uplink) = (
+            device::index("pod0")?,
+            device::index("out0")?,
+            device::index("out1")?,
+        );
         let config = Config {
             bpffs: Path::new(BPFFS).to_owned(),
             packet_hook: None,
@@ -447,15 +451,6 @@ fn set_forwarding(on: bool) -> Result<()> {
         fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
-}
-
-fn index(device: &str) -> Result<u32> {
-    let name = std::ffi::CString::new(device)?;
-    // SAFETY: `name` is a C string that outlives the call.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(std::io::Error::last_os_error()).with_context(|| format!("finding {device}")),
-        index => Ok(index),
-    }
 }
 
 /// kube-proxy's timeouts, and the service CIDRs of [`Net`].

@@ -1,8 +1,6 @@
 //! Programs of others on the same devices: before ours, behind it, and as filters. They go on to see packets, services
 //! go on to work, and `beeline status` names them.
 
-use std::ffi::CString;
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 
@@ -11,6 +9,7 @@ use lb_agent::sys::bpf::{Attach, Link, Position, pin};
 use lb_tests::address::{self, FAMILIES};
 use lb_tests::agent::SocketLb;
 use lb_tests::cluster::Cluster;
+use lb_tests::device;
 use lb_tests::manifests::Service;
 use lb_tests::object::Bystander;
 use lb_tests::process::output;
@@ -24,19 +23,10 @@ struct Attached {
     _link: Link,
 }
 
-fn index(device: &str) -> Result<u32> {
-    let name = CString::new(device)?;
-    // SAFETY: `name` is a C string that outlives the call.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(io::Error::last_os_error()).with_context(|| format!("finding {device}")),
-        index => Ok(index),
-    }
-}
-
 /// One before and one behind ours, in both directions of a device of node 1.
 fn surround(cluster: &Cluster, device: &str) -> Result<Vec<Attached>> {
     cluster.node(1).namespace().run(|| {
-        let index = index(device)?;
+        let index = device::index(device)?;
         let mut attached = Vec::new();
         for attach in [Attach::TcxIngress, Attach::TcxEgress] {
             for position in [Position::First, Position::Last] {

@@ -113,9 +113,7 @@ fn device(name: &str, mac: [u8; 6], addresses: &[&str]) -> Result<u32> {
     for address in addresses {
         ip(&format!("address add dev {name} {address}"))?;
     }
-    let name = CString::new(name)?;
-    // SAFETY: a C string that outlives the call.
-    Ok(unsafe { libc::if_nametoindex(name.as_ptr()) })
+    crate::device::index(name)
 }
 
 impl Kernel {

@@ -4,6 +4,7 @@ mod adoption;
 mod cases;
 mod expected;
 mod fake;
+mod node_addresses;
 mod random;
 mod scenario;
 
