@@ -1,5 +1,6 @@
 //! Watching an interface: proof of what went over a wire, and of what did not.
 
+use std::fmt;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,9 +9,8 @@ use std::ptr::from_ref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::fmt;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::device;
 use crate::netns::Namespace;

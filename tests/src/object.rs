@@ -141,9 +141,9 @@ impl Node {
         let space = Space::create().context("making namespaces")?;
         lay_wires()?;
         let (pod, uplink, other_uplink) = (
-            device::index("pod0")?,
-            device::index("out0")?,
-            device::index("out1")?,
+            crate::device::index("pod0")?,
+            crate::device::index("out0")?,
+            crate::device::index("out1")?,
         );
         let config = Config {
             bpffs: Path::new(BPFFS).to_owned(),

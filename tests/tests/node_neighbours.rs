@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use lb_agent::sys::bpf::{Attach, Link, Position, pin};
 use lb_tests::address::{self, FAMILIES};
 use lb_tests::agent::SocketLb;

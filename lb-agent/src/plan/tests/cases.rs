@@ -1,9 +1,7 @@
 //! One behaviour a test.
 
 use lb_ebpf::abi::SEGMENT_RECORDS;
-use lb_ebpf::abi::address::{
-    CLUSTER_IP, EXTERNAL, LINGERING, LOOPBACK, NODE, NODE_LOCAL, TOMBSTONE,
-};
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LINGERING, TOMBSTONE};
 use lb_ebpf::abi::frontend::{NODE_ALLOWED, SOURCE_RANGES};
 
 use super::fake::{names, wide};
@@ -28,7 +26,7 @@ fn kinds(plan: &Plan) -> Vec<&'static str> {
     plan.writes.iter().map(kind).collect()
 }
 
-fn web(endpoints: &[&str]) -> Vec<ServicePort> {
+pub(super) fn web(endpoints: &[&str]) -> Vec<ServicePort> {
     vec![port(
         "web",
         "10.96.0.1",

@@ -1,9 +1,8 @@
 //! Which addresses of the node are served.
 
-use std::net::IpAddr;
-
 use lb_ebpf::abi::address::{CLUSTER_IP, LOOPBACK, NODE, NODE_LOCAL};
 
+use super::cases::web;
 use super::*;
 
 fn served_on<'a>(nodeport: &'a [IpAddr], all: &'a [IpAddr]) -> NodeAddresses<'a> {
