@@ -28,6 +28,11 @@ pub(crate) fn passes<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32
     };
     let network = &work.network;
     let protocol = network.protocol;
+    if protocol == F::ICMP && target::at::<F>(&network.destination).direct != 0 {
+        // Perhaps about what a flow without a service brought.
+        work.uses = 0;
+        return step::OTHER_PROTOCOL;
+    }
     // A later fragment has no port that could be another one.
     if (protocol != TCP && protocol != UDP) || network.part == Part::Later {
         return unknown_address::<F>(settings, &work.network);

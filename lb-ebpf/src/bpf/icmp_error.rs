@@ -293,7 +293,8 @@ pub(crate) fn from_client<F: Quoted, const SCOPE: u8>(skb: Skb, work: &mut Work<
 #[inline(always)]
 fn about_masqueraded<F: Quoted>(skb: &Skb, work: &mut Work<F>, quote: &Quote<F>) -> i32 {
     reversed(&mut work.reply, quote, MASQUERADED);
-    if work.find_reply().is_none() {
+    // As for netfilter, an error that goes elsewhere than to who sent the packet is about nothing.
+    if work.network.destination != quote.network.source || work.find_reply().is_none() {
         return NOT_OURS;
     }
     let client = work.forward.source;

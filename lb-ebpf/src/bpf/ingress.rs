@@ -67,6 +67,9 @@ fn run<F: Answer + Claim + Hop + ServiceCidrs, const SCOPE: u8, const LINK: u32>
     }
     if action == step::DIRECT {
         action = direct::passes::<F, SCOPE>(skb);
+        if action == step::OTHER_PROTOCOL {
+            return other_protocol::<F, SCOPE>(skb);
+        }
     }
     if action == step::OPEN {
         action = open_flow::<F>(skb);

@@ -71,8 +71,8 @@ pub fn reconcile(
     None
 }
 
-/// Which endpoint a client sticks to is chance; one that answers past the node that translates (spec E11) is never
-/// heard.
+/// Which endpoint a client sticks to is chance; one that answers past the node that translates (spec E11), or is the
+/// client itself and not known as such (`self_unnamed`), is never heard.
 fn affinity_choice(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
     let question = comparison.question;
     let past = matches!(
@@ -81,9 +81,9 @@ fn affinity_choice(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Out
     );
     let single = |outcome: &Outcome| {
         outcome.answers.len() == 1 && outcome.failures.is_empty()
-            || past && outcome.is_just(TimedOut)
+            || (past || question.unnamed_self) && outcome.is_just(TimedOut)
     };
-    if comparison.question.sticky && single(theirs) && single(ours) {
+    if question.sticky && single(theirs) && single(ours) {
         ours.clone_from(theirs);
     }
 }

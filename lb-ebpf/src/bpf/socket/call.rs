@@ -32,11 +32,6 @@ const SOCK_STREAM: u32 = 1;
 const SOCK_DGRAM: u32 = 2;
 const IPPROTO_MPTCP: u32 = 262;
 
-/// Whether the kernel has `bpf_set_retval` (5.18). The agent clears it on older ones at load time; refusing
-/// is then left to the packet path. A load-time constant, so that the verifier never sees the call there.
-#[unsafe(no_mangle)]
-static HAVE_SET_RETVAL: u32 = 1;
-
 /// Access to the fields of `bpf_sock_addr`, word by word as the verifier demands.
 pub(super) struct Call(*mut bpf_sock_addr);
 
@@ -219,10 +214,6 @@ impl Call {
     /// Fails the call with ECONNREFUSED, as a port nobody listens on would.
     #[inline(always)]
     pub(super) fn refuse(&self) -> i32 {
-        // SAFETY: a constant that the agent may have changed before loading.
-        if unsafe { read_volatile(&raw const HAVE_SET_RETVAL) } == 0 {
-            return ALLOW;
-        }
         // SAFETY: the hooks that call this are connect and sendmsg, where the helper is allowed.
         unsafe { bpf_set_retval(-ECONNREFUSED) };
         DENY
@@ -232,10 +223,7 @@ impl Call {
     #[inline(always)]
     pub(super) fn forbid(&self) -> i32 {
         // SAFETY: as in `refuse`.
-        if unsafe { read_volatile(&raw const HAVE_SET_RETVAL) } != 0 {
-            // SAFETY: as in `refuse`.
-            unsafe { bpf_set_retval(-EPERM) };
-        }
+        unsafe { bpf_set_retval(-EPERM) };
         DENY
     }
 }
