@@ -10,7 +10,9 @@ use lb_agent::snapshot::Family;
 use serde_json::{Value, json};
 
 use super::relay;
-use super::scene::{clients, let_pods_meet_themselves, quieten, refuse_redirects, servers};
+use super::scene::{
+    clients, let_pods_meet_themselves, quieten, refuse_redirects, servers, tell_of_every_stray,
+};
 use super::state::{Case, NAMESPACE, State};
 use crate::address::{self, FAMILIES};
 use crate::agent::SocketLb;
@@ -132,6 +134,7 @@ impl Stage {
                 .without_agents()
                 .build()?;
             quieten(&cluster)?;
+            tell_of_every_stray(cluster.lan())?;
             refuse_redirects(cluster.outside(), &["eth0"])?;
             for node in cluster.nodes() {
                 refuse_redirects(node.namespace(), &["eth0"])?;
