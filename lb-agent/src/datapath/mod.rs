@@ -14,6 +14,7 @@ pub mod object;
 pub mod pins;
 pub mod programs;
 pub mod read;
+mod refusal;
 pub mod roles;
 pub mod segments;
 pub mod shards;
