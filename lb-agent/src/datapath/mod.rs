@@ -96,7 +96,8 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Kernel(error) => Some(error),
-            Self::Load { source, .. } => Some(&**source),
+            // Its own text is part of ours.
+            Self::Load { source, .. } => source.source(),
             Self::Io { source, .. } => Some(source),
             Self::Object(_) | Self::Environment(_) | Self::Layout { .. } => None,
         }

@@ -12,7 +12,7 @@ const KEPT: usize = 16;
 /// A program that the kernel does not take.
 #[derive(Debug)]
 pub(super) struct Refusal {
-    source: std::io::Error,
+    error: std::io::Error,
     verdict: String,
 }
 
@@ -23,7 +23,7 @@ pub(super) fn readable(error: ProgramError) -> Box<dyn Error + Send + Sync> {
             io_error,
             verifier_log,
         } => Box::new(Refusal {
-            source: io_error,
+            error: io_error,
             verdict: end(&verifier_log.to_string()),
         }),
         other => Box::new(other),
@@ -43,7 +43,7 @@ fn end(log: &str) -> String {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the kernel does not take it: {}", self.source)?;
+        write!(f, "the kernel does not take it: {}", self.error)?;
         if self.verdict.is_empty() {
             return Ok(());
         }
@@ -51,11 +51,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-impl Error for Refusal {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        Some(&self.source)
-    }
-}
+impl Error for Refusal {}
 
 #[cfg(test)]
 mod tests {
