@@ -35,6 +35,7 @@ pub use grace::Grace;
 pub use interfaces::{Interfaces, Picture};
 pub use read::{KernelState, Reader};
 pub use roles::{Choice, OwnTraffic, PodDevices, Selection, is_unroutable};
+pub use stage::{Placed, Progress, Step, steps};
 pub use xdp::Seat;
 
 /// What went wrong on the kernel's side, and what to do about it.
