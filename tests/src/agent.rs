@@ -288,7 +288,7 @@ pub(crate) fn healthy() -> bool {
     get(SocketAddr::from(HEALTH), "/healthz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
 }
 
-fn get(from: SocketAddr, path: &str) -> io::Result<String> {
+pub(crate) fn get(from: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&from, Duration::from_secs(1))?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
     write!(

@@ -277,6 +277,8 @@ impl Object for ServiceCidr {
 pub struct EndpointSlice {
     service: String,
     family: Family,
+    /// Tells several slices of one Service and family apart.
+    part: &'static str,
     ports: Vec<(String, &'static str, u16)>,
     endpoints: Vec<(IpAddr, u8, Condition)>,
 }
@@ -298,9 +300,16 @@ impl EndpointSlice {
         Self {
             service: service.into(),
             family,
+            part: "",
             ports: Vec::new(),
             endpoints: Vec::new(),
         }
+    }
+
+    /// Makes it one of several.
+    pub fn part(mut self, part: &'static str) -> Self {
+        self.part = part;
+        self
     }
 
     /// Adds a TCP port under the name the Service gives it.
@@ -325,9 +334,10 @@ impl EndpointSlice {
 impl Object for EndpointSlice {
     fn file(&self) -> String {
         format!(
-            "slice-{}-{}",
+            "slice-{}-{}{}",
             self.service,
-            family_name(self.family).to_lowercase()
+            family_name(self.family).to_lowercase(),
+            self.part
         )
     }
 
@@ -335,12 +345,13 @@ impl Object for EndpointSlice {
         let Self {
             service,
             family,
+            part,
             ports,
             endpoints,
         } = self;
         let family = family_name(*family);
         let mut text = format!(
-            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {service}-{}\n  namespace: default\n  \
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {service}-{}{part}\n  namespace: default\n  \
              labels:\n    kubernetes.io/service-name: {service}\naddressType: {family}\n",
             family.to_lowercase()
         );

@@ -132,6 +132,13 @@ impl Peer {
         })
     }
 
+    /// The same, and it hears of ICMP errors as a connected one does.
+    pub fn udp_hearing(&self, from_port: u16, like: SocketAddr) -> Result<Socket<'_>, Failed> {
+        self.open(Request::HearingUdp {
+            bind: any(like, from_port),
+        })
+    }
+
     /// Opens a connected UDP socket.
     pub fn udp_connect(&self, to: SocketAddr) -> Result<Socket<'_>, Failed> {
         self.open(Request::Udp {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::flow::{HAIRPIN, MASQUERADE, OWN_ADDRESS, OWN_CLIENT};
 use lb_tests::object::{Described, Net, Node, POOL, in_both_families, tcp_service, udp_service};
-use lb_tests::packet::{Body, Packet, tcp, too_big, udp};
+use lb_tests::packet::{Body, Packet, echo, tcp, too_big, udp};
 
 fn services(net: &Net) -> [Described; 2] {
     [
@@ -101,6 +101,7 @@ fn a_server_of_this_node_sees_the_service_as_its_client() {
     });
 }
 
+/// Spec D2, D4.
 #[test]
 fn without_endpoints_and_on_undefined_ports_requests_are_refused() {
     in_both_families(|node, net| {
@@ -116,6 +117,7 @@ fn without_endpoints_and_on_undefined_ports_requests_are_refused() {
     });
 }
 
+/// Spec D5, D6.
 #[test]
 fn what_belongs_to_nobody_does_not_leave() {
     in_both_families(|node, net| {
@@ -143,6 +145,7 @@ fn nothing_new_leaves_towards_a_service_that_is_gone() {
         let other = SocketAddr::new(net.node, 40_001);
         node.sends(&tcp(other, net.service).syn()).is_dropped();
         node.sends(&udp(other, net.service)).is_dropped();
+        node.sends(&echo(net.node, net.service.ip())).is_dropped();
         node.goes_out(&tcp(net.client, net.service).syn())
             .is_dropped();
         let more = request.flags(0x10);
@@ -266,6 +269,7 @@ fn on_loopback_the_external_policy_counts_and_refuses() {
     });
 }
 
+/// Spec E22.
 #[test]
 fn loopback_addresses_are_nobody_elses() {
     in_both_families(|node, net| {

@@ -146,14 +146,18 @@ fn onwards<F: Hop, const WHERE: u8>(skb: Skb) -> i32 {
     action
 }
 
-/// No flow of ours: a ClusterIP is nobody else's either, so it must not leave.
+/// No flow of ours: a ClusterIP is nobody else's either, so it must not leave. Nor must what is no TCP or UDP towards an
+/// address that was one until a moment ago.
 #[inline(always)]
 fn nobodys<F: ServiceCidrs>() -> i32 {
-    match F::work() {
-        Some(work) if work.uses & CLUSTER_IP == 0 => NEXT,
-        _ => {
-            count(counter::STRAY_DROPPED);
-            DROP
-        }
+    let (Some(settings), Some(work)) = (settings(), F::work()) else {
+        return DROP;
+    };
+    let others = work.uses & (EXTERNAL | NODE | NODE_LOCAL) != 0
+        || !F::in_service_cidr(settings, work.network.destination);
+    if work.uses & CLUSTER_IP == 0 && others {
+        return NEXT;
     }
+    count(counter::STRAY_DROPPED);
+    DROP
 }

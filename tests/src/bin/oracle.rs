@@ -19,5 +19,9 @@ fn main() -> Result<()> {
         "{} states disagree with kube-proxy",
         report.failed.len()
     );
+    ensure!(
+        report.told.faults.is_empty(),
+        "flows fare otherwise than with kube-proxy"
+    );
     Ok(())
 }

@@ -41,6 +41,11 @@ impl Request {
         Self::of("DELETE", path, None)
     }
 
+    /// What it is about.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
     fn of(
         method: &'static str,
         path: impl Into<String>,

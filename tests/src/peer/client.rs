@@ -57,7 +57,8 @@ impl Client {
                     stream.get_ref().peer_addr(),
                 ),
                 Self::Udp(socket) => {
-                    let (line, from) = ask_datagram(socket, to, text, timeout)?;
+                    let (line, from) = ask_datagram(socket, to, text, timeout)
+                        .inspect_err(|_| socket::forget_errors(socket))?;
                     (line, Ok(from))
                 }
             };

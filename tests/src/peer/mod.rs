@@ -9,6 +9,7 @@ pub mod protocol;
 
 mod bulk;
 mod client;
+mod echo;
 mod server;
 mod session;
 mod socket;

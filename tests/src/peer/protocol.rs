@@ -29,6 +29,10 @@ pub enum Request {
         bind: SocketAddr,
         to: Option<SocketAddr>,
     },
+    /// Open a UDP socket that is not connected and hears of ICMP errors (`IP_RECVERR`).
+    HearingUdp {
+        bind: SocketAddr,
+    },
     /// Send a line and wait for the answer. `to` is for unconnected UDP sockets.
     Ask {
         socket: u32,
@@ -94,6 +98,8 @@ pub enum Manner {
     Tcp,
     UdpConnected,
     UdpUnconnected,
+    /// An echo request (ping); the port means nothing.
+    Echo,
 }
 
 /// What a probe met.

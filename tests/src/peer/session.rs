@@ -65,6 +65,12 @@ impl Session {
                 let client = Client::udp(bind, to)?;
                 self.keep(client, micros(start))
             }
+            Request::HearingUdp { bind } => {
+                let start = Instant::now();
+                let client = Client::udp(bind, None)?;
+                client.hear_errors()?;
+                self.keep(client, micros(start))
+            }
             Request::Ask {
                 socket,
                 to,

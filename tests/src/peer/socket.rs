@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::{size_of, size_of_val, zeroed};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::ptr::from_ref;
 use std::time::Duration;
@@ -43,6 +43,20 @@ pub(super) fn connect(to: SocketAddr, from_port: u16, timeout: Duration) -> io::
     Ok(socket.into())
 }
 
+/// Opens a raw socket for ICMP of the address's family, in the guise of a UDP socket: both send and receive packets.
+pub(super) fn icmp(address: IpAddr) -> io::Result<UdpSocket> {
+    let (family, protocol) = if address.is_ipv4() {
+        (libc::AF_INET, libc::IPPROTO_ICMP)
+    } else {
+        (libc::AF_INET6, libc::IPPROTO_ICMPV6)
+    };
+    // SAFETY: socket takes numbers only.
+    let number =
+        check(unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) })?;
+    // SAFETY: `number` was just opened and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) }.into())
+}
+
 /// Makes close() reset the connection, so that thousands of connections leave no TIME_WAIT behind.
 pub(super) fn close_by_reset(stream: &TcpStream) -> io::Result<()> {
     option(
@@ -62,6 +76,26 @@ pub(super) fn hear_errors(socket: &UdpSocket) -> io::Result<()> {
         option(socket, libc::IPPROTO_IP, libc::IP_RECVERR, &1_i32)
     } else {
         option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, &1_i32)
+    }
+}
+
+/// Empties the queue of errors, which would take all of a long-lived socket's memory.
+pub(super) fn forget_errors(socket: &UdpSocket) {
+    let mut buffer = [0_u8; 256];
+    let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
+    loop {
+        // SAFETY: `buffer` is writable for its length.
+        let taken = unsafe {
+            libc::recv(
+                socket.as_raw_fd(),
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                flags,
+            )
+        };
+        if taken < 0 {
+            return;
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::client::Client;
+use super::echo;
 use super::protocol::{
     Answer, Failure, FailureKind, Findings, Manner, Probe, Seen, Step, Survey, plain,
 };
@@ -103,22 +104,19 @@ fn ask_often(probe: &Probe) -> Findings {
 }
 
 fn ask(probe: &Probe, timeout: Duration) -> Result<Answer, Failure> {
-    let any = if probe.to.is_ipv4() {
-        SocketAddr::from(([0; 4], 0))
-    } else {
-        SocketAddr::from(([0_u16; 8], 0))
-    };
-    let (mut client, to) = match probe.manner {
-        Manner::Tcp => (Client::tcp(probe.to, 0, timeout)?, None),
-        Manner::UdpConnected => (Client::udp(any, Some(probe.to))?, None),
-        Manner::UdpUnconnected => {
-            let client = Client::udp(any, None)?;
-            client.hear_errors()?;
-            (client, Some(probe.to))
+    let answer = match probe.manner {
+        Manner::Tcp => {
+            Client::tcp(probe.to, 0, timeout).and_then(|client| who(client, None, timeout))
         }
+        Manner::UdpConnected => {
+            Client::udp(any(probe.to), Some(probe.to)).and_then(|client| who(client, None, timeout))
+        }
+        Manner::UdpUnconnected => Client::udp(any(probe.to), None).and_then(|client| {
+            client.hear_errors()?;
+            who(client, Some(probe.to), timeout)
+        }),
+        Manner::Echo => echo::ask(probe.to.ip(), timeout),
     };
-    let answer = client.ask(to, "who", timeout);
-    client.close_by_reset();
     answer.map_err(|failure| match failure.kind {
         // A socket that hears of errors learns that its packet was dropped before it left (ENOBUFS): silence, too.
         FailureKind::Full => Failure {
@@ -127,4 +125,18 @@ fn ask(probe: &Probe, timeout: Duration) -> Result<Answer, Failure> {
         },
         _ => failure,
     })
+}
+
+fn who(mut client: Client, to: Option<SocketAddr>, timeout: Duration) -> Result<Answer, Failure> {
+    let answer = client.ask(to, "who", timeout);
+    client.close_by_reset();
+    answer
+}
+
+fn any(like: SocketAddr) -> SocketAddr {
+    if like.is_ipv4() {
+        SocketAddr::from(([0; 4], 0))
+    } else {
+        SocketAddr::from(([0_u16; 8], 0))
+    }
 }

@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 
+use super::affinity;
 use super::differences::reconcile;
 use super::generate;
+use super::health;
 use super::mutate::mutated;
 use super::outcome::Outcome;
 use super::question::{Question, questions};
 use super::shrink;
-use super::stage::{CLIENTS, Proxy, Stage};
+use super::stage::{CLIENTS, Proxy, Stage, Xdp};
 use super::state::State;
+use super::telling::{self, Told};
 use crate::agent::SocketLb;
 use crate::fuzz::random::Random;
 use crate::kube_proxy::Mode;
@@ -52,6 +55,15 @@ pub struct Options {
     /// Beeline with --snat-local=preserve, its default.
     #[arg(long)]
     pub preserve: bool,
+    /// One more twin: Beeline without hooks, with XDP on its uplinks.
+    #[arg(long)]
+    pub xdp: bool,
+    /// Tell these stories only.
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    pub stories: Vec<String>,
+    /// Tell no stories.
+    #[arg(long)]
+    pub no_stories: bool,
     /// Compare this state only, with all its questions.
     #[arg(long, value_name = "FILE")]
     pub replay: Option<PathBuf>,
@@ -101,6 +113,9 @@ pub struct Report {
     pub states: usize,
     pub refused: usize,
     pub questions: usize,
+    /// Health-check ports asked.
+    pub health: usize,
+    pub told: Told,
     pub explained: BTreeMap<&'static str, usize>,
     /// Disagreeing states: where they are kept, and what they disagree in.
     pub failed: Vec<(PathBuf, Vec<String>)>,
@@ -119,15 +134,19 @@ pub fn run(options: &Options) -> Result<Report> {
         Backend::Nftables => Mode::Nftables,
         Backend::Iptables => Mode::Iptables,
     };
-    let ours = |socket_lb| Proxy::Beeline {
+    let ours = |socket_lb, xdp| Proxy::Beeline {
         socket_lb,
         snat_local: !options.preserve,
+        xdp,
     };
-    let proxies = [
+    let mut proxies = vec![
         Proxy::KubeProxy(mode),
-        ours(SocketLb::All),
-        ours(SocketLb::Off),
+        ours(SocketLb::All, Xdp::Off),
+        ours(SocketLb::Off, Xdp::Off),
     ];
+    if options.xdp {
+        proxies.push(ours(SocketLb::Off, Xdp::Native));
+    }
     let layout = if options.point_to_point {
         Layout::PointToPoint
     } else {
@@ -162,6 +181,22 @@ pub fn run(options: &Options) -> Result<Report> {
             )?;
         }
         say(&report, begun);
+    }
+    if !options.no_stories {
+        let start = Instant::now();
+        report.told = telling::tell(&mut stage, &telling::chosen(&options.stories)?)?;
+        if options.stories.is_empty() {
+            report.told.faults.extend(affinity::tell(&mut stage)?);
+            report.told.stories += 1;
+        }
+        println!(
+            "oracle: {} stories took {:.1?}",
+            report.told.stories,
+            start.elapsed()
+        );
+        for fault in &report.told.faults {
+            println!("oracle: {fault}");
+        }
     }
     let kept_cases = report.cases;
     let mut number = options.from;
@@ -251,8 +286,13 @@ fn judge(
     for (rule, count) in &compared.explained {
         *report.explained.entry(rule).or_default() += count;
     }
-    if compared.disagreements.is_empty() {
+    let health = health::check(stage)?;
+    report.health += health.asked;
+    if compared.disagreements.is_empty() && health.faults.is_empty() {
         return Ok(());
+    }
+    for fault in &health.faults {
+        println!("{fault}");
     }
     println!(
         "oracle: {}: {} questions are answered differently",
@@ -399,14 +439,11 @@ impl Disagreement {
             ..
         } = &self.question;
         let case = case.map_or("nobody", |index| state.cases[index].name());
-        let proxy = match self.proxy {
-            Proxy::Beeline { socket_lb, .. } => format!("Beeline (sockets {socket_lb:?})"),
-            Proxy::KubeProxy(_) => "kube-proxy".into(),
-        };
         format!(
-            "  {case}: {:?} → {aim:?} {to} {manner:?}\n    kube-proxy: {}\n    {proxy}: {}",
+            "  {case}: {:?} → {aim:?} {to} {manner:?}\n    kube-proxy: {}\n    {}: {}",
             self.question.who(),
             self.theirs,
+            self.proxy,
             self.ours
         )
     }
@@ -440,9 +477,18 @@ impl Report {
             "objects refused by the API server", self.refused
         );
         println!("{:<32} {:>9}", "questions to each cluster", self.questions);
+        println!("{:<32} {:>9}", "health-check ports asked", self.health);
         for (rule, count) in &self.explained {
             println!("{:<32} {count:>9}", format!("  differ by {rule}"));
         }
+        let told = &self.told;
+        println!("{:<32} {:>9}", "stories", told.stories);
+        println!("{:<32} {:>9}", "flows through changes", told.flows);
+        println!("{:<32} {:>9}", "their outcomes compared", told.compared);
+        for (rule, count) in &told.explained {
+            println!("{:<32} {count:>9}", format!("  differ by {rule}"));
+        }
+        println!("{:<32} {:>9}", "faults in stories", told.faults.len());
         println!("{:<32} {:>9}", "seen once, not again", self.passing.len());
         for text in &self.passing {
             println!("{text}");

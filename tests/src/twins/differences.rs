@@ -12,6 +12,7 @@ use super::stage::{Proxy, Who};
 use crate::address::{self, CLIENT, FAMILIES};
 use crate::agent::SocketLb;
 use crate::peer::protocol::FailureKind::{Denied, Refused, TimedOut};
+use crate::peer::protocol::Manner;
 
 /// A comparison: a question, and how our side runs.
 pub struct Comparison<'a> {
@@ -47,6 +48,7 @@ pub fn reconcile(
     let Proxy::Beeline {
         socket_lb,
         snat_local,
+        xdp: _,
     } = proxy
     else {
         return None;
@@ -105,9 +107,10 @@ fn udp_silence_on_node(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut
             comparison.question.aim,
             Aim::Unallocated | Aim::ClusterIp | Aim::Undefined
         );
-    if unmet
+    // A ping is refused where it is answered for, and that is not on the node it comes from.
+    let ping = comparison.question.manner == Manner::Echo;
+    if (unmet && comparison.question.udp() || ping)
         && of_node(comparison)
-        && comparison.question.udp()
         && theirs.is_just(Denied)
         && ours.is_just(TimedOut)
     {
@@ -238,6 +241,7 @@ fn node_addresses(node: u8) -> Vec<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::flow_differences::FLOW_RULES;
     use super::*;
 
     /// The document gives the reason for each rule, and for nothing else.
@@ -248,7 +252,8 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
             .collect();
-        let rules: Vec<&str> = RULES.iter().map(|(name, _)| *name).collect();
+        let flows = FLOW_RULES.iter().map(|(name, _)| *name);
+        let rules: Vec<&str> = RULES.iter().map(|(name, _)| *name).chain(flows).collect();
         assert_eq!(rows, rules);
     }
 }

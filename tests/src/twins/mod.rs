@@ -12,15 +12,28 @@
 //! derives what clients ask of it, [`outcome`] is what they met. What may differ, and why, is written in
 //! `docs/differences.md` and spelled out in [`differences`]. [`campaign`] is the loop, [`shrink`] makes what
 //! disagrees small.
+//!
+//! States show what new connections meet. What becomes of those that are there when something changes is a story:
+//! [`stories`] is the list, [`telling`] tells them and watches each [`flow`].
 
+mod affinity;
 pub mod campaign;
 pub mod differences;
+pub mod flow;
+pub mod flow_differences;
 pub mod generate;
+mod health;
 pub mod mutate;
 pub mod outcome;
+pub mod plot;
+mod proxy;
 pub mod question;
 pub(crate) mod relay;
+mod requests;
 mod scene;
 pub mod shrink;
 pub mod stage;
 pub mod state;
+pub mod stories;
+pub mod telling;
+mod watch;

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
 use super::question::{Aim, Question};
-use crate::peer::protocol::{FailureKind, Findings};
+use crate::peer::protocol::{Answer, FailureKind, Findings, plain};
 
 /// What a client met at one address.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -38,6 +38,28 @@ impl Outcome {
         Self {
             answers: answers.collect(),
             failures: findings.failures.iter().map(|(kind, ..)| *kind).collect(),
+        }
+    }
+
+    /// One answer to what was sent to `dialled`.
+    pub fn answered(answer: &Answer, dialled: SocketAddr) -> Self {
+        let answered = Answered {
+            server: answer.server.clone(),
+            port: answer.own.port(),
+            client: answer.seen.ip(),
+            from_dialled: plain(answer.from) == dialled,
+        };
+        Self {
+            answers: BTreeSet::from([answered]),
+            ..Self::default()
+        }
+    }
+
+    /// One failure.
+    pub fn failed(kind: FailureKind) -> Self {
+        Self {
+            failures: BTreeSet::from([kind]),
+            ..Self::default()
         }
     }
 

@@ -56,7 +56,7 @@ impl Question {
 
     /// Whether it is asked in UDP.
     pub fn udp(&self) -> bool {
-        self.manner != Manner::Tcp
+        matches!(self.manner, Manner::UdpConnected | Manner::UdpUnconnected)
     }
 
     /// Makes it a question about another state of the same Services.
@@ -110,7 +110,7 @@ impl Question {
             // A refusal by ICMP that arrives while `connect` holds the socket is lost, and the next SYN is sent
             // after a second (spec §8, D2).
             Manner::Tcp => 1200 + 200 * patience,
-            Manner::UdpConnected | Manner::UdpUnconnected => 300 * patience,
+            Manner::UdpConnected | Manner::UdpUnconnected | Manner::Echo => 300 * patience,
         };
         Probe {
             to: self.to,
@@ -127,17 +127,23 @@ pub fn questions(state: &State, random: &mut Random, share: usize) -> Vec<Questi
     for (index, case) in state.cases.iter().enumerate() {
         for client in 0..CLIENTS.len() {
             about(case, index, client, random, &mut all);
+            ping(case, index, client, random, &mut all);
         }
     }
     for client in 0..CLIENTS.len() {
         for family in FAMILIES {
             let udp = random_bool(random);
+            let manner = if random.once_in(4) {
+                Manner::Echo
+            } else {
+                some_manner(random, udp)
+            };
             all.push(Question {
                 client,
                 case: None,
                 aim: Aim::Unallocated,
                 to: SocketAddr::new(unallocated(family), 80),
-                manner: some_manner(random, udp),
+                manner,
                 endpoints: 0,
                 sticky: false,
                 unnamed_self: false,
@@ -211,6 +217,29 @@ fn about(case: &Case, index: usize, client: usize, random: &mut Random, all: &mu
     }
     for &ip in externals.iter().chain(&vips) {
         ask(Aim::ExternalUndefined, ip, number, udp, random);
+    }
+}
+
+/// Echo requests to a Service's addresses, which are nobody's to answer (spec E18, D4, D6).
+fn ping(case: &Case, index: usize, client: usize, random: &mut Random, all: &mut Vec<Question>) {
+    let own = case
+        .cluster_ips()
+        .into_iter()
+        .map(|ip| (Aim::Undefined, ip));
+    let others = case.external_ips().into_iter().chain(case.vips());
+    for (aim, ip) in own.chain(others.map(|ip| (Aim::ExternalUndefined, ip))) {
+        if random.once_in(3) {
+            all.push(Question {
+                client,
+                case: Some(index),
+                aim,
+                to: SocketAddr::new(ip, 0),
+                manner: Manner::Echo,
+                endpoints: 0,
+                sticky: false,
+                unnamed_self: false,
+            });
+        }
     }
 }
 

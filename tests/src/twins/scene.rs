@@ -69,15 +69,16 @@ pub(super) fn let_pods_meet_themselves(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+pub(super) fn client(cluster: &Cluster, who: Who) -> Result<Peer> {
+    match who {
+        Who::Pod(node, index) => cluster.pod(node, index).peer(),
+        Who::Host(node) => cluster.node(node).peer(),
+        Who::Outside => cluster.client(),
+    }
+}
+
 pub(super) fn clients(cluster: &Cluster) -> Result<Vec<Peer>> {
-    CLIENTS
-        .iter()
-        .map(|who| match *who {
-            Who::Pod(node, index) => cluster.pod(node, index).peer(),
-            Who::Host(node) => cluster.node(node).peer(),
-            Who::Outside => cluster.client(),
-        })
-        .collect()
+    CLIENTS.iter().map(|who| client(cluster, *who)).collect()
 }
 
 pub(super) fn servers(cluster: &Cluster) -> Result<Vec<Peer>> {

@@ -7,21 +7,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_agent::snapshot::Family;
-use serde_json::{Value, json};
+use serde_json::json;
 
+pub use super::proxy::{Proxy, Xdp};
 use super::relay;
+use super::requests::{changes, slices_path, without_status};
 use super::scene::{
-    clients, let_pods_meet_themselves, quieten, refuse_redirects, servers, tell_of_every_stray,
+    client, clients, let_pods_meet_themselves, quieten, refuse_redirects, servers,
+    tell_of_every_stray,
 };
 use super::state::{Case, NAMESPACE, State};
 use crate::address::{self, FAMILIES};
-use crate::agent::SocketLb;
 use crate::cluster::Cluster;
 use crate::control_plane::batch::Request;
 use crate::control_plane::client::Client;
 use crate::control_plane::objects::{node, node_path};
 use crate::control_plane::{ControlPlane, manifests};
-use crate::kube_proxy::{KubeProxy, Mode};
+use crate::kube_proxy::KubeProxy;
 use crate::link::{self, Layout};
 use crate::netns::Namespace;
 use crate::peer::protocol::{Findings, Manner, Probe};
@@ -38,17 +40,6 @@ pub const TARGETS: [u16; 3] = [8080, 8081, 8090];
 
 const CLUSTER_CIDR: &str = "10.244.0.0/16,fd44::/16";
 const SOON: Duration = Duration::from_secs(60);
-
-/// Who serves a twin.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Proxy {
-    KubeProxy(Mode),
-    Beeline {
-        socket_lb: SocketLb,
-        /// `--snat-local=kube-proxy`.
-        snat_local: bool,
-    },
-}
 
 /// Where a client is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -82,8 +73,8 @@ pub struct Stage {
     pub twins: Vec<Twin>,
     /// Whether it says what takes time.
     pub verbose: bool,
-    admin: Client,
-    zones: Vec<Option<String>>,
+    pub(super) admin: Client,
+    pub(super) zones: Vec<Option<String>>,
     generation: u16,
     _plane: ControlPlane,
     _space: Space,
@@ -91,6 +82,13 @@ pub struct Stage {
 
 /// The namespace the API server is in.
 struct Space(Scope);
+
+impl Twin {
+    /// A process where a client is.
+    pub(super) fn peer(&self, who: Who) -> Result<Peer> {
+        client(&self.cluster, who)
+    }
+}
 
 impl Stage {
     /// Builds everything. Moves the calling thread into a namespace of its own, and needs it as long as the stage.
@@ -127,12 +125,23 @@ impl Stage {
         let beeline = manifests::install(&stage._plane)?;
         let kube_proxy = stage._plane.kubeconfig("kube-proxy.kubeconfig", "admin")?;
         for &proxy in proxies {
+            let by_xdp = matches!(
+                proxy,
+                Proxy::Beeline {
+                    xdp: Xdp::Native,
+                    ..
+                }
+            );
             let mut cluster = Cluster::builder()
+                .tx_offload(!by_xdp)
                 .nodes(NODES)
                 .pods_per_node(PODS)
                 .layout(layout)
                 .without_agents()
                 .build()?;
+            if by_xdp {
+                cluster.let_uplinks_send_for_xdp()?;
+            }
             quieten(&cluster)?;
             tell_of_every_stray(cluster.lan())?;
             refuse_redirects(cluster.outside(), &["eth0"])?;
@@ -159,10 +168,17 @@ impl Stage {
                 Proxy::Beeline {
                     socket_lb,
                     snat_local,
+                    xdp,
                 } => {
                     let snat = if snat_local { "kube-proxy" } else { "preserve" };
-                    let arguments =
-                        ["--cluster-cidr", CLUSTER_CIDR, "--snat-local", snat].map(String::from);
+                    let arguments = [
+                        "--cluster-cidr",
+                        CLUSTER_CIDR,
+                        "--snat-local",
+                        snat,
+                        xdp.flag(),
+                    ]
+                    .map(String::from);
                     cluster.start_agents(&beeline, socket_lb, &arguments)?;
                 }
             }
@@ -255,6 +271,14 @@ impl Stage {
         let answers = self.admin.batch(&requests)?;
         self.pass_sentinel()?;
         Ok(answers.into_iter().filter_map(Result::err).collect())
+    }
+
+    /// Writes to the API server, all of which it must take, and waits until every proxy has it.
+    pub(super) fn write(&mut self, requests: &[Request]) -> Result<()> {
+        for answer in self.admin.batch(requests)? {
+            answer.map_err(anyhow::Error::msg)?;
+        }
+        self.pass_sentinel()
     }
 
     /// Asks in all twins at once: for each twin, the findings of each client's probes.
@@ -379,49 +403,6 @@ impl Stage {
     }
 }
 
-/// What makes one case of another.
-fn changes(old: &Case, new: &Case) -> Vec<Request> {
-    let mut requests = Vec::new();
-    let path = format!("/api/v1/namespaces/{NAMESPACE}/services/{}", old.name());
-    if without_status(&old.service) != without_status(&new.service) {
-        requests.push(Request::put(&path, without_status(&new.service)));
-    }
-    let status = |case: &Case| case.service.get("status").cloned().unwrap_or_default();
-    // A change of type may have emptied it.
-    if status(old) != status(new) || old.service["spec"]["type"] != new.service["spec"]["type"] {
-        let ingress = &status(new)["loadBalancer"]["ingress"];
-        requests.push(Request::merge(
-            format!("{path}/status"),
-            json!({"status": {"loadBalancer": {"ingress": ingress}}}),
-        ));
-    }
-    let name = |slice: &Value| slice["metadata"]["name"].as_str().unwrap_or("?").to_owned();
-    let path = |slice: &Value| format!("{}/{}", slices_path(NAMESPACE), name(slice));
-    for slice in &old.slices {
-        match new.slices.iter().find(|other| name(other) == name(slice)) {
-            None => requests.push(Request::delete(path(slice))),
-            Some(other) if other != slice => {
-                requests.push(Request::put(path(slice), other.clone()))
-            }
-            Some(_) => {}
-        }
-    }
-    for slice in &new.slices {
-        if old.slices.iter().all(|other| name(other) != name(slice)) {
-            requests.push(Request::post(slices_path(NAMESPACE), slice.clone()));
-        }
-    }
-    requests
-}
-
-fn without_status(service: &Value) -> Value {
-    let mut service = service.clone();
-    if let Some(fields) = service.as_object_mut() {
-        fields.remove("status");
-    }
-    service
-}
-
 /// An object of a state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Place {
@@ -450,10 +431,6 @@ impl State {
 fn create_service(case: &Case) -> Request {
     let service = without_status(&case.service);
     Request::post(format!("/api/v1/namespaces/{NAMESPACE}/services"), service)
-}
-
-fn slices_path(namespace: &str) -> String {
-    format!("/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices")
 }
 
 fn slice_name(family: Family) -> &'static str {
