@@ -9,7 +9,7 @@ use lb_ebpf::abi::{TCP, UDP, counter};
 use lb_ebpf::tcp_state::Speaker;
 
 use crate::answer::Answer;
-use crate::fast::Hop;
+use crate::fast::{Hop, was_sent};
 use crate::flow::{end, key, reply_entry};
 use crate::header::{ACK, FIN, IPV4, IPV6, RST, SYN, Wire, packet_at, transport};
 use crate::icmp_error::{self, Quoted};
@@ -20,7 +20,7 @@ use crate::report::count;
 use crate::rewrite::{Rewrite, rewrite_answer};
 use crate::service_cidr::ServiceCidrs;
 use crate::skb::Skb;
-use crate::{DROP, NEXT, own};
+use crate::{DROP, NEXT, own, target};
 
 /// The caller is to take the packet for one of this node's own, or for an ICMP message, so that stacks do not add up.
 /// Far from any action's number.
@@ -82,6 +82,9 @@ fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8, const LIN
     // service's too, an answer of its servers to that node.
     let mut own = false;
     if SCOPE == OUTSIDE {
+        if was_sent(&skb, &network) {
+            return NEXT;
+        }
         // Nobody translated this packet, so it must not leave: the next router would send it back (spec D4, D5).
         let uses = address_use::<F>(&network.destination);
         own = uses & (CLUSTER_IP | EXTERNAL | LINGERING) != 0 && skb.is_own();
@@ -109,10 +112,14 @@ fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8, const LIN
     let Some(transport) = transport(&skb, &network, SCOPE) else {
         return no_answer;
     };
-    // Most packets belong to no flow of ours and pay for this one miss.
+    // Most packets come from where no flow leads to and pay for this one look.
+    let pooled = !own && masquerade::pooled(settings, transport.source_port);
+    if !pooled && target::at::<F>(&network.source).flows == 0 {
+        return no_answer;
+    }
     let reply = key(&network, &transport, SCOPE);
     let entry = reply_entry(&reply);
-    if entry.is_none() && (own || !masquerade::pooled(settings, transport.source_port)) {
+    if entry.is_none() && !pooled {
         return no_answer;
     }
     let Some(work) = F::work() else { return NEXT };

@@ -4,33 +4,40 @@
 //! fits it, and its TTL allows a hop. Everything else (fragmentation, ICMP errors, tunnels that want metadata)
 //! takes the stack's way, with the same flow.
 
-use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 use core::mem::zeroed;
+use lb_ebpf::abi::flow::OUTSIDE;
 
 use crate::DROP;
 use crate::forward::Route;
+use crate::header::{Network, Part, Wire};
 use crate::packet::Packet;
 use crate::rewrite::{Rewrite, rewrite_and_hop};
-use crate::work::Work;
+use crate::skb::Skb;
+use crate::work::{Way, Work};
 
 /// The packet takes the stack's way.
 pub(crate) const NO: i32 = i32::MIN;
 
-/// Finds the way towards `destination`; 0 if the packet is one for the stack.
+/// Finds the way towards `destination`, and the manner of leaving; 0 if the packet is one for the stack.
 #[inline(always)]
-fn way_out<F: Hop>(
-    skb: &impl Packet,
+fn way_out<F: Hop, P: Packet>(
+    skb: &P,
     work: &Work<F>,
     destination: F::Addr,
-    route: &mut FibLookup,
+    way: &mut Way<F>,
 ) -> i32 {
-    F::fill(route, F::UNSPECIFIED, destination);
+    let route = &mut way.route;
+    // SAFETY: all fields may be zero.
+    *route = unsafe { zeroed() };
+    // As the stack would ask: for a packet whose source is not replaced yet.
+    F::fill(route, work.network.source, destination);
     route.ifindex = skb.device();
     let answer = skb.route(route, 0);
-    let way = skb.way(answer, route);
+    let manner = skb.way(answer, route);
+    let (network, _) = P::headers(&work.network);
     // A packet without a hop left is for the stack, which tells its sender.
-    if way != 0 && work.network.hops > 1 && skb.fits(route.ifindex) {
-        way
+    if manner != 0 && work.network.hops > 1 && skb.fits(answer, route, network) {
+        manner
     } else {
         0
     }
@@ -68,17 +75,51 @@ fn translate<F: Hop, P: Packet>(
     source: (&F::Addr, u16),
     destination: (&F::Addr, u16),
 ) -> i32 {
-    // SAFETY: all fields may be zero.
-    let mut route: FibLookup = unsafe { zeroed() };
-    let way = way_out(&skb, work, F::read(destination.0), &mut route);
-    if way == 0 {
+    let Some(way) = F::way() else { return NO };
+    let manner = way_out(&skb, work, F::read(destination.0), way);
+    if manner == 0 {
         return NO;
     }
     let done = rewrite_and_hop(&skb, work, source, destination);
-    if done && skb.give_link_header(P::headers(&work.network).0) {
-        skb.leave(&route, way)
-    } else {
-        DROP
+    if !done || !skb.give_link_header(P::headers(&work.network).0) {
+        return DROP;
+    }
+    // The ports of a fragment are not to be seen in it.
+    if P::PASSES_EGRESS && work.network.part == Part::Whole {
+        let sent = &mut way.sent;
+        sent.source = F::read(source.0);
+        sent.destination = F::read(destination.0);
+        sent.source_port = source.1;
+        sent.destination_port = destination.1;
+        sent.protocol = work.network.protocol;
+        sent.scope = OUTSIDE;
+    }
+    skb.leave(way, manner)
+}
+
+/// Whether a packet that leaves is the one that was just sent the fast way: nothing is to be done to it any more. Only
+/// asked once, as what waits for its neighbour's answer comes later or never.
+#[inline(always)]
+pub(crate) fn was_sent<F: Wire>(skb: &Skb, network: &Network<F>) -> bool {
+    let Some(way) = F::way() else { return false };
+    let sent = &mut way.sent;
+    if sent.scope == 0 {
+        return false;
+    }
+    sent.scope = 0;
+    if sent.source != network.source
+        || sent.destination != network.destination
+        || sent.protocol != network.protocol
+        || network.part != Part::Whole
+    {
+        return false;
+    }
+    match skb.load::<[u16; 2]>(network.transport) {
+        Some([source, destination]) => {
+            u16::from_be(source) == sent.source_port
+                && u16::from_be(destination) == sent.destination_port
+        }
+        None => false,
     }
 }
 

@@ -91,11 +91,13 @@ fn switch_to_endpoint<F: Route>(skb: &Skb, source: F::Addr, destination: F::Addr
     if bridge == 0 {
         return;
     }
+    let Some(way) = F::way() else { return };
+    let route = &mut way.route;
     // SAFETY: all fields may be zero.
-    let mut route: FibLookup = unsafe { zeroed() };
-    F::fill(&mut route, source, destination);
+    *route = unsafe { zeroed() };
+    F::fill(route, source, destination);
     route.ifindex = bridge;
-    if skb.route(&mut route, 0) == 0 && route.ifindex == bridge {
+    if skb.route(route, 0) == 0 && route.ifindex == bridge {
         skb.store(0, &route.dmac);
     }
 }

@@ -59,17 +59,14 @@ pub(crate) fn ingress<const SCOPE: u8, const LINK: u32>(skb: &Skb) -> i32 {
 #[inline(always)]
 fn run<F: Answer + Claim + Hop + ServiceCidrs, const SCOPE: u8, const LINK: u32>(skb: Skb) -> i32 {
     let mut action = known_flow::<F, SCOPE, LINK>(skb);
-    if action == step::OTHER_PROTOCOL {
-        action = other_protocol::<F, SCOPE>(skb);
-    }
     if action == step::NEW_FLOW {
         action = new_flow::<F, SCOPE>();
     }
     if action == step::DIRECT {
         action = direct::passes::<F, SCOPE>(skb);
-        if action == step::OTHER_PROTOCOL {
-            return other_protocol::<F, SCOPE>(skb);
-        }
+    }
+    if action == step::OTHER_PROTOCOL {
+        action = other_protocol::<F, SCOPE>(skb);
     }
     if action == step::OPEN {
         action = open_flow::<F>(skb);
@@ -160,15 +157,14 @@ pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
         uses |= NODE;
     }
     let own = SCOPE == OWN || SCOPE == OWN_LOOPBACK;
-    let now = now();
     let (protocol, flags) = (work.network.protocol, work.transport.flags);
-    if SCOPE == POD {
-        // What a pod answers to itself also comes in here (see `forward`).
+    if SCOPE == POD && target::at::<F>(&work.network.source).flows != 0 {
+        // What a pod answers to itself also comes in here (see `forward`), from where a flow leads to.
         work.reply = work.key;
         if let Some(place) = work.find_reply()
             && work.flow.flags & HAIRPIN != 0
         {
-            place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now);
+            place.touch(&work.flow, protocol, flags, Speaker::Endpoint, now());
             return step::BACK;
         }
     }

@@ -2,6 +2,7 @@
 
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![allow(
     clippy::needless_borrows_for_generic_args,
     reason = "a key by value would be one more copy on a stack of 512 bytes"

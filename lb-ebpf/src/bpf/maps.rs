@@ -25,7 +25,7 @@ use lb_ebpf::abi::source_range::{SourceRange, SourceRangePrefix};
 use lb_ebpf::abi::target::{TARGETS as TARGET_SLOTS, Target};
 use lb_ebpf::abi::{FLOW_SHARDS, SEGMENT_RECORDS, SEGMENTS};
 
-use crate::work::Work;
+use crate::work::{Way, Work};
 
 /// `BPF_F_NO_PREALLOC`: elements are allocated as they come, so an empty table costs its buckets only.
 const GROW: usize = 1;
@@ -142,6 +142,10 @@ pub(crate) static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 static WORK4: PerCpuArray<Work<V4>, 1> = PerCpuArray::new();
 #[btf_map(name = "work6")]
 static WORK6: PerCpuArray<Work<V6>, 1> = PerCpuArray::new();
+#[btf_map(name = "way4")]
+static WAY4: PerCpuArray<Way<V4>, 1> = PerCpuArray::new();
+#[btf_map(name = "way6")]
+static WAY6: PerCpuArray<Way<V6>, 1> = PerCpuArray::new();
 
 /// The tables of a family.
 pub(crate) trait Tables: Family {
@@ -153,10 +157,12 @@ pub(crate) trait Tables: Family {
     fn newcomers() -> &'static NewcomerShards<Self>;
     /// Working memory of the packet at hand.
     fn work() -> Option<&'static mut Work<Self>>;
+    /// Its way out.
+    fn way() -> Option<&'static mut Way<Self>>;
 }
 
 macro_rules! tables {
-    ($family:ty, $frontends:ident, $addresses:ident, $endpoints:ident, $flows:ident, $replies:ident, $newcomers:ident, $work:ident) => {
+    ($family:ty, $frontends:ident, $addresses:ident, $endpoints:ident, $flows:ident, $replies:ident, $newcomers:ident, $work:ident, $way:ident) => {
         impl Tables for $family {
             #[inline(always)]
             fn frontends() -> &'static Growing<FrontendKey<Self>, Frontend> {
@@ -187,13 +193,18 @@ macro_rules! tables {
                 // SAFETY: this CPU's own, and used by programs that do not nest (see `work`).
                 $work.get_ptr_mut(0).map(|work| unsafe { &mut *work })
             }
+            #[inline(always)]
+            fn way() -> Option<&'static mut Way<Self>> {
+                // SAFETY: as above.
+                $way.get_ptr_mut(0).map(|way| unsafe { &mut *way })
+            }
         }
     };
 }
 
 tables!(
-    V4, FRONTENDS4, ADDRESSES4, ENDPOINTS4, FLOWS4, REPLIES4, NEWCOMERS4, WORK4
+    V4, FRONTENDS4, ADDRESSES4, ENDPOINTS4, FLOWS4, REPLIES4, NEWCOMERS4, WORK4, WAY4
 );
 tables!(
-    V6, FRONTENDS6, ADDRESSES6, ENDPOINTS6, FLOWS6, REPLIES6, NEWCOMERS6, WORK6
+    V6, FRONTENDS6, ADDRESSES6, ENDPOINTS6, FLOWS6, REPLIES6, NEWCOMERS6, WORK6, WAY6
 );

@@ -168,19 +168,21 @@ pub(crate) fn mask_source<F: Rewrite>(
 /// (spec E2), else that of the device the packet came in on.
 #[inline(never)]
 pub(crate) fn choose_address<F: NodeAddress>(skb: impl Packet, work: &mut Work<F>) -> bool {
+    let Some(way) = F::way() else { return false };
+    let route = &mut way.route;
     // SAFETY: all fields may be zero.
-    let mut route: FibLookup = unsafe { zeroed() };
-    F::fill(&mut route, F::UNSPECIFIED, work.endpoint.address);
+    *route = unsafe { zeroed() };
+    F::fill(route, F::UNSPECIFIED, work.endpoint.address);
     route.ifindex = skb.device();
-    let result = skb.route(&mut route, WITH_SOURCE);
+    let result = skb.route(route, WITH_SOURCE);
     let mut found = F::UNSPECIFIED;
     if result == FOUND || result == NO_NEIGHBOUR || result == TOO_BIG {
-        found = F::source(&route);
+        found = F::source(route);
     } else if result < 0 {
         // The flag is unknown to kernels before 6.7.
-        F::fill(&mut route, F::UNSPECIFIED, work.endpoint.address);
+        F::fill(route, F::UNSPECIFIED, work.endpoint.address);
         route.ifindex = skb.device();
-        skb.route(&mut route, 0);
+        skb.route(route, 0);
         found = F::of_device(route.ifindex);
     }
     if found == F::UNSPECIFIED {

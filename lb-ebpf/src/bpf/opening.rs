@@ -55,7 +55,7 @@ const TAKEN: u32 = Opening::Taken as u32;
 /// not wherever it is called.
 pub(crate) trait Claim: Tables {
     /// Claims all reply keys of the flow at hand.
-    fn claim_keys(port: u32) -> Opening;
+    fn claim_keys(port: u32, now: u32) -> Opening;
     /// Claims the one under `reply`.
     fn claim_key(now: u32) -> Opening;
 }
@@ -67,8 +67,8 @@ const POOLED: u32 = 1;
 
 impl Claim for V4 {
     #[inline(always)]
-    fn claim_keys(port: u32) -> Opening {
-        Opening::from_number(claim_keys4(port))
+    fn claim_keys(port: u32, now: u32) -> Opening {
+        Opening::from_number(claim_keys4(port, now))
     }
 
     #[inline(always)]
@@ -79,8 +79,8 @@ impl Claim for V4 {
 
 impl Claim for V6 {
     #[inline(always)]
-    fn claim_keys(port: u32) -> Opening {
-        Opening::from_number(claim_keys6(port))
+    fn claim_keys(port: u32, now: u32) -> Opening {
+        Opening::from_number(claim_keys6(port, now))
     }
 
     #[inline(always)]
@@ -91,20 +91,20 @@ impl Claim for V6 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn claim_keys4(port: u32) -> u32 {
-    claim_for::<V4>(port) as u32
+pub(crate) extern "C" fn claim_keys4(port: u32, now: u32) -> u32 {
+    claim_for::<V4>(port, now) as u32
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn claim_keys6(port: u32) -> u32 {
-    claim_for::<V6>(port) as u32
+pub(crate) extern "C" fn claim_keys6(port: u32, now: u32) -> u32 {
+    claim_for::<V6>(port, now) as u32
 }
 
 #[inline(always)]
-fn claim_for<F: Claim>(port: u32) -> Opening {
+fn claim_for<F: Claim>(port: u32, now: u32) -> Opening {
     match (settings(), F::work()) {
-        (Some(settings), Some(work)) => work.claim_keys(port, settings, now()),
+        (Some(settings), Some(work)) => work.claim_keys(port, settings, now),
         _ => Opening::Full,
     }
 }
@@ -142,7 +142,7 @@ impl<F: Claim> Work<F> {
         } else {
             POOLED
         };
-        match F::claim_keys(port) {
+        match F::claim_keys(port, now) {
             Opening::Done => self.enter(now),
             other => other,
         }
@@ -209,7 +209,7 @@ impl<F: Claim> Work<F> {
             return;
         };
         copy_key(&mut self.key, &self.forward);
-        if F::claim_keys(POOLED) != Opening::Done {
+        if F::claim_keys(POOLED, now()) != Opening::Done {
             return;
         }
         place.set_source_port(self.flow.new_source_port);
@@ -333,8 +333,11 @@ impl<F: Tables> Work<F> {
     #[inline(always)]
     fn claim(&mut self, settings: &Settings, now: u32) -> Opening {
         let slot_of_reply = slot(key_check(&self.reply));
+        // Mostly nobody holds it. Two that come at once are told apart by the insertion.
+        if shard::insert_unseen(F::replies(), slot_of_reply, &self.reply, &self.key) {
+            return Opening::Done;
+        }
         let Some(entry) = shard::find(F::replies(), slot_of_reply, &self.reply) else {
-            // Nobody holds it; two that come at once are told apart by the insertion.
             return if shard::insert(F::replies(), slot_of_reply, &self.reply, &self.key) {
                 Opening::Done
             } else {

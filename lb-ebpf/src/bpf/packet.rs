@@ -1,10 +1,12 @@
 //! A packet as parsing, lookup and rewriting see it, whichever kind of program it passes.
 
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
+use lb_ebpf::abi::family::Family;
 
 use crate::extension::Led;
 use crate::header::{Network, Transport, Wire};
 use crate::rewrite::Checksum;
+use crate::work::Way;
 
 /// Length of an Ethernet header.
 pub(crate) const ETHERNET: u32 = 14;
@@ -71,8 +73,9 @@ pub(crate) trait Packet: Copy {
     /// How the packet can leave by a route, given what the lookup answered; 0 if it cannot.
     fn way(&self, answer: i64, route: &FibLookup) -> i32;
 
-    /// Whether a device's MTU lets the packet pass.
-    fn fits(&self, device: u32) -> bool;
+    /// Whether the MTU of a route's device lets the packet pass, whose network header is at `network`. `answer` is what
+    /// the lookup answered.
+    fn fits(&self, answer: i64, route: &FibLookup, network: u32) -> bool;
 
     /// Gives the packet an Ethernet header if its network header, at `network`, comes first: redirection to a
     /// neighbour wants one, and the device says what becomes of it. Offsets count from there then.
@@ -80,6 +83,9 @@ pub(crate) trait Packet: Copy {
         true
     }
 
-    /// Sends the packet by a route in a way that [`Packet::way`] told; the value ends the program.
-    fn leave(&self, route: &FibLookup, way: i32) -> i32;
+    /// Whether egress programs meet a packet that leaves.
+    const PASSES_EGRESS: bool;
+
+    /// Sends the packet by a route in the manner that [`Packet::way`] told; the value ends the program.
+    fn leave<F: Family>(&self, way: &mut Way<F>, manner: i32) -> i32;
 }

@@ -63,6 +63,20 @@ pub(crate) fn insert<K, V, const START: usize>(
     }
 }
 
+/// As [`insert`], of a key that was not looked up before: false also where it might be in the former map.
+///
+/// What is said by an empty slot of the former map still holds once the value is in the current one: the agent waits for
+/// all running programs between filling the one and replacing the other.
+#[inline(always)]
+pub(crate) fn insert_unseen<K, V, const START: usize>(
+    shards: &Shards<K, V, START>,
+    slot: u32,
+    key: &K,
+    value: &V,
+) -> bool {
+    shards.get(slot + 1).is_none() && insert(shards, slot, key, value)
+}
+
 /// Removes the value under `key`.
 #[inline(always)]
 pub(crate) fn remove<K, V, const START: usize>(shards: &Shards<K, V, START>, slot: u32, key: &K) {

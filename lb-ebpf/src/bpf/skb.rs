@@ -11,10 +11,13 @@ use aya_ebpf::programs::TcContext;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, null_mut, read_unaligned, read_volatile};
 
+use lb_ebpf::abi::family::Family;
+
 use crate::extension::{Led, walk_skb};
 use crate::header::{Network, Transport, Wire};
 use crate::packet::{ETHERNET, FOUND, NO_NEIGHBOUR, PSEUDO, Packet};
 use crate::rewrite::Checksum;
+use crate::work::{NextHop, Way};
 use crate::{DROP, NEXT};
 
 /// `BPF_F_IPV6` (Linux 6.16): the pseudo header's change leaves `skb->csum` right.
@@ -333,10 +336,16 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn fits(&self, device: u32) -> bool {
+    fn fits(&self, answer: i64, route: &FibLookup, network: u32) -> bool {
+        // The lookup tells the device's MTU where it names a neighbour; one that takes more than 16 bits reads as another.
+        // SAFETY: the field that the lookup writes.
+        let known = u32::from(unsafe { route.__bindgen_anon_1.mtu_result });
+        if answer == FOUND && !self.is_segmented() && self.length() - network <= known {
+            return true;
+        }
         let mut mtu = 0;
         // SAFETY: `mtu` is writable.
-        unsafe { bpf_check_mtu(self.0.cast(), device, &raw mut mtu, 0, SEGMENTS) == 0 }
+        unsafe { bpf_check_mtu(self.0.cast(), route.ifindex, &raw mut mtu, 0, SEGMENTS) == 0 }
     }
 
     #[inline(always)]
@@ -350,9 +359,16 @@ impl Packet for Skb {
         given && self.store(12, &ethertype)
     }
 
+    const PASSES_EGRESS: bool = true;
+
+    /// With the next hop that the lookup has found: the kernel would look up the route once more.
     #[inline(always)]
-    fn leave(&self, route: &FibLookup, _: i32) -> i32 {
-        // SAFETY: no next hop is given, so the kernel takes the packet's destination and finds the neighbour.
-        unsafe { bpf_redirect_neigh(route.ifindex, null_mut(), 0, 0) as i32 }
+    fn leave<F: Family>(&self, way: &mut Way<F>, _: i32) -> i32 {
+        way.hop.family = u32::from(way.route.family);
+        // SAFETY: the field of the wider family holds all of the other's.
+        way.hop.address = unsafe { way.route.__bindgen_anon_4.ipv6_dst };
+        let hop = (&raw mut way.hop).cast();
+        // SAFETY: the next hop is readable for its size.
+        unsafe { bpf_redirect_neigh(way.route.ifindex, hop, size_of::<NextHop>() as i32, 0) as i32 }
     }
 }

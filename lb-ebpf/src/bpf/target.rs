@@ -27,9 +27,12 @@ pub(crate) fn mark<F: Tables>(address: &F::Addr, flags: u8, now: u32) {
     let Some(target) = TARGETS.get_ptr_mut(index::<F>(F::read(address))) else {
         return;
     };
-    // SAFETY: an element of an array; whoever writes at the same time writes the same second.
+    // SAFETY: an element of an array; whoever writes at the same time writes the same second. A write that changes nothing
+    // would take the line of memory away from other processors.
     unsafe {
-        write_volatile(&raw mut (*target).flows, now);
+        if read_volatile(&raw const (*target).flows) != now {
+            write_volatile(&raw mut (*target).flows, now);
+        }
         if flags & DIRECT != 0 {
             write_volatile(&raw mut (*target).direct, now);
         }

@@ -4,6 +4,7 @@
 //! Only tc and XDP programs use it: they run with bottom halves off and do not nest. What a program asks the
 //! kernel to do with a packet is done after it has ended.
 
+use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::Family;
 use lb_ebpf::abi::flow::{Flow, FlowKey, Newcomer};
@@ -44,4 +45,21 @@ pub(crate) struct Work<F: Family> {
     pub(crate) other: Flow<F>,
     /// A flow on its way into its shard's queue, or out of it.
     pub(crate) newcomer: Newcomer<F>,
+}
+
+/// Whom a packet is handed to on its device: `struct bpf_redir_neigh`.
+#[repr(C)]
+pub(crate) struct NextHop {
+    pub(crate) family: u32,
+    pub(crate) address: [u32; 4],
+}
+
+/// The way out of a packet: the route that was looked up, and what the kernel needs to take it.
+#[repr(C)]
+pub(crate) struct Way<F: Family> {
+    pub(crate) route: FibLookup,
+    pub(crate) hop: NextHop,
+    /// The last packet that went past the host's stack, as it left: egress of its device meets it next. A scope of 0
+    /// says that there is none.
+    pub(crate) sent: FlowKey<F>,
 }

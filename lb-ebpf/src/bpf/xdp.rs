@@ -9,6 +9,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::XdpContext;
 use lb_ebpf::abi::device::{SENDS_BACK, TRANSMITS};
+use lb_ebpf::abi::family::Family;
 use lb_ebpf::abi::{TCP, UDP};
 use lb_ebpf::checksum::{replaced, sum_words};
 
@@ -17,6 +18,7 @@ use crate::header::{Network, TCP_CHECKSUM, Transport, UDP_CHECKSUM, Wire};
 use crate::maps::DEVICES;
 use crate::packet::{ETHERNET, FOUND, Packet, ZERO_IS_NONE};
 use crate::rewrite::Checksum;
+use crate::work::Way;
 
 /// `XDP_TX`: back out of the device, as `leave` answers it.
 pub(crate) const TX: i32 = 3;
@@ -200,19 +202,22 @@ impl<const PROTOCOL: u8> Packet for Xdp<PROTOCOL> {
     }
 
     #[inline(always)]
-    fn fits(&self, device: u32) -> bool {
+    fn fits(&self, _: i64, route: &FibLookup, _: u32) -> bool {
         // The kernel would count the first piece of a frame in pieces alone.
         let mut length = self.length().wrapping_sub(ETHERNET);
         // SAFETY: `length` is readable and writable.
-        unsafe { bpf_check_mtu(self.0.cast(), device, &raw mut length, 0, 0) == 0 }
+        unsafe { bpf_check_mtu(self.0.cast(), route.ifindex, &raw mut length, 0, 0) == 0 }
     }
 
+    const PASSES_EGRESS: bool = false;
+
     #[inline(always)]
-    fn leave(&self, route: &FibLookup, way: i32) -> i32 {
+    fn leave<F: Family>(&self, way: &mut Way<F>, manner: i32) -> i32 {
+        let route = &way.route;
         if !self.store(0, &route.dmac) || !self.store(6, &route.smac) {
             return crate::DROP;
         }
-        if way == TX {
+        if manner == TX {
             return TX;
         }
         // SAFETY: the helper has no preconditions.

@@ -39,9 +39,12 @@ pub struct Options {
     /// Numbers of Services, ascending
     #[arg(long, value_delimiter = ',', default_value = "10,1000,10000,30000")]
     services: Vec<usize>,
-    /// kube-proxies take part up to this many
+    /// kube-proxies take part up to this many; 0: none is started
     #[arg(long, default_value_t = 10_000)]
     kube_proxy_services: usize,
+    /// Only paths and works whose names, as in "ClusterIP, connect", contain this
+    #[arg(long, default_value = "")]
+    only: String,
     /// Rounds, in each of which every lane has its turn
     #[arg(long, default_value_t = 40)]
     rounds: usize,
@@ -86,8 +89,10 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let mut record = Record::create("lanes", options.output)?;
     let (timed, _) = worker::processors()?;
-    let kube = Kube::start()?;
-    let mut sides = Vec::new();
+    let kube = (options.kube_proxy_services > 0)
+        .then(Kube::start)
+        .transpose()?;
+    let mut sides: Vec<Side> = Vec::new();
     for proxy in [
         Proxy::Nobody,
         Proxy::Conntrack,
@@ -97,14 +102,17 @@ pub fn run(options: &Options) -> Result<()> {
         Proxy::Sockets,
         Proxy::Packets,
     ] {
-        if sides.is_empty() {
-            let side = Side::build(proxy, &kube)?;
-            kube.register(&side.nodes())?;
-            sides.push(side);
+        if kube.is_none() && matches!(proxy, Proxy::Kube(_)) {
             continue;
         }
-        let side = Side::build(proxy, &kube);
-        sides.push(side.with_context(|| format!("building {}", proxy.name()))?);
+        let side = Side::build(proxy, kube.as_ref())
+            .with_context(|| format!("building {}", proxy.name()))?;
+        if let Some(kube) = &kube
+            && sides.is_empty()
+        {
+            kube.register(&side.nodes())?;
+        }
+        sides.push(side);
     }
     let mut servers = Vec::new();
     for side in &sides {
@@ -119,11 +127,15 @@ pub fn run(options: &Options) -> Result<()> {
             // Its rules stay, its processes would only disturb.
             sides.retain(|side| side.kube_proxy.is_none());
         }
-        publish(&sides, &kube, before..services)?;
+        publish(&sides, kube.as_ref(), before..services)?;
         before = services;
         settle(&mut sides, services, timed)?;
         for path in Path::ALL {
             for work in Work::ALL {
+                let name = format!("{}, {}", path.name(), work.name());
+                if !name.contains(&options.only) {
+                    continue;
+                }
                 let lanes = lanes(&sides, path, work, services, timed)?;
                 measure(lanes, services, &options, &mut record)?;
             }
@@ -139,8 +151,10 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 /// Gives all proxies more Services.
-fn publish(sides: &[Side], kube: &Kube, numbers: std::ops::Range<usize>) -> Result<()> {
-    if sides.iter().any(|side| side.kube_proxy.is_some()) {
+fn publish(sides: &[Side], kube: Option<&Kube>, numbers: std::ops::Range<usize>) -> Result<()> {
+    if let Some(kube) = kube
+        && sides.iter().any(|side| side.kube_proxy.is_some())
+    {
         let mut objects: Vec<Value> = Vec::new();
         if numbers.start == 0 {
             for path in [Path::NodePortLocal, Path::NodePortRemote] {

@@ -98,7 +98,7 @@ const CLUSTER_CIDR: &str = "10.244.0.0/16";
 const FAMILY: Family = Family::V4;
 
 impl Side {
-    pub(super) fn build(proxy: Proxy, kube: &Kube) -> Result<Self> {
+    pub(super) fn build(proxy: Proxy, kube: Option<&Kube>) -> Result<Self> {
         let mut cluster = Cluster::builder()
             .nodes(2)
             .pods_per_node(2)
@@ -115,6 +115,7 @@ impl Side {
                 output(cluster.node(1).place()?.command("nft")?.arg(rule))?;
             }
             Proxy::Kube(mode) => {
+                let kube = kube.context("a kube-proxy needs an API server")?;
                 kube.connect(&cluster)?;
                 let node = cluster.node(1);
                 let mut started = KubeProxy::start(node, &kube.kubeconfig()?, mode, CLUSTER_CIDR)?;
