@@ -162,6 +162,11 @@ impl Agent {
         self.restart()
     }
 
+    /// Its process, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
     /// What the agent has printed so far, over all its starts.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.settings.log).unwrap_or_default()

@@ -114,6 +114,11 @@ impl KubeProxy {
         outcome.with_context(|| format!("kube-proxy's log:\n{}", self.log()))
     }
 
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Stops it where it is, so that it takes no processor and changes no rule.
     pub fn pause(&self) -> Result<()> {
         self.signal(libc::SIGSTOP)

@@ -82,22 +82,18 @@ impl Ledger {
             .filter(|service| !seen.contains(*service))
             .cloned()
             .collect();
-        let mut all = Plan::default();
+        // One plan, in the order of one: frontends of all go before the endpoints of any.
+        let mut draft = Draft::default();
         for service in gone {
-            let mut plan = self.remove_service(&service);
-            all.writes.append(&mut plan.writes);
-            all.retire.append(plan.retire);
-            all.problems.append(&mut plan.problems);
+            self.discharge(&service, &mut draft);
+            for id in self.services.remove(&service).unwrap_or_default() {
+                self.remove_port(id, &mut draft);
+            }
         }
         let ownerless = self.claims.ownerless().into_iter();
-        let draft = Draft {
-            touched: ownerless.map(|key| (key, false)).collect(),
-            ..Draft::default()
-        };
+        draft.touched.extend(ownerless.map(|key| (key, false)));
         self.addresses.finish_adoption(self.now);
-        let mut plan = self.settle(draft);
-        all.writes.append(&mut plan.writes);
-        all
+        self.settle(draft)
     }
 }
 

@@ -267,7 +267,7 @@ impl Ledger {
         draft
     }
 
-    fn discharge(&mut self, service: &ObjectName, draft: &mut Draft) {
+    pub(super) fn discharge(&mut self, service: &ObjectName, draft: &mut Draft) {
         if let Some(debt) = self.debts.remove(service) {
             draft.outstanding.extend(debt.removals);
             debt.addresses

@@ -101,7 +101,7 @@ pub(super) fn measure(sandbox: &Sandbox, options: &Options, report: &mut Report)
     clean_up(sandbox)
 }
 
-async fn client(kubeconfig: &Path) -> Result<Client> {
+pub(super) async fn client(kubeconfig: &Path) -> Result<Client> {
     let config = Config::from_custom_kubeconfig(
         Kubeconfig::read_from(kubeconfig)?,
         &KubeConfigOptions::default(),

@@ -5,6 +5,7 @@
 //! tables ([`tables`]), the process ([`figures`]), connections of clients ([`connect`]).
 
 mod api;
+pub mod beside;
 mod connect;
 mod directory;
 mod figures;
@@ -45,6 +46,12 @@ pub struct Options {
     /// Seconds of events
     #[arg(long, default_value_t = 20)]
     seconds: u32,
+    /// Numbers of Services beside kube-proxy, ascending
+    #[arg(long, value_delimiter = ',', default_value = "10,1000,10000")]
+    sizes: Vec<usize>,
+    /// Beside kube-proxy alone, at no more than 1,000 Services: three minutes
+    #[arg(long)]
+    quick: bool,
     /// Only these parts
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
@@ -61,6 +68,8 @@ enum Part {
     Api,
     /// What a connection costs, by what getpeername() tells.
     Connect,
+    /// Beside kube-proxy: change to effect, starts, memory, processor time.
+    Beside,
 }
 
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,7 +89,13 @@ type Measure = fn(&Sandbox, &Options, &mut Report) -> Result<()>;
 /// Measures and prints. Fails if something did not work, not if a goal is missed: machines differ.
 pub fn run(options: &Options) -> Result<()> {
     let mut report = Report::new(options.output == Output::Json);
-    let wanted = |part| options.only.is_empty() || options.only.contains(&part);
+    let wanted = |part| {
+        if options.quick {
+            part == Part::Beside
+        } else {
+            options.only.is_empty() || options.only.contains(&part)
+        }
+    };
     let parts: [(Part, Measure); 3] = [
         (Part::Directory, directory::measure),
         (Part::Api, api::measure),
@@ -94,6 +109,23 @@ pub fn run(options: &Options) -> Result<()> {
                 Ok(report)
             })?;
         }
+    }
+    if wanted(Part::Beside) {
+        let (few, many) = ((15, 5), (100, 20));
+        let (changes, seconds) = if options.quick { few } else { many };
+        let extent = beside::Extent {
+            changes,
+            rate: options.rate,
+            seconds,
+        };
+        let most = if options.quick { 1_000 } else { usize::MAX };
+        let sizes: Vec<usize> = options
+            .sizes
+            .iter()
+            .copied()
+            .filter(|&size| size <= most)
+            .collect();
+        beside::run(&sizes, extent, options.output)?;
     }
     for missed in report.missed() {
         eprintln!("missed the goal: {missed}");

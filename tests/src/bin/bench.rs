@@ -32,6 +32,12 @@ enum Part {
     /// A server of `lanes`
     #[command(hide = true)]
     LaneServer(bench::lanes::ServerOptions),
+    /// A client of `control`
+    #[command(hide = true)]
+    ProbeClient(bench::beside::ClientOptions),
+    /// A server of `control`
+    #[command(hide = true)]
+    ProbeServer(bench::beside::ServerOptions),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -65,5 +71,7 @@ fn run(part: &Part) -> anyhow::Result<()> {
         Part::Page(options) => bench::page::run(options),
         Part::LaneClient(options) => bench::lanes::client(options),
         Part::LaneServer(options) => bench::lanes::server(options),
+        Part::ProbeClient(options) => bench::beside::client(options),
+        Part::ProbeServer(options) => bench::beside::server(options),
     }
 }

@@ -113,7 +113,7 @@ impl<'a> Guard<'a> {
             .pictures
             .iter()
             .flat_map(|picture| picture.claims.get(at));
-        if !claims.flatten().any(|view| fits(view, &met)) {
+        if !claims.flatten().any(|view| fits(view, &met)) && !self.is_own(&met) {
             return Err(format!("{at:?} leads to what no picture says: {met:?}"));
         }
         for (set, member) in [(&met.local, IN_LOCAL), (&met.cluster, IN_CLUSTER)] {
@@ -130,6 +130,18 @@ impl<'a> Guard<'a> {
             }
         }
         self.ranges(tables, at, &met)
+    }
+
+    /// After a failure or a death, what a service port gives up may lead to its newer endpoints for a while: to its
+    /// own at any rate.
+    fn is_own(&self, met: &Resolved) -> bool {
+        let ports = self
+            .pictures
+            .iter()
+            .filter_map(|picture| picture.ports.get(&met.owner));
+        let known: BTreeSet<_> = ports.flat_map(|port| port.known.keys()).collect();
+        let mut targets = met.local.keys().chain(met.cluster.keys());
+        !self.strict && targets.all(|(address, port, _)| known.contains(&(*address, *port)))
     }
 
     fn absent(&self, at: &Dialled) -> Result<(), String> {

@@ -24,14 +24,14 @@ use crate::twins::relay;
 const PUTS: usize = 100;
 
 /// A running API server, in a namespace of its own.
-pub(super) struct Kube {
+pub(in crate::bench) struct Kube {
     plane: ControlPlane,
     scope: Scope,
 }
 
 impl Kube {
     /// Moves the calling thread into the API server's namespace, and needs it as long as this lives.
-    pub(super) fn start() -> Result<Self> {
+    pub(in crate::bench) fn start() -> Result<Self> {
         let scope = Scope::new()?;
         let name = scope.namespace("api");
         Namespace::create(std::slice::from_ref(&name))?;
@@ -44,7 +44,7 @@ impl Kube {
     }
 
     /// Registers a cluster's nodes, and lets them reach the API server.
-    pub(super) fn register(&self, addresses: &[(String, IpAddr)]) -> Result<()> {
+    pub(in crate::bench) fn register(&self, addresses: &[(String, IpAddr)]) -> Result<()> {
         let admin = self.plane.admin();
         for (name, address) in addresses {
             admin.create(&node(name))?;
@@ -55,16 +55,16 @@ impl Kube {
         Ok(())
     }
 
-    pub(super) fn connect(&self, cluster: &Cluster) -> Result<()> {
+    pub(in crate::bench) fn connect(&self, cluster: &Cluster) -> Result<()> {
         relay::open(cluster.node(1).namespace(), self.plane.socket())
     }
 
-    pub(super) fn kubeconfig(&self) -> Result<PathBuf> {
+    pub(in crate::bench) fn kubeconfig(&self) -> Result<PathBuf> {
         self.plane.kubeconfig("kube-proxy.kubeconfig", "admin")
     }
 
     /// Stores Services and slices.
-    pub(super) fn put(&self, objects: &[Value]) -> Result<()> {
+    pub(in crate::bench) fn put(&self, objects: &[Value]) -> Result<()> {
         for chunk in objects.chunks(PUTS) {
             let puts: Vec<Value> = chunk
                 .iter()

@@ -6,7 +6,7 @@
 //! does beside happens to all of them. Rates are compared within a round.
 
 mod histogram;
-mod kube;
+pub(super) mod kube;
 mod objects;
 mod process;
 mod rig;

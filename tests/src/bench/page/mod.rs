@@ -3,6 +3,7 @@
 //! What stands between the markers of a table is replaced, all else is left as it is. The raw results are kept beside
 //! the page, so that every figure can be looked up.
 
+mod control;
 mod lanes;
 mod packet;
 mod plot;
@@ -27,7 +28,11 @@ pub struct Options {
 /// A table's text from the lines of its raw results, and the plots that go with it: file name and content.
 type Table = fn(&[Value]) -> (String, Vec<(String, String)>);
 
-const TABLES: [(&str, Table); 2] = [("packet", packet::table), ("lanes", lanes::table)];
+const TABLES: [(&str, Table); 3] = [
+    ("packet", packet::table),
+    ("lanes", lanes::table),
+    ("control", control::table),
+];
 
 /// Rewrites the page from what was measured last.
 pub fn run(options: &Options) -> Result<()> {
