@@ -128,7 +128,7 @@ impl Quotes {
 /// "tests/tests/node_flows" is `node_flows`; a module's tests keep enough of their path to be found.
 fn short(path: &str) -> String {
     let path = path.strip_prefix("tests/tests/").unwrap_or(path);
-    let path = path.strip_prefix("tests/src/twins/").unwrap_or(path);
+    let path = path.strip_prefix("tests/src/").unwrap_or(path);
     path.replace("lb-agent/src/", "")
         .replace("lb-agent/tests/", "")
         .replace('/', "::")
