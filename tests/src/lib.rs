@@ -23,6 +23,7 @@ pub mod demo;
 pub mod device;
 pub mod fuzz;
 pub mod guards;
+pub mod history;
 pub mod kube_proxy;
 pub mod link;
 pub mod manifests;

@@ -7,7 +7,9 @@
 //! One rule is ours: of equal endpoints in one slice the first counts, which kube-proxy leaves open.
 
 pub mod case;
+pub mod objects;
 pub mod packet;
+pub mod picture;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -67,6 +69,19 @@ pub fn select(service: &Service, slices: &[Slice], node: &Node) -> Vec<Selection
         }
     }
     selections
+}
+
+/// H10: addresses of local ready endpoints, over all ports.
+pub fn local_ready(service: &Service, slices: &[Slice], node: &Node, family: Family) -> usize {
+    let mut addresses = BTreeSet::new();
+    for port in &service.ports {
+        for candidate in intake(service, port, family, slices, node) {
+            if candidate.is_local && candidate.endpoint.ready {
+                addresses.insert(candidate.target.0);
+            }
+        }
+    }
+    addresses.len()
 }
 
 /// An endpoint after intake: §2's inputs.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use lb_ebpf::abi::FLOW_SHARDS;
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::flow::{ANSWERED, ESTABLISHED, NEW};
-use lb_tests::object::{Net, Node, in_both_families, tcp_service, udp_service};
+use lb_tests::object::{Net, Node, POOL, in_both_families, tcp_service, udp_service};
 use lb_tests::packet::{Packet, tcp, udp};
 
 /// Flows of a family that may be unproven at a time, as the tables are at first.
@@ -175,5 +175,70 @@ fn in_full_shards_the_unproven_make_room_and_nobody_else() {
             served += usize::from(!node.comes_in(&segment).goes_on_untouched());
         }
         assert_eq!(served, ROOM);
+    });
+}
+
+/// Serves with an endpoint elsewhere, so that flows are masqueraded.
+fn serve_elsewhere(node: &mut Node, net: &Net) {
+    node.route_packets(false);
+    node.serve(
+        tcp_service("web", net.family)
+            .load_balancer(net.vip)
+            .endpoint(net.endpoint),
+    );
+}
+
+/// Opens a masqueraded connection; the client's end as the endpoint has it.
+fn opens_elsewhere(node: &Node, net: &Net, number: u32) -> SocketAddr {
+    let client = client(net, number);
+    let syn = tcp(client, net.vip).syn();
+    let outcome = node.comes_in(&syn);
+    let port = outcome.ports().0;
+    assert!((POOL.0..=POOL.1).contains(&port), "{}", outcome.story());
+    let renumbered = SocketAddr::new(client.ip(), port);
+    outcome.becomes(&syn.from(renumbered).to(net.endpoint));
+    SocketAddr::new(net.node, port)
+}
+
+#[test]
+fn a_flood_towards_an_endpoint_elsewhere_does_not_use_its_ports_up() {
+    in_both_families(|node, net| {
+        serve_elsewhere(node, net);
+        let ports = u32::from(POOL.1 - POOL.0) + 1;
+        // So few that no four ports in a row are theirs: those nobody takes.
+        let talkers = ports / 50;
+        for number in 0..talkers {
+            let end = opens_elsewhere(node, net, number);
+            node.comes_in(&tcp(net.endpoint, end).syn_ack());
+            node.comes_in(&tcp(client(net, number), net.vip));
+        }
+        for number in 0..3 * ports {
+            opens_elsewhere(node, net, 1_000_000 + number);
+        }
+        assert_eq!(states(node)[&ESTABLISHED], talkers as usize);
+        assert_eq!(node.count_of(counter::FLOW_TABLE_FULL), 0);
+        assert!(node.count_of(counter::FLOW_DISPLACED) > u64::from(ports));
+        let flows = node.flows().len();
+        assert_eq!(node.halves(), (flows, 2 * flows));
+    });
+}
+
+#[test]
+fn who_takes_a_port_over_leaves_nothing_of_the_flow_that_had_it() {
+    in_both_families(|node, net| {
+        serve_elsewhere(node, net);
+        let half = u32::from(POOL.1 - POOL.0) / 2;
+        for round in 0..4 {
+            for number in 0..half {
+                let number = round * half + number;
+                let end = opens_elsewhere(node, net, number);
+                node.comes_in(&tcp(net.endpoint, end).syn_ack());
+                node.comes_in(&tcp(client(net, number), net.vip).rst());
+            }
+        }
+        assert_eq!(node.count_of(counter::FLOW_TABLE_FULL), 0);
+        let flows = node.flows().len();
+        assert!(flows < 3 * half as usize, "no port was taken over: {flows}");
+        assert_eq!(node.halves(), (flows, 2 * flows));
     });
 }

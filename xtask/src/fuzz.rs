@@ -1,4 +1,5 @@
-//! `cargo xtask fuzz`: random packets through the loaded programs and the oracle of `lb-tests`.
+//! `cargo xtask fuzz`: random packets through the loaded programs, or random histories of a cluster through the
+//! agent's pure parts, and the oracles of `lb-tests`.
 
 use std::process::Command;
 
@@ -14,13 +15,21 @@ pub(crate) struct Options {
     /// Packets to send.
     #[arg(long, default_value_t = 1_000_000)]
     packets: u64,
-    /// Seed of the first script; the same seed gives the same packets.
+    /// Instead of packets, run this many histories of Services, slices and Nodes through the agent's pure parts.
+    #[arg(long, value_name = "HISTORIES", conflicts_with = "packets")]
+    control: Option<u64>,
+    /// Seed of the first script; the same seed gives the same packets, or histories.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
 /// Builds what the fuzzer needs and hands over to it. Failing scripts are kept in `target/fuzz`.
 pub(crate) fn run(options: Options) -> Result<()> {
+    if let Some(histories) = options.control {
+        setup::run(&[Need::Build])?;
+        build_ebpf::build()?;
+        return control(histories, options.seed);
+    }
     ensure!(
         setup::is_root(),
         "the fuzzer loads programs, so it needs root: {}",
@@ -41,6 +50,22 @@ pub(crate) fn campaign(packets: u64, seed: u64) -> Result<()> {
             .args([
                 "--packets",
                 &packets.to_string(),
+                "--seed",
+                &seed.to_string(),
+            ]),
+    )
+}
+
+/// The same for histories: no root, no kernel.
+pub(crate) fn control(histories: u64, seed: u64) -> Result<()> {
+    let beeline = build::agent(&["--package=lb-tests", "--bin=fuzz-control"])?;
+    say(format_args!("fuzz: {histories} histories from seed {seed}"));
+    crate::execute(
+        Command::new(beeline.with_file_name("fuzz-control"))
+            .current_dir(crate::root())
+            .args([
+                "--histories",
+                &histories.to_string(),
                 "--seed",
                 &seed.to_string(),
             ]),

@@ -51,7 +51,10 @@ pub(crate) fn run(filter: Option<&str>) -> Result<bool> {
         }
         stage("agent", &mut || build::agent(&[]).map(drop));
         if filter.is_none() {
-            stage("fuzz", &mut || fuzz::campaign(1_000_000, 1));
+            stage("fuzz", &mut || {
+                fuzz::campaign(1_000_000, 1)?;
+                fuzz::control(10_000, 1)
+            });
         }
         let upstream = stage("kubernetes", &mut oracle::upstream);
         if filter.is_none() && upstream {

@@ -372,6 +372,7 @@ impl Sync {
             .map(|failure| (failure.plan, failure))
             .collect();
         let mut retire = Retired::default();
+        let mut debtor = None;
         for (index, (name, plan)) in plans.drain(..).enumerate() {
             for problem in &plan.problems {
                 warn!(%problem, "could not serve part of a Service");
@@ -392,6 +393,7 @@ impl Sync {
                 let mut unwritten = plan.writes;
                 unwritten.drain(..failure.from.min(unwritten.len()));
                 self.ledger.failed(name.as_ref(), unwritten, plan.retire);
+                debtor = Some(debtor.flatten().or_else(|| name.clone()));
                 match name {
                     Some(name) => {
                         self.note_refused(&name, &failure.to_string());
@@ -409,8 +411,11 @@ impl Sync {
             end_sockets(&plan.writes);
             retire.append(plan.retire);
         }
-        if !retire.is_empty() {
-            self.grace.retire(retire);
+        match debtor {
+            // A frontend that should have gone over to a failed Service may still lead to what others gave up.
+            Some(debtor) => self.ledger.failed(debtor.as_ref(), Vec::new(), retire),
+            None if retire.is_empty() => {}
+            None => self.grace.retire(retire),
         }
     }
 

@@ -8,6 +8,7 @@
 //! What cannot be written fails alone: its plan is named, none of that plan's later phases happen (its frontends
 //! never lead to a block that is not there), and all others go on.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::hash::Hash;
 
@@ -16,7 +17,7 @@ use lb_ebpf::abi::endpoint::EndpointState;
 use lb_ebpf::abi::table;
 
 use super::growing::Growing;
-use super::stage::{Changes, Phase, Staged, groups};
+use super::stage::{Changes, Progress, Staged, steps};
 use super::tables::Tables;
 use crate::plan::Write;
 use crate::sys::bpf::{Error as KernelError, Table, WriteError, WriteMode};
@@ -33,6 +34,20 @@ pub struct Failure {
     /// Entries the table holds, and may hold at most.
     pub usage: Option<(usize, u32)>,
     pub error: KernelError,
+}
+
+impl Failure {
+    /// The plan would lead clients to what another, failed plan did not write.
+    fn of_another(plan: usize) -> Self {
+        let why = "the Service that follows at one of its addresses could not be written";
+        Self {
+            plan,
+            from: 0,
+            table: table::FRONTENDS4,
+            usage: None,
+            error: KernelError::refused("write its plan", why),
+        }
+    }
 }
 
 impl fmt::Display for Failure {
@@ -62,20 +77,26 @@ impl Tables {
     /// Carries out plans, each for another Service (or none).
     pub fn apply(&mut self, plans: &[&[Write]]) -> Applied {
         let mut applied = Applied::default();
-        for group in groups(plans) {
-            for phase in Phase::ALL {
-                let mut staged = Staged::default();
-                let mut at = vec![0; group.len()];
-                for (index, plan) in group.clone().zip(&plans[group.clone()]) {
-                    if applied.failures.iter().all(|failure| failure.plan != index) {
-                        at[index - group.start] = staged.add(index, plan, phase);
-                    }
+        let mut progress = Progress::default();
+        for step in steps(plans) {
+            let (mut staged, mut first) = (Staged::default(), HashMap::new());
+            let known = applied.failures.len();
+            for placed in step.writes() {
+                if progress.is_failed(placed.plan) {
+                    continue;
                 }
-                let known = applied.failures.len();
-                self.write(staged, &mut applied);
-                for failure in &mut applied.failures[known..] {
-                    failure.from = at[failure.plan - group.start];
+                first.entry(placed.plan).or_insert(placed.at);
+                if progress.forbids(placed.write) {
+                    progress.fail(placed.plan, plans[placed.plan]);
+                    applied.failures.push(Failure::of_another(placed.plan));
+                } else {
+                    staged.add(placed);
                 }
+            }
+            self.write(staged, &mut applied);
+            for failure in &mut applied.failures[known..] {
+                failure.from = first.get(&failure.plan).copied().unwrap_or(0);
+                progress.fail(failure.plan, plans[failure.plan]);
             }
         }
         applied

@@ -14,6 +14,7 @@ pub mod object;
 pub mod pins;
 pub mod programs;
 pub mod read;
+mod refusal;
 pub mod roles;
 pub mod segments;
 pub mod shards;
@@ -34,6 +35,7 @@ pub use grace::Grace;
 pub use interfaces::{Interfaces, Picture};
 pub use read::{KernelState, Reader};
 pub use roles::{Choice, OwnTraffic, PodDevices, Selection, is_unroutable};
+pub use stage::{Placed, Progress, Step, steps};
 pub use xdp::Seat;
 
 /// What went wrong on the kernel's side, and what to do about it.
@@ -95,7 +97,8 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Kernel(error) => Some(error),
-            Self::Load { source, .. } => Some(&**source),
+            // Its own text is part of ours.
+            Self::Load { source, .. } => source.source(),
             Self::Io { source, .. } => Some(source),
             Self::Object(_) | Self::Environment(_) | Self::Layout { .. } => None,
         }

@@ -10,6 +10,7 @@ use tracing::warn;
 
 use super::object::{Definition, Definitions};
 use super::pins::{Pins, check, list};
+use super::refusal::readable;
 use super::{Error, Result, xdp};
 use crate::sys::bpf::{Map, MapKind, Program, WriteMode, pin};
 use crate::sys::capability;
@@ -132,7 +133,10 @@ fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<()> {
             }
         };
         if let Err(source) = loaded {
-            let error = failed(&refused(name), source);
+            let error = Error::Load {
+                what: refused(name),
+                source: readable(source),
+            };
             if !optional(name) {
                 return Err(error);
             }
@@ -192,7 +196,6 @@ fn remove_strangers(pins: &Pins, definitions: &Definitions) -> Result<()> {
 }
 
 fn failed(what: &str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
-    // aya's own text names the call; the verifier's log, where there is one, is the source's.
     Error::Load {
         what: what.to_owned(),
         source: Box::new(source),

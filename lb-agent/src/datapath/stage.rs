@@ -1,6 +1,9 @@
 //! Orders the writes of many plans into common phases.
+//!
+//! [`steps`] is that order, and all of it: whoever carries out plans, on the kernel's tables or on a picture of
+//! them, goes by it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
@@ -14,8 +17,94 @@ use lb_ebpf::abi::source_range::{SourceRange, SourceRangeKey, SourceRangePrefix}
 use crate::plan::Write;
 use crate::sys::clock;
 
+/// Writes of several plans that go out together, in any order among themselves.
+pub struct Step<'p, 'w> {
+    plans: &'p [&'w [Write]],
+    group: std::ops::Range<usize>,
+    phase: Phase,
+}
+
+/// A write and where it stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed<'w> {
+    /// Index of its plan.
+    pub plan: usize,
+    /// Index in that plan.
+    pub at: usize,
+    pub write: &'w Write,
+}
+
+/// How plans, each for another Service (or none), are carried out: step by step.
+pub fn steps<'p, 'w>(plans: &'p [&'w [Write]]) -> impl Iterator<Item = Step<'p, 'w>> {
+    groups(plans).into_iter().flat_map(move |group| {
+        Phase::ALL.into_iter().map(move |phase| Step {
+            plans,
+            group: group.clone(),
+            phase,
+        })
+    })
+}
+
+impl<'w> Step<'_, 'w> {
+    /// Plan by plan, each plan's in its order.
+    pub fn writes(&self) -> impl Iterator<Item = Placed<'w>> {
+        self.group.clone().flat_map(|plan| {
+            let mut phase = Phase::Prepare;
+            let placed = self.plans[plan].iter().enumerate().map(move |(at, write)| {
+                phase = phase.next(write);
+                (phase, Placed { plan, at, write })
+            });
+            placed.filter_map(|(phase, placed)| (phase == self.phase).then_some(placed))
+        })
+    }
+}
+
+/// How far a batch of plans came: which of them failed, and whom that stops.
+#[derive(Default)]
+pub struct Progress {
+    failed: HashSet<usize>,
+    /// Service ports whose names or blocks may not have been written.
+    unwritten: HashSet<u32>,
+}
+
+impl Progress {
+    /// `plan` goes no further.
+    pub fn fail(&mut self, plan: usize, writes: &[Write]) {
+        self.failed.insert(plan);
+        for write in writes {
+            match write {
+                Write::Name { id, .. } => drop(self.unwritten.insert(*id)),
+                Write::Endpoints4 { records, .. } => {
+                    self.unwritten
+                        .extend(records.first().map(|record| record.service));
+                }
+                Write::Endpoints6 { records, .. } => {
+                    self.unwritten
+                        .extend(records.first().map(|record| record.service));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub fn is_failed(&self, plan: usize) -> bool {
+        self.failed.contains(&plan)
+    }
+
+    /// Whether a write would lead clients to a service port of a failed plan: a Service that gives up an address
+    /// leaves it to the next one that claims it, in its own plan.
+    pub fn forbids(&self, write: &Write) -> bool {
+        match write {
+            Write::Frontend4 { frontend, .. } | Write::Frontend6 { frontend, .. } => {
+                self.unwritten.contains(&frontend.service)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Runs of plans that write no frontend or address twice.
-pub(super) fn groups(plans: &[&[Write]]) -> Vec<std::ops::Range<usize>> {
+fn groups(plans: &[&[Write]]) -> Vec<std::ops::Range<usize>> {
     let mut groups = Vec::new();
     let (mut start, mut keys) = (0, HashMap::new());
     for (index, plan) in plans.iter().enumerate() {
@@ -65,7 +154,7 @@ fn contested(write: &Write) -> Option<Contested> {
 
 /// Steps of a plan that must follow each other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Phase {
+enum Phase {
     /// Nobody reaches these yet, or they only permit.
     Prepare,
     /// Frontends lead to their new blocks.
@@ -79,7 +168,7 @@ pub(super) enum Phase {
 }
 
 impl Phase {
-    pub(super) const ALL: [Self; 5] = [
+    const ALL: [Self; 5] = [
         Self::Prepare,
         Self::Publish,
         Self::Open,
@@ -90,12 +179,17 @@ impl Phase {
     /// The phase of the next write of a plan, `self` being that of the write before: never an earlier one.
     fn next(self, write: &Write) -> Self {
         match write {
+            // What takes away cleans up, also in a plan without frontends: another plan of the same group may be
+            // the one that leads clients elsewhere.
+            Write::NameGone { .. }
+            | Write::SourceRange { allowed: false, .. }
+            | Write::Tombstone { present: true, .. } => Self::Clean,
+            Write::EndpointState { state, .. } if state.flags == 0 => Self::Clean,
             // Before the frontends these prepare, behind them they clean up.
             Write::Endpoints4 { .. }
             | Write::Endpoints6 { .. }
             | Write::EndpointState { .. }
             | Write::Name { .. }
-            | Write::NameGone { .. }
             | Write::SourceRange { .. }
             | Write::Tombstone { .. } => {
                 if self == Self::Prepare {
@@ -136,24 +230,10 @@ pub(super) struct Staged<'a> {
 }
 
 impl<'a> Staged<'a> {
-    /// Takes a plan's writes of one phase; the index of the first write that is of this phase or later.
-    pub(super) fn add(&mut self, plan: usize, writes: &'a [Write], wanted: Phase) -> usize {
-        let mut phase = Phase::Prepare;
-        let mut first = writes.len();
-        for (index, write) in writes.iter().enumerate() {
-            phase = phase.next(write);
-            if phase >= wanted {
-                first = first.min(index);
-            }
-            if phase == wanted {
-                self.stage(plan, write);
-            }
-        }
-        first
-    }
-
-    fn stage(&mut self, batch: usize, write: &'a Write) {
-        match write {
+    /// Takes in a write. The later of two to one key counts.
+    pub(super) fn add(&mut self, placed: Placed<'a>) {
+        let batch = placed.plan;
+        match placed.write {
             Write::Endpoints4 { first, records } => self.endpoints4.push((batch, *first, records)),
             Write::Endpoints6 { first, records } => self.endpoints6.push((batch, *first, records)),
             Write::EndpointState { id, state } => {
@@ -213,6 +293,8 @@ impl<'a> Staged<'a> {
 
 #[cfg(test)]
 mod tests {
+    use lb_ebpf::abi::endpoint::SERVING;
+
     use super::*;
 
     fn key(port: u16) -> FrontendKey<V4> {
@@ -245,7 +327,7 @@ mod tests {
             id: 1,
             state: EndpointState {
                 generation,
-                flags: 0,
+                flags: SERVING,
             },
         }
     }
@@ -273,11 +355,57 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_phase_starts_at_its_first_write() {
-        let plan = [state(1), put(80), put(81), gone(82)];
-        assert_eq!(Staged::default().add(0, &plan, Phase::Publish), 1);
-        assert_eq!(Staged::default().add(0, &plan, Phase::Open), 3);
-        assert_eq!(Staged::default().add(0, &plan, Phase::Clean), 4);
+    fn a_plan_that_only_takes_away_waits_for_the_plan_that_leads_elsewhere() {
+        let dead = Write::EndpointState {
+            id: 0,
+            state: EndpointState::default(),
+        };
+        let (leaves, comes) = ([dead, Write::NameGone { id: 0 }], [put(80)]);
+        let plans = [&leaves[..], &comes[..]];
+        let order = steps(&plans).flat_map(|step| step.writes().collect::<Vec<_>>());
+        assert_eq!(
+            order.map(|placed| placed.plan).collect::<Vec<_>>(),
+            [1, 0, 0]
+        );
+    }
+
+    #[test]
+    fn nobody_is_led_to_a_service_port_whose_plan_failed() {
+        let lead = |service| Write::Frontend4 {
+            key: key(80),
+            frontend: Frontend {
+                service,
+                ..Frontend::default()
+            },
+        };
+        let name = Box::new(ServiceName {
+            namespace: [0; 64],
+            name: [0; 64],
+            port: [0; 64],
+            family: 4,
+            protocol: 6,
+            zero: [0; 2],
+        });
+        let mut progress = Progress::default();
+        progress.fail(0, &[Write::Name { id: 7, name }, lead(8)]);
+        assert!(progress.is_failed(0) && !progress.is_failed(1));
+        assert!(progress.forbids(&lead(7)) && !progress.forbids(&lead(8)));
+    }
+
+    #[test]
+    fn plans_go_out_phase_by_phase() {
+        let (one, other) = ([state(1), put(80), gone(82)], [state(2), put(81)]);
+        let plans = [&one[..], &other[..]];
+        let order: Vec<Vec<_>> = steps(&plans)
+            .map(|step| {
+                step.writes()
+                    .map(|placed| (placed.plan, placed.at))
+                    .collect()
+            })
+            .filter(|writes: &Vec<_>| !writes.is_empty())
+            .collect();
+        let expected = [vec![(0, 0), (1, 0)], vec![(0, 1), (1, 1)], vec![(0, 2)]];
+        assert_eq!(order, expected);
     }
 
     #[test]

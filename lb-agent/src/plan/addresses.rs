@@ -158,13 +158,22 @@ impl Addresses {
             if orphan && uses.lingering.is_none() {
                 uses.lingering = Some(now);
             }
-            self.touched.push(*address);
+            // One that waits for a failed plan's frontends goes on waiting.
+            if uses.written != UNKNOWN {
+                self.touched.push(*address);
+            }
         }
     }
 
-    /// The last write of this address may not have been done.
+    /// The last write of this address may not have been done. The next one must not come before what its plan
+    /// wanted to write first, so it waits for [`Addresses::settle`].
     pub(super) fn doubt(&mut self, address: IpAddr) {
-        self.touch(address).written = UNKNOWN;
+        self.table.entry(address).or_default().written = UNKNOWN;
+    }
+
+    /// What a doubted address waited for is in this plan.
+    pub(super) fn settle(&mut self, address: IpAddr) {
+        self.touch(address);
     }
 
     /// The writes that are due: those that open an address, and those that close one.

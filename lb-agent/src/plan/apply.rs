@@ -1,6 +1,7 @@
 //! What one service port needs in the tables: its endpoints, block, source ranges and frontends.
 
 use lb_ebpf::abi::SEGMENT_RECORDS;
+use lb_ebpf::abi::endpoint::{IN_CLUSTER, IN_LOCAL};
 use lb_ebpf::abi::family::{V4, V6};
 
 use super::blocks::Block;
@@ -119,6 +120,9 @@ impl Ledger {
         let mut next = merge.next;
         for change in &merge.restated {
             let id = next[change.index].id;
+            if let Some(flags) = change.between.filter(|_| !doubtful) {
+                draft.state(id, self.endpoint_ids.state(id, flags), false);
+            }
             if change.stopped {
                 self.endpoint_ids.raise(id);
             }
@@ -146,12 +150,12 @@ impl Ledger {
             }
         }
         if doubtful {
+            // Frontends may lead to either set of any of them until they are written.
             for held in next.iter().filter(|held| held.id != NO_ID) {
-                draft.state(
-                    held.id,
-                    self.endpoint_ids.state(held.id, held.state_flags()),
-                    false,
-                );
+                let (id, flags) = (held.id, held.state_flags());
+                for (flags, late) in [(flags | IN_CLUSTER | IN_LOCAL, false), (flags, true)] {
+                    draft.state(id, self.endpoint_ids.state(id, flags), late);
+                }
             }
         }
         for id in merge.dead {

@@ -2,6 +2,7 @@
 
 use lb_ebpf::abi::address::Address6;
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use lb_ebpf::abi::frontend::Frontend;
 use lb_ebpf::abi::socket::TombstoneKey;
@@ -66,6 +67,8 @@ pub struct Ledger {
 pub(super) struct Debt {
     pub(super) removals: Vec<Write>,
     pub(super) frontends: Vec<FrontendId>,
+    /// Addresses whose flags wait for the frontends behind them.
+    pub(super) addresses: Vec<IpAddr>,
     pub(super) retire: Retired,
 }
 
@@ -196,7 +199,10 @@ impl Ledger {
                 Write::Frontend6 { key, .. } | Write::Frontend6Gone { key } => {
                     debt.frontends.push(record::id_of(key))
                 }
-                Write::Address { address, .. } => self.addresses.doubt(*address),
+                Write::Address { address, .. } => {
+                    self.addresses.doubt(*address);
+                    debt.addresses.push(*address);
+                }
                 Write::EndpointState { state, .. } if state.flags == 0 => debt.removals.push(write),
                 Write::SourceRange { allowed: false, .. }
                 | Write::NameGone { .. }
@@ -235,6 +241,7 @@ impl Ledger {
         let owed = self.debts.entry(service).or_default();
         owed.removals.append(&mut debt.removals);
         owed.frontends.append(&mut debt.frontends);
+        owed.addresses.append(&mut debt.addresses);
         owed.retire.append(debt.retire);
     }
 
@@ -263,6 +270,9 @@ impl Ledger {
     fn discharge(&mut self, service: &ObjectName, draft: &mut Draft) {
         if let Some(debt) = self.debts.remove(service) {
             draft.outstanding.extend(debt.removals);
+            debt.addresses
+                .into_iter()
+                .for_each(|address| self.addresses.settle(address));
             draft
                 .touched
                 .extend(debt.frontends.into_iter().map(|key| (key, false)));

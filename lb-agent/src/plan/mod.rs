@@ -23,7 +23,9 @@
 //! * If a write fails (table full, out of memory), stop, and hand that write, the rest and `retire` to
 //!   [`Ledger::failed`]. The tables stay consistent, as after a crash at that point. The ledger then takes
 //!   what the Service has in the kernel for unknown: the next plan for it (apply it again when there is room)
-//!   rewrites all of it and carries the outstanding removals.
+//!   rewrites all of it and carries the outstanding removals. Where plans were carried out together, hand it the
+//!   `retire` of the others too: a frontend that was to go over to the failed Service may lead there still. And
+//!   stop plans that lead clients to a service port of the failed one.
 //! * Call [`Ledger::tick`] about once a minute. Times come from there alone.
 //!
 //! # What can be read back

@@ -223,6 +223,8 @@ pub(super) struct Restated {
     pub(super) loses: bool,
     /// It stopped serving: its generation rises.
     pub(super) stopped: bool,
+    /// It loses one set and gains another: in both while frontends change over.
+    pub(super) between: Option<u32>,
 }
 
 impl Merge {
@@ -279,6 +281,7 @@ impl Merge {
                 index: self.next.len(),
                 loses: before & !after != 0,
                 stopped,
+                between: (before & !after != 0 && after & !before != 0).then_some(before | after),
             });
         }
         let sets = IN_CLUSTER | IN_LOCAL;

@@ -33,11 +33,11 @@ use crate::config::ApiServer;
 use crate::snapshot::{Event, Kind};
 
 /// A1 as §8 corrects it: Services of other proxies are not ours, whatever the label's value.
-const SERVICE_LABELS: &str = "!service.kubernetes.io/service-proxy-name";
+pub const SERVICE_LABELS: &str = "!service.kubernetes.io/service-proxy-name";
 /// A2.
-const SERVICE_FIELDS: &str = "spec.clusterIP!=None";
+pub const SERVICE_FIELDS: &str = "spec.clusterIP!=None";
 /// §8: for slices the other label alone counts.
-const SLICE_LABELS: &str = "!service.kubernetes.io/headless";
+pub const SLICE_LABELS: &str = "!service.kubernetes.io/headless";
 
 /// Silence within a complete list. Servers older than streaming lists send the objects and then no end mark.
 const LIST_STALL: Duration = Duration::from_secs(20);

@@ -8,8 +8,8 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use core::ptr::copy_nonoverlapping;
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{
-    CLOSED, DIRECT, HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, NEW, OWN_ADDRESS, OWN_CLIENT, POD,
-    key_check,
+    CLOSED, DIRECT, HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, MASQUERADED, NEW, OWN_ADDRESS, OWN_CLIENT,
+    POD, is_unproven, key_check,
 };
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{counter, endpoint};
@@ -264,9 +264,11 @@ fn copy_key<T: Copy>(to: &mut T, from: &T) {
 }
 
 impl<F: Claim> Work<F> {
-    /// Claims every reply key of the flow at hand. Eight ports of our pool are tried.
+    /// Claims every reply key of the flow at hand. Eight ports of our pool are tried, the last four also where an
+    /// unproven flow has them: a flood of made-up clients fills the pool towards an endpoint long before the table.
     #[inline(always)]
     fn claim_keys(&mut self, port: u32, settings: &Settings, now: u32) -> Opening {
+        self.pressed = false;
         if port == CLIENTS_OWN {
             write_reply_key(&mut self.reply, &self.flow, &self.key);
             match F::claim_key(now) {
@@ -295,7 +297,9 @@ impl<F: Claim> Work<F> {
                 )+
             };
         }
-        try_ports!(1 2 3 4 5 6 7);
+        try_ports!(1 2 3 4);
+        self.pressed = true;
+        try_ports!(5 6 7);
         self.flow.new_source_port = first.wrapping_add(offset as u16);
         if self.claim_all(now) {
             Opening::Done
@@ -324,7 +328,8 @@ impl<F: Claim> Work<F> {
 }
 
 impl<F: Tables> Work<F> {
-    /// Enters `reply`. An entry held by a flow that is gone or closing is taken over.
+    /// Enters `reply`. An entry held by a flow that is gone or closing is taken over; if the flow at hand is pressed for
+    /// a port, also one whose client has not shown that it gets answers.
     #[inline(always)]
     fn claim(&mut self, settings: &Settings, now: u32) -> Opening {
         let slot_of_reply = slot(key_check(&self.reply));
@@ -347,9 +352,22 @@ impl<F: Tables> Work<F> {
             if self.other.state != CLOSED
                 && !has_expired(&self.other, settings, self.key.protocol, now)
             {
-                return Opening::Taken;
+                if !self.pressed || !is_unproven(self.other.state) {
+                    return Opening::Taken;
+                }
+                count(counter::FLOW_DISPLACED);
             }
             shard::remove(F::flows(), slot(key_check(&self.forward)), &self.forward);
+            if self.other.flags & MASQUERADE != 0 {
+                // Nothing would ever find its other key. Here and not by a call, for the stack of what calls us.
+                let key = &mut self.newcomer.key;
+                if self.reply.scope == MASQUERADED {
+                    write_reply_key(key, &self.other, &self.forward);
+                } else {
+                    write_returning_key(key, &self.other, &self.forward);
+                }
+                release(key, &self.forward);
+            }
         }
         shard::remove(F::replies(), slot_of_reply, &self.reply);
         if shard::insert(F::replies(), slot_of_reply, &self.reply, &self.key) {

@@ -28,6 +28,8 @@ pub(crate) struct Work<F: Family> {
     pub(crate) direct: bool,
     /// Whether the new flow is to be masqueraded.
     pub(crate) masquerade: bool,
+    /// Whether the new flow may take its port from one that is unproven.
+    pub(crate) pressed: bool,
     /// Address of this node that a new flow is to be masqueraded with.
     pub(crate) masquerade_address: F::Addr,
     /// The packet's own key.

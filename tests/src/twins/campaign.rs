@@ -118,8 +118,10 @@ pub struct Report {
     pub health: usize,
     pub told: Told,
     pub explained: BTreeMap<&'static str, usize>,
-    /// Disagreeing states: where they are kept.
-    pub failed: Vec<PathBuf>,
+    /// Disagreeing states: where they are kept, and what they disagree in.
+    pub failed: Vec<(PathBuf, Vec<String>)>,
+    /// Disagreements that the same state, put on once more, did not show.
+    pub passing: Vec<String>,
 }
 
 /// Rounds of thorough asking before a disagreement is believed.
@@ -298,12 +300,29 @@ fn judge(
         taken.note,
         compared.disagreements.len()
     );
-    for disagreement in compared.disagreements.iter().take(40) {
-        println!("{}", disagreement.text(taken));
+    let texts = compared.disagreements.iter().take(40);
+    let texts: Vec<String> = texts.map(|each| each.text(taken)).collect();
+    for text in &texts {
+        println!("{text}");
+    }
+    // The same way to the same state once more: what is a proxy's doing shows again.
+    match before {
+        Some(before) => {
+            stage.put(before)?;
+            stage.change(before, taken)?;
+        }
+        None => {
+            stage.put(taken)?;
+        }
+    }
+    if compare(stage, asked)?.disagreements.is_empty() {
+        println!("oracle: {}: not a second time", taken.note);
+        report.passing.extend(texts);
+        return Ok(());
     }
     let path = keep(stage, taken, before, &compared.disagreements, options)?;
     println!("oracle: kept in {}", path.display());
-    report.failed.push(path);
+    report.failed.push((path, texts));
     Ok(())
 }
 
@@ -474,9 +493,17 @@ impl Report {
             println!("{:<32} {count:>9}", format!("  differ by {rule}"));
         }
         println!("{:<32} {:>9}", "faults in stories", told.faults.len());
+        println!("{:<32} {:>9}", "seen once, not again", self.passing.len());
+        for text in &self.passing {
+            println!("{text}");
+        }
         println!("{:<32} {:>9}", "states that disagree", self.failed.len());
-        for path in &self.failed {
+        // Once more, as of a long log only the end may be at hand.
+        for (path, texts) in &self.failed {
             println!("FAILED  {}", path.display());
+            for text in texts {
+                println!("{text}");
+            }
         }
     }
 }

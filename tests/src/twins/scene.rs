@@ -1,5 +1,7 @@
 //! What every twin is prepared with: settings of its namespaces, clients and servers.
 
+use std::path::Path;
+
 use anyhow::Result;
 
 use super::stage::{CLIENTS, TARGETS, Who};
@@ -29,6 +31,24 @@ pub(super) fn quieten(cluster: &Cluster) -> Result<()> {
         ]);
     }
     Ok(())
+}
+
+/// The network's router tells of every packet that leads nowhere. By a route that is `unreachable` it would tell a
+/// client of one a second, whatever `icmp_ratemask` says, so that chance decided who hears of it.
+pub(super) fn tell_of_every_stray(router: &Namespace) -> Result<()> {
+    if Path::new("/proc/sys/net/bridge").exists() {
+        // What is switched is none of this.
+        router.sysctl(&[("bridge/bridge-nf-call-iptables", "0")])?;
+    }
+    router.ip(&["route replace default dev lan metric 0".into()])?;
+    router.nft(
+        "table ip strays {\n\
+         chain forward {\n\
+         type filter hook forward priority filter;\n\
+         reject with icmp type net-unreachable\n\
+         }\n\
+         }\n",
+    )
 }
 
 /// A device's own setting counts beside that for all.

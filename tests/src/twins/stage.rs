@@ -12,7 +12,10 @@ use serde_json::json;
 pub use super::proxy::{Proxy, Xdp};
 use super::relay;
 use super::requests::{changes, slices_path, without_status};
-use super::scene::{client, clients, let_pods_meet_themselves, quieten, refuse_redirects, servers};
+use super::scene::{
+    client, clients, let_pods_meet_themselves, quieten, refuse_redirects, servers,
+    tell_of_every_stray,
+};
 use super::state::{Case, NAMESPACE, State};
 use crate::address::{self, FAMILIES};
 use crate::cluster::Cluster;
@@ -140,6 +143,7 @@ impl Stage {
                 cluster.let_uplinks_send_for_xdp()?;
             }
             quieten(&cluster)?;
+            tell_of_every_stray(cluster.lan())?;
             refuse_redirects(cluster.outside(), &["eth0"])?;
             for node in cluster.nodes() {
                 refuse_redirects(node.namespace(), &["eth0"])?;

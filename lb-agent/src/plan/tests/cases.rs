@@ -104,6 +104,43 @@ fn a_replaced_endpoint_loses_its_state_after_the_frontend() {
 }
 
 #[test]
+fn an_endpoint_that_changes_sets_is_in_both_while_frontends_change_over() {
+    let within = |in_local_set, cluster| {
+        let endpoint = model::Endpoint {
+            in_local_set,
+            cluster,
+            ..endpoint("10.0.0.1")
+        };
+        vec![port("web", "10.96.0.1", vec![endpoint])]
+    };
+    let mut bench = Bench::default();
+    bench.apply("web", within(true, false));
+    let plan = bench.apply("web", within(false, true));
+    assert_eq!(kinds(&plan), ["state", "block", "frontend", "state"]);
+    assert_eq!(states(&plan), [(0, 1, 7), (0, 1, 5)]);
+}
+
+#[test]
+fn an_address_waits_for_the_frontends_of_a_failed_plan() {
+    let mut bench = Bench::default();
+    let service = object("web");
+    let plan = bench.ledger.apply(&service, web(&["10.0.0.1"]));
+    bench
+        .ledger
+        .failed(Some(&service), plan.writes, plan.retire);
+    bench.apply("other", vec![port("other", "10.96.0.2", vec![])]);
+    let plan = bench
+        .ledger
+        .finish_adoption(&[service, object("other")].into());
+    bench.run(plan);
+    let plan = bench.ledger.tick(1);
+    bench.run(plan);
+    assert!(!bench.fake.addresses.contains_key(&ip("10.96.0.1")));
+    let plan = bench.apply("web", web(&["10.0.0.1"]));
+    assert_eq!(kinds(&plan).last(), Some(&"address"));
+}
+
+#[test]
 fn affinity_alone_rewrites_the_frontends_alone() {
     let mut bench = Bench::default();
     bench.apply("web", web(&["10.0.0.1"]));
