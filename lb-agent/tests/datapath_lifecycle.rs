@@ -56,6 +56,7 @@ fn rebuilt() -> Vec<u8> {
     object
 }
 
+/// Spec J2.
 #[test]
 fn a_second_agent_adopts_everything_and_writes_nothing() {
     scratch::run("adopt", |bpffs| {

@@ -283,6 +283,7 @@ async fn status_asks_the_living_agent() {
     );
 }
 
+/// Spec H7, H13, A23.
 #[tokio::test]
 async fn health_check_ports_open_count_move_and_close() {
     let health = Health::default();
@@ -328,6 +329,7 @@ async fn health_check_ports_open_count_move_and_close() {
     wait_for(v4(second), None).await;
 }
 
+/// Spec H6.
 #[tokio::test]
 async fn health_check_ports_open_on_the_addresses_named_alone() {
     let service_health = ServiceHealth::start(Health::default());
@@ -342,6 +344,7 @@ async fn health_check_ports_open_on_the_addresses_named_alone() {
     wait_for(on(1), None).await;
 }
 
+/// Spec H12.
 #[tokio::test]
 async fn a_taken_health_check_port_is_opened_once_it_is_free() {
     let port = free_port();

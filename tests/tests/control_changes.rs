@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 const ENDPOINT: &[&str] = &["192.0.2.11:8080"];
 
+/// Spec A26, A4. Upstream: "should be able to change the type from ClusterIP to ExternalName".
 #[test]
 fn type_changes_there_and_back() {
     sandbox::run(|sandbox| {
@@ -31,6 +32,7 @@ fn type_changes_there_and_back() {
     });
 }
 
+/// Spec A1. Upstream: "should implement service.kubernetes.io/service-proxy-name".
 #[test]
 fn service_proxy_name_hides_a_service() {
     sandbox::run(|sandbox| {
@@ -59,6 +61,7 @@ fn service_proxy_name_hides_a_service() {
     });
 }
 
+/// Spec A3, A1. Upstream: "should implement service.kubernetes.io/headless".
 #[test]
 fn headless_label_hides_slices_but_not_services() {
     sandbox::run(|sandbox| {
@@ -80,6 +83,7 @@ fn headless_label_hides_slices_but_not_services() {
 }
 
 /// kube-proxy goes on using such a slice for the old Service, too.
+/// Spec B2.
 #[test]
 fn the_service_name_label_moves_a_slice() {
     sandbox::run(|sandbox| {
@@ -94,6 +98,7 @@ fn the_service_name_label_moves_a_slice() {
     });
 }
 
+/// Spec A8, B6. Upstream: "should be updated after adding or deleting ports".
 #[test]
 fn ports_are_renumbered_and_renamed() {
     sandbox::run(|sandbox| {

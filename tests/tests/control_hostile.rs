@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 const WEB: &str = "192.0.2.11:8080";
 
+/// Spec B5, B11.
 #[test]
 fn odd_slices_harm_nobody() {
     sandbox::run(|sandbox| {
@@ -36,6 +37,7 @@ fn odd_slices_harm_nobody() {
     });
 }
 
+/// Spec B17.
 #[test]
 fn addresses_nobody_may_be_sent_to_are_refused_by_name() {
     sandbox::run(|sandbox| {
@@ -95,6 +97,7 @@ fn a_load_balancer_address_cannot_capture_loopback() {
 
 /// kube-proxy leaves open who wins (D22). The API server gave the address to one Service alone, so that one
 /// does. `evil` sorts before `web` and comes later: neither may decide.
+/// Spec D22.
 #[test]
 fn another_services_cluster_ip_cannot_be_taken_over() {
     sandbox::run(|sandbox| {

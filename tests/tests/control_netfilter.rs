@@ -25,6 +25,8 @@ fn an_agent_sets_kube_proxys_timeouts_and_leaves_the_others_alone() {
             "a new namespace has kube-proxy's value already"
         );
         let mut rig = Rig::start(sandbox)?;
+        // No packet for 127.0.0.0/8 may come from elsewhere (spec E21, E22).
+        ensure!(fs::read_to_string("/proc/sys/net/ipv4/conf/all/route_localnet")?.trim() == "0");
         ensure!(setting("tcp_timeout_established")? == 86_400);
         ensure!(setting("tcp_timeout_close_wait")? == 3_600);
         for (name, before) in others.into_iter().zip(before) {

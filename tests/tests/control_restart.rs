@@ -7,6 +7,7 @@ use serde_json::json;
 
 const CONNECTIONS: usize = 100;
 
+/// Spec J3, J4.
 #[test]
 fn traffic_works_through_an_outage_and_changes_arrive_after_it() {
     sandbox::run(|sandbox| {
@@ -57,6 +58,7 @@ fn traffic_works_through_an_outage_and_changes_arrive_after_it() {
 }
 
 /// What changed while nobody could tell the agent: it learns of deletions from the new list.
+/// Spec J1, J2.
 #[test]
 fn objects_deleted_while_the_agent_was_gone_are_removed() {
     sandbox::run(|sandbox| {

@@ -10,6 +10,7 @@ use lb_tests::control_plane::sandbox::{self, API_ADDRESS, Outcome, eventually};
 use lb_tests::control_plane::{ControlPlane, manifests};
 use serde_json::json;
 
+/// Spec B12, D2. Upstream: "should serve a basic endpoint from pods".
 #[test]
 fn created_scaled_up_and_scaled_to_nothing() {
     sandbox::run(|sandbox| {
@@ -61,6 +62,7 @@ fn created_scaled_up_and_scaled_to_nothing() {
     });
 }
 
+/// Spec B19, B20.
 #[test]
 fn slices_may_come_before_their_service() {
     sandbox::run(|sandbox| {
@@ -74,6 +76,7 @@ fn slices_may_come_before_their_service() {
 }
 
 /// Pods may start as soon as the node says it is ready: no grace.
+/// Spec J1.
 #[test]
 fn ready_means_the_kernel_has_every_service() {
     sandbox::run(|sandbox| {
@@ -98,6 +101,7 @@ fn ready_means_the_kernel_has_every_service() {
     });
 }
 
+/// Spec A27, J8. Upstream: "should work after the service has been recreated".
 #[test]
 fn recreated_under_another_address_or_another_name() {
     sandbox::run(|sandbox| {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(20);
 
+/// Spec A26, A10. Upstream: "should be able to change the type and ports of a TCP service".
 #[test]
 fn frontends_follow_the_type() {
     sandbox::run(|sandbox| {
@@ -47,6 +48,7 @@ fn frontends_follow_the_type() {
     });
 }
 
+/// Spec A22, D3.
 #[test]
 fn endpoints_and_verdicts_follow_slices_and_policy() {
     sandbox::run(|sandbox| {

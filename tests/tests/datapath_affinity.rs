@@ -31,6 +31,7 @@ fn dial(node: &Node, net: &Net, port: u16) -> SocketAddr {
         .unwrap_or_else(|| panic!("{}", outcome.story()))
 }
 
+/// Spec F1, F2.
 #[test]
 fn a_clients_connections_go_to_one_endpoint() {
     in_both_families(|node, net| {
@@ -57,6 +58,7 @@ fn clients_are_spread() {
     });
 }
 
+/// Spec F3, F4.
 #[test]
 fn a_client_whose_endpoint_is_gone_gets_another_and_stays_there() {
     in_both_families(|node, net| {
@@ -74,6 +76,7 @@ fn a_client_whose_endpoint_is_gone_gets_another_and_stays_there() {
     });
 }
 
+/// Spec F7.
 #[test]
 fn a_client_that_stayed_away_too_long_is_forgotten() {
     in_both_families(|node, net| {
@@ -89,6 +92,7 @@ fn a_client_that_stayed_away_too_long_is_forgotten() {
     });
 }
 
+/// Spec F6, E23. Upstream: "should be able to switch session affinity for service with type clusterIP".
 #[test]
 fn without_affinity_every_connection_chooses() {
     in_both_families(|node, net| {

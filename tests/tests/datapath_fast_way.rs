@@ -61,6 +61,7 @@ fn there_and_back(node: &Node, net: &Net) {
     }
 }
 
+/// Spec E19.
 #[test]
 fn requests_and_answers_leave_wholly_translated() {
     in_both_families(|node, net| {

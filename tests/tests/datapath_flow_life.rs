@@ -21,6 +21,7 @@ fn dns(node: &mut Node, net: &Net, endpoint: std::net::SocketAddr) {
     );
 }
 
+/// Spec E12, D10.
 #[test]
 fn tcp_stays_on_an_endpoint_that_left_the_service() {
     in_both_families(|node, net| {
@@ -34,6 +35,7 @@ fn tcp_stays_on_an_endpoint_that_left_the_service() {
     });
 }
 
+/// Spec E24.
 #[test]
 fn a_repeated_syn_leaves_an_endpoint_that_is_gone() {
     in_both_families(|node, net| {
@@ -47,6 +49,7 @@ fn a_repeated_syn_leaves_an_endpoint_that_is_gone() {
     });
 }
 
+/// Spec E13. Upstream: "should be able to preserve UDP traffic when server pod cycles for a ClusterIP service".
 #[test]
 fn udp_moves_when_its_endpoint_leaves_the_service() {
     in_both_families(|node, net| {
@@ -82,6 +85,7 @@ fn udp_does_not_move_when_another_endpoint_comes() {
     });
 }
 
+/// Spec E13, D2. Upstream: "should be able to preserve UDP traffic when initial unready endpoints get ready".
 #[test]
 fn udp_without_endpoints_is_refused_at_once_and_recovers() {
     in_both_families(|node, net| {

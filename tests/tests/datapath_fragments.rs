@@ -29,6 +29,7 @@ fn pieces(sent: &Packet, arrives: &Packet, size: usize) -> Vec<(Packet, Packet)>
         .collect()
 }
 
+/// Spec E17.
 #[test]
 fn every_fragment_of_a_request_reaches_the_endpoint() {
     in_both_families(|node, net| {
@@ -40,6 +41,7 @@ fn every_fragment_of_a_request_reaches_the_endpoint() {
     });
 }
 
+/// Spec E17.
 #[test]
 fn every_fragment_of_an_answer_comes_from_the_service() {
     in_both_families(|node, net| {

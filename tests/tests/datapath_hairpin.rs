@@ -27,6 +27,7 @@ fn serve(node: &mut Node, net: &Net) {
     );
 }
 
+/// Spec D12.
 #[test]
 fn the_request_turns_back_with_the_service_as_its_source() {
     in_both_families(|node, net| {

@@ -50,6 +50,7 @@ fn errors(net: &Net) -> Vec<fn(std::net::IpAddr, &Packet) -> Packet> {
     errors
 }
 
+/// Spec E16.
 #[test]
 fn a_routers_error_about_a_request_is_about_the_service() {
     in_both_families(|node, net| {
@@ -65,6 +66,7 @@ fn a_routers_error_about_a_request_is_about_the_service() {
     });
 }
 
+/// Spec E16.
 #[test]
 fn the_endpoints_own_error_comes_from_the_service() {
     in_both_families(|node, net| {

@@ -53,6 +53,7 @@ fn answer(request: &Packet, net: &Net, to: SocketAddr) -> Packet {
     }
 }
 
+/// Spec E1, E2, D11.
 #[test]
 fn a_request_gets_a_port_where_it_comes_in_and_an_address_where_it_leaves() {
     in_both_families(|node, net| {
@@ -119,6 +120,7 @@ fn later_packets_keep_their_port() {
     });
 }
 
+/// Spec E3.
 #[test]
 fn clients_with_one_port_are_told_apart() {
     in_both_families(|node, net| {
@@ -156,6 +158,7 @@ fn a_port_of_the_pool_without_a_flow_is_not_ours() {
     });
 }
 
+/// Spec E1.
 #[test]
 fn pods_keep_their_address_towards_endpoints_elsewhere() {
     in_both_families(|node, net| {
@@ -165,6 +168,7 @@ fn pods_keep_their_address_towards_endpoints_elsewhere() {
     });
 }
 
+/// Spec E5.
 #[test]
 fn with_masquerade_all_pods_do_not() {
     in_both_families(|node, net| {
@@ -186,6 +190,7 @@ fn with_masquerade_all_pods_do_not() {
     });
 }
 
+/// Spec D11.
 #[test]
 fn a_pod_that_dials_a_vip_of_a_cluster_policy_is_masqueraded() {
     // Spec D11.

@@ -44,6 +44,7 @@ fn dialled(net: &Net) -> Vec<(SocketAddr, SocketAddr)> {
     ]
 }
 
+/// Spec D15.
 #[test]
 fn a_client_outside_reaches_a_local_endpoint_with_its_own_address() {
     in_both_families(|node, net| {
@@ -113,6 +114,7 @@ fn a_flow_from_outside_is_undone_on_the_uplink_alone() {
     });
 }
 
+/// Spec D15.
 #[test]
 fn the_external_local_policy_keeps_to_local_endpoints() {
     in_both_families(|node, net| {
@@ -129,6 +131,7 @@ fn the_external_local_policy_keeps_to_local_endpoints() {
     });
 }
 
+/// Spec D9, G11.
 #[test]
 fn a_node_port_is_served_on_this_nodes_addresses_alone() {
     in_both_families(|node, net| {
@@ -152,6 +155,7 @@ fn a_node_port_is_served_on_this_nodes_addresses_alone() {
     });
 }
 
+/// Spec D9.
 #[test]
 fn a_vip_that_is_this_nodes_own_address_wins_over_the_node_port() {
     in_both_families(|node, net| {
@@ -165,6 +169,7 @@ fn a_vip_that_is_this_nodes_own_address_wins_over_the_node_port() {
     });
 }
 
+/// Spec D7.
 #[test]
 fn a_service_without_endpoints_refuses_outside_clients_too() {
     in_both_families(|node, net| {

@@ -40,6 +40,7 @@ fn header(net: &Net) -> usize {
     if net.is_v4() { 20 } else { 40 }
 }
 
+/// Spec D4.
 #[test]
 fn a_syn_to_an_undefined_port_is_reset() {
     in_both_families(|node, net| {
@@ -116,6 +117,7 @@ fn the_padding_of_a_short_frame_is_no_data() {
     });
 }
 
+/// Spec D4.
 #[test]
 fn a_datagram_to_an_undefined_port_gets_port_unreachable() {
     in_both_families(|node, net| {
@@ -126,6 +128,7 @@ fn a_datagram_to_an_undefined_port_gets_port_unreachable() {
     });
 }
 
+/// Spec D2. Upstream: "should be rejected when no endpoints exist".
 #[test]
 fn a_service_without_endpoints_refuses() {
     in_both_families(|node, net| {
@@ -142,6 +145,7 @@ fn a_service_without_endpoints_refuses() {
     });
 }
 
+/// Spec E18, D19.
 #[test]
 fn an_echo_to_a_cluster_ip_is_refused() {
     in_both_families(|node, net| {
@@ -154,6 +158,7 @@ fn an_echo_to_a_cluster_ip_is_refused() {
     });
 }
 
+/// Spec A11, D4.
 #[test]
 fn another_protocol_to_a_cluster_ip_is_refused() {
     in_both_families(|node, net| {
@@ -166,6 +171,7 @@ fn another_protocol_to_a_cluster_ip_is_refused() {
     });
 }
 
+/// Spec A11, D6.
 #[test]
 fn sctp_to_other_addresses_of_a_service_passes() {
     // Reliability: unsupported is passed. The address may be a host's that speaks SCTP itself (spec D6).

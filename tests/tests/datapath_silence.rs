@@ -4,6 +4,7 @@ use lb_ebpf::abi::counter;
 use lb_tests::object::{in_both_families, tcp_service, udp_service};
 use lb_tests::packet::{echo, tcp, udp};
 
+/// Spec D3.
 #[test]
 fn an_internal_local_policy_without_a_local_endpoint_drops() {
     in_both_families(|node, net| {
@@ -37,6 +38,7 @@ fn an_internal_local_policy_chooses_among_local_endpoints() {
     });
 }
 
+/// Spec D8, D13.
 #[test]
 fn an_external_local_policy_without_a_local_endpoint_drops_from_outside_alone() {
     in_both_families(|node, net| {
@@ -61,6 +63,7 @@ fn an_external_local_policy_without_a_local_endpoint_drops_from_outside_alone() 
     });
 }
 
+/// Spec D10, E12.
 #[test]
 fn an_open_connection_outlives_the_policy_that_now_drops() {
     in_both_families(|node, net| {
@@ -75,6 +78,7 @@ fn an_open_connection_outlives_the_policy_that_now_drops() {
     });
 }
 
+/// Spec D5.
 #[test]
 fn a_free_address_of_the_service_cidr_is_silent() {
     in_both_families(|node, net| {
@@ -90,6 +94,7 @@ fn a_free_address_of_the_service_cidr_is_silent() {
     });
 }
 
+/// Spec D5.
 #[test]
 fn the_address_of_a_service_that_went_is_silent_again() {
     in_both_families(|node, net| {
@@ -101,6 +106,7 @@ fn the_address_of_a_service_that_went_is_silent_again() {
     });
 }
 
+/// Spec D6.
 #[test]
 fn an_undefined_port_of_a_vip_is_not_ours() {
     in_both_families(|node, net| {

@@ -23,6 +23,7 @@ fn a_source_within_the_range_is_served() {
     });
 }
 
+/// Spec H2.
 #[test]
 fn a_source_outside_of_the_range_is_dropped_and_counted() {
     in_both_families(|node, net| {
@@ -35,6 +36,7 @@ fn a_source_outside_of_the_range_is_dropped_and_counted() {
     });
 }
 
+/// Spec H1, G7.
 #[test]
 fn the_cluster_ip_and_the_node_port_have_no_ranges() {
     in_both_families(|node, net| {
@@ -48,6 +50,7 @@ fn the_cluster_ip_and_the_node_port_have_no_ranges() {
     });
 }
 
+/// Spec H5, D10.
 #[test]
 fn ranges_that_change_concern_new_connections_alone() {
     in_both_families(|node, net| {

@@ -50,6 +50,7 @@ fn an_open_connection_takes_all_512_flag_patterns_both_ways() {
     });
 }
 
+/// Spec E14. Upstream: "should not be vulnerable to the invalid conntrack state bug".
 #[test]
 fn sequence_numbers_do_not_matter() {
     in_both_families(|node, net| {

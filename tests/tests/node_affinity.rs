@@ -25,6 +25,7 @@ fn sticky(seconds: u32) -> Service {
 }
 
 in_every_case! {
+    /// Spec F1, F2. Upstream: "should have session affinity work for service with type clusterIP".
     fn a_client_stays_on_its_endpoint(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1), cluster.pod(2, 2)];
@@ -41,6 +42,7 @@ in_every_case! {
         Ok(())
     }
 
+    /// Spec F1, F9.
     fn another_process_of_the_same_pod_is_the_same_client(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1), cluster.pod(2, 2)];
@@ -57,6 +59,7 @@ in_every_case! {
         Ok(())
     }
 
+    /// Spec F3, F4.
     fn a_client_leaves_an_endpoint_that_is_gone(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1), cluster.pod(2, 2)];
@@ -75,6 +78,7 @@ in_every_case! {
         Ok(())
     }
 
+    /// Spec F7, A24. Upstream: "should have session affinity timeout work for service with type clusterIP".
     fn a_client_that_was_silent_too_long_may_get_another_endpoint(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1), cluster.pod(2, 2)];

@@ -20,6 +20,7 @@ const AT_ONCE: Duration = Duration::from_millis(500);
 const DROPPED: Duration = Duration::from_millis(1500);
 
 in_every_case! {
+    /// Spec E23, D1. Upstream: "should function for pod-Service: http".
     fn requests_spread_evenly_over_local_and_remote_endpoints(case: Case) {
         let cluster = case.cluster().pods_per_node(2).build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1), cluster.pod(2, 2)];
@@ -40,6 +41,7 @@ in_every_case! {
         Ok(())
     }
 
+    /// Spec E1, D1. Upstream: "should preserve source pod IP for traffic thru service cluster IP".
     fn the_endpoint_sees_the_pod_and_the_pod_sees_the_service(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1)];
@@ -56,6 +58,7 @@ in_every_case! {
         Ok(())
     }
 
+    /// Spec D12. Upstream: "should allow pods to hairpin back to themselves through services".
     fn a_pod_reaches_itself_through_its_own_service(case: Case) {
         let cluster = case.cluster().build()?;
         let pod = cluster.pod(1, 1);
@@ -73,6 +76,7 @@ in_every_case! {
         Ok(())
     }
 
+    /// Spec D4, §5.2.
     fn an_undefined_port_of_a_service_is_refused_at_once(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(2, 1)];
@@ -85,6 +89,7 @@ in_every_case! {
         Ok(())
     }
 
+    /// Spec D2. Upstream: "should be rejected when no endpoints exist".
     fn a_service_without_endpoints_refuses_at_once(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(2, 1)];
@@ -103,6 +108,7 @@ in_every_case! {
         Ok(())
     }
 
+    /// Spec D3, §5.7. Upstream: "should respect internalTrafficPolicy=Local Pod to Pod".
     fn a_local_only_service_drops_where_no_endpoint_is_local(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(2, 1)];
@@ -123,6 +129,7 @@ in_every_case! {
         Ok(())
     }
 
+    /// Spec D1, §5.7. Upstream: "should respect internalTrafficPolicy=Local Pod to Pod".
     fn a_local_only_service_uses_local_endpoints_only(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1)];
@@ -131,6 +138,7 @@ in_every_case! {
         web.wait_for(&cluster.pod(2, 2).peer()?, &[pods[1]])
     }
 
+    /// Spec B20, E13. Upstream: "should update endpoints: http".
     fn changed_endpoints_are_followed(case: Case) {
         let cluster = case.cluster().pods_per_node(3).build()?;
         let (first, second) = ([cluster.pod(1, 2), cluster.pod(2, 1)], [cluster.pod(1, 3), cluster.pod(2, 2)]);

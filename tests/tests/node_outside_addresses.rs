@@ -40,6 +40,7 @@ fn second_client(cluster: &Cluster, family: Family) -> IpAddr {
 
 in_both_layouts! {
     /// §5.3, H1-H4, A19.
+    /// Spec H1, H2, H3, G7, §5.3. Upstream: "should only allow access from service loadbalancer source ranges".
     fn source_ranges_filter_load_balancer_addresses_alone(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;
         let near = cluster.pod(1, 2);
@@ -86,6 +87,7 @@ in_both_layouts! {
     }
 
     /// §5.4: by default the primary addresses alone; what listens on others is the host's.
+    /// Spec G2, G6, D9, §5.4. Upstream: "should be able to create a functioning NodePort service".
     fn node_ports_are_served_on_the_primary_address(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;
         let near = cluster.pod(1, 2);
@@ -112,6 +114,7 @@ in_both_layouts! {
     }
 
     /// §5.4 with lists, and G4, G5: an address that appears while the agent runs.
+    /// Spec G1, G4, G5, §5.4.
     fn all_addresses_are_served_as_they_come_and_go(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).agent_arguments(&["--nodeport-addresses", "all"]).build()?;
         let near = cluster.pod(1, 2);
@@ -137,6 +140,7 @@ in_both_layouts! {
     }
 
     /// §5.4 with a list of prefixes.
+    /// Spec G1, §5.4.
     fn a_list_of_prefixes_is_kept_to(layout: Layout) {
         let cluster = Cluster::builder()
             .layout(layout)
@@ -157,6 +161,7 @@ in_both_layouts! {
 
     /// §5.2, D4, D5, D6: undefined ports of a ClusterIP are refused, free addresses of its range drop, undefined ports
     /// of other addresses are not ours.
+    /// Spec D4, D5, D6, D21, §5.2.
     fn undefined_ports_and_free_addresses(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;
         let near = cluster.pod(1, 2);
@@ -182,6 +187,7 @@ in_both_layouts! {
     }
 
     /// A15: traffic to a load balancer that serves itself leaves the node as it came.
+    /// Spec A15.
     fn addresses_of_a_proxying_load_balancer_are_left_alone(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;
         let near = cluster.pod(1, 2);
@@ -203,6 +209,8 @@ in_both_layouts! {
     }
 
     /// §5.8, Local then Cluster, and the health-check port beside it (§1.I).
+    /// Spec §5.8. Upstream: "should fallback to local terminating endpoints when there are no ready endpoints with
+    /// externalTrafficPolicy=Local".
     fn terminating_endpoints_serve_where_no_others_are(layout: Layout) {
         use Condition::{Ended, Ready, Terminating};
 
@@ -239,6 +247,7 @@ in_both_layouts! {
     }
 
     /// B16, and §8: endpoints on a host's own network. On the node that translates the client is kept.
+    /// Spec B16. Upstream: "should function for service endpoints using hostNetwork".
     fn endpoints_on_the_hosts_network(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;
         cluster.route_services_to(1)?;

@@ -76,6 +76,7 @@ in_both_layouts! {
     }
 
     /// E17: datagrams in fragments, to local and remote endpoints and back.
+    /// Spec E17. Upstream: "should be able to handle large requests: udp".
     fn datagrams_larger_than_a_packet(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;
         cluster.route_services_to(1)?;
@@ -99,6 +100,7 @@ in_both_layouts! {
 
     /// E16: a smaller path behind the service is learned through it. The pod's own link has the smaller MTU, so the
     /// node sends the error.
+    /// Spec E16.
     fn a_smaller_path_is_discovered_through_a_vip(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;
         let (near, far) = (cluster.pod(1, 1), cluster.pod(2, 1));
@@ -129,6 +131,7 @@ in_both_layouts! {
     }
 
     /// Bulk transfers through a VIP, both ways.
+    /// Upstream: "should be able to handle large requests: http".
     fn transfers_are_intact(layout: Layout) {
         for offload in [true, false] {
             let cluster = Cluster::builder().layout(layout).tx_offload(offload).build()?;
@@ -154,6 +157,7 @@ in_both_layouts! {
     }
 
     /// J2: long flows and new ones over a dead, a restarted and a stopped agent.
+    /// Spec J2, E12.
     fn flows_outlive_the_agent(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;
         cluster.route_services_to(1)?;
@@ -175,6 +179,7 @@ in_both_layouts! {
 
     /// Nothing that belongs to a translated flow is ever seen outside with an endpoint's address (E14), and the
     /// endpoint of another node never meets the client's.
+    /// Spec E14.
     fn nothing_leaves_untranslated(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;
         cluster.route_services_to(1)?;

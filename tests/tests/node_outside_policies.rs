@@ -73,6 +73,7 @@ fn start_three<'a>(cluster: &'a Cluster, pods: &[&'a Pod]) -> Result<[Web<'a>; 3
 
 in_both_layouts! {
     /// The rows "external" of §5.9 and §5.5, §5.6: endpoints on node 1 (which translates) and node 2.
+    /// Spec D11, D15, D17, D18, D21. Upstream: "should support externalTrafficPolicy=Local for type=NodePort".
     fn an_outside_client_under_each_policy(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;
         let (near, far) = (cluster.pod(1, 2), cluster.pod(2, 1));
@@ -105,6 +106,7 @@ in_both_layouts! {
     }
 
     /// §5.8's last column and D8: where the external policy is Local and no endpoint is, clients get silence.
+    /// Spec D8.
     fn local_policies_without_a_local_endpoint_are_silent(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;
         let far = cluster.pod(2, 1);
@@ -127,6 +129,7 @@ in_both_layouts! {
     }
 
     /// §5.1: no endpoint anywhere.
+    /// Spec D7, §5.1.
     fn without_endpoints_clients_are_refused(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;
         cluster.route_services_to(1)?;
@@ -148,6 +151,7 @@ in_both_layouts! {
 
 in_every_case! {
     /// The rows "pod" of §5.9, §5.5 and §5.6. A local policy does not bind pods (D13).
+    /// Spec D13, D17, D18. Upstream: "should work from pods".
     fn a_pod_under_each_policy(case: Case) {
         let cluster = case.cluster().build()?;
         let (near, far) = (cluster.pod(1, 2), cluster.pod(2, 1));
@@ -172,6 +176,7 @@ in_every_case! {
     }
 
     /// A pod dialling another node's NodePort is an outside client to that node (G11, e2e 41).
+    /// Spec E11. Upstream: "should be able to create a functioning NodePort service".
     fn a_pod_at_another_nodes_node_port(case: Case) {
         let cluster = case.cluster().build()?;
         let (near, far) = (cluster.pod(1, 2), cluster.pod(2, 1));
@@ -192,6 +197,7 @@ in_every_case! {
     }
 
     /// §5.1 from a pod.
+    /// Spec D2, D7, §5.1.
     fn without_endpoints_pods_are_refused(case: Case) {
         let cluster = case.cluster().build()?;
         let _web = Web::start_as(&cluster, service(1), &[])?;

@@ -59,6 +59,7 @@ fn inner(cluster: &Cluster, layout: Layout, family: Family) -> IpAddr {
 
 in_both_layouts! {
     /// §5.9 "masqueradeAll": pods reach ClusterIPs masqueraded, too. Endpoints of this node still see them.
+    /// Spec E5.
     fn masquerade_all(layout: Layout) {
         let cluster = cluster(layout, &["--masquerade-all"])?;
         let (near, far) = (cluster.pod(1, 2), cluster.pod(2, 1));
@@ -80,6 +81,7 @@ in_both_layouts! {
     }
 
     /// §5.9 "no detector" (E10): pods are bound by the external policy (D16), and nothing to a ClusterIP is masqueraded.
+    /// Spec E10, D16.
     fn without_a_detector(layout: Layout) {
         let cluster = cluster(layout, &["--detect-local-mode", "ClusterCIDR"])?;
         let (near, far) = (cluster.pod(1, 2), cluster.pod(2, 1));
@@ -108,24 +110,28 @@ in_both_layouts! {
     }
 
     /// E6: pods by source address.
+    /// Spec E6, E11.
     fn pods_by_cluster_cidr(layout: Layout) {
         let cluster = cluster(layout, &["--cluster-cidr", "10.244.0.0/16,fd44::/16"])?;
         pods_are_told_from_others(&cluster)
     }
 
     /// E7.
+    /// Spec E7.
     fn pods_by_node_cidr(layout: Layout) {
         let cluster = cluster(layout, &["--detect-local-mode", "NodeCIDR"])?;
         pods_are_told_from_others(&cluster)
     }
 
     /// E9.
+    /// Spec E9.
     fn pods_by_device_name(layout: Layout) {
         let cluster = cluster(layout, &["--detect-local-mode", "InterfaceNamePrefix", "--pod-interface-name-prefix", "veth"])?;
         pods_are_told_from_others(&cluster)
     }
 
     /// What kube-proxy does: endpoints of this node see an address of its own where the external policy is Cluster.
+    /// Spec D11, E2.
     fn snat_local_as_kube_proxy(layout: Layout) {
         let cluster = cluster(layout, &["--snat-local", "kube-proxy"])?;
         let (near, far) = (cluster.pod(1, 2), cluster.pod(2, 1));

@@ -72,6 +72,7 @@ fn host_server(cluster: &Cluster, service: &Service) -> Result<Peer> {
 in_every_case! {
     /// The rows "node → NodePort" of §5.4 and §5.9: endpoints on this node and on another, the external policy Local
     /// (D14) and the internal one, and §5.1.
+    /// Spec D14, D11. Upstream: "should function for node-Service: http".
     fn a_process_of_the_node_at_its_own_node_port(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1)];
@@ -109,6 +110,7 @@ in_every_case! {
     }
 
     /// An endpoint on the node's own network, behind the node's own NodePort.
+    /// Spec B16, D20.
     fn a_server_of_the_node_behind_its_node_port(case: Case) {
         let cluster = case.cluster().agent_arguments(&["--nodeport-addresses", "primary,localhost"]).build()?;
         let server = host_server(&cluster, &service(1))?;
@@ -140,6 +142,7 @@ in_every_case! {
     }
 
     /// G5: addresses of services bound on the node, as keepalived does.
+    /// Spec G5, D14.
     fn a_process_of_the_node_at_addresses_bound_there(case: Case) {
         let cluster = case.cluster().build()?;
         let node = cluster.node(1).namespace();
@@ -187,6 +190,7 @@ in_every_case! {
     }
 
     /// G3, G9: where the list names it, and for the node alone; the external policy counts there.
+    /// Spec G8, G9.
     fn localhost_node_ports(case: Case) {
         let cluster = case.cluster().agent_arguments(&["--nodeport-addresses", "primary,localhost"]).build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1)];
@@ -223,6 +227,7 @@ in_every_case! {
     }
 
     /// G8: by no other list, and never from outside.
+    /// Spec G3, G9.
     fn localhost_is_served_where_the_list_names_it_only(case: Case) {
         let cluster = case.cluster().agent_arguments(&["--nodeport-addresses", "all"]).build()?;
         let _web = Web::start_as(&cluster, service(1), &[cluster.pod(1, 2)])?;

@@ -42,6 +42,7 @@ fn dialled(number: u8, family: Family) -> [SocketAddr; 2] {
 
 in_both_layouts! {
     /// A pod of the same node and one of another answer, and moved bytes are whole.
+    /// Spec D1, E20. Upstream: "should function for node-Service: udp".
     fn pods_answer_processes_of_the_node(layout: Layout) {
         let cluster = cluster(layout)?;
         for (number, pod) in [(1, cluster.pod(1, 2)), (2, cluster.pod(2, 1))] {
@@ -67,6 +68,7 @@ in_both_layouts! {
     }
 
     /// A host-network server of the same node.
+    /// Spec B16. Upstream: "should respect internalTrafficPolicy=Local Pod and Node, to Pod (hostNetwork: true)".
     fn a_server_of_the_node_answers_its_processes(layout: Layout) {
         let cluster = cluster(layout)?;
         let node = cluster.node(1);
@@ -90,6 +92,7 @@ in_both_layouts! {
         Ok(())
     }
 
+    /// Spec D2.
     fn processes_of_the_node_are_refused_where_nobody_serves(layout: Layout) {
         let cluster = cluster(layout)?;
         cluster.publish(&service(1))?;

@@ -12,6 +12,7 @@ use lb_tests::scenario::{Web, outlive_agents};
 const WRITES: &str = "beeline_table_writes_total";
 
 in_every_case! {
+    /// Spec J2, J3.
     fn traffic_flows_on_while_the_agent_is_dead_and_comes_back(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1), cluster.pod(2, 2)];
@@ -45,6 +46,7 @@ in_every_case! {
         Ok(())
     }
 
+    /// Spec J1, J7.
     fn what_changed_while_the_agent_was_dead_is_made_good(case: Case) {
         let cluster = case.cluster().build()?;
         let (old, new) = (cluster.pod(1, 2), cluster.pod(2, 2));

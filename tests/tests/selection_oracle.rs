@@ -12,6 +12,7 @@ use lb_tests::oracle::{self, Known, Selection, Target, Verdict};
 
 const RANDOM_CASES: u64 = 40_000;
 
+/// Spec B4, B5, B6, B7, B8, B10, B11, A28, §2.
 #[test]
 fn random_cases_agree() {
     let first = std::env::var("BEELINE_SEED")
@@ -48,6 +49,7 @@ fn every_pair_of_endpoints_agrees() {
 ///
 /// A row: policies of ClusterIP and external traffic, endpoints here and elsewhere (the first is number 1),
 /// and what each kind of traffic meets.
+/// Spec §2, §5.8.
 #[test]
 fn documented_rows_hold() {
     let rows = [

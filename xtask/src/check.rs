@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 
 use crate::progress::say;
 use crate::setup::{self, Need};
-use crate::{build_ebpf, manifests, tidy};
+use crate::{build_ebpf, conformance, manifests, tidy};
 
 /// One check; the text is the fix.
 struct Check {
@@ -28,6 +28,11 @@ const CHECKS: &[Check] = &[
         name: "manifests",
         fix: "see manifests/",
         run: manifests::run,
+    },
+    Check {
+        name: "conformance",
+        fix: "run `cargo xtask conformance`",
+        run: conformance::check,
     },
     Check {
         name: "lints",

@@ -14,6 +14,7 @@ mod build;
 mod build_ebpf;
 mod check;
 mod cluster;
+mod conformance;
 mod demo;
 mod e2e;
 mod fuzz;
@@ -63,6 +64,8 @@ enum Command {
     Vm(vm::Options),
     /// Run Beeline beside the real kube-proxy on generated clusters and compare what clients meet. Needs root.
     Oracle(oracle::Options),
+    /// Write docs/conformance.md: every rule of a service proxy, and the tests that hold it.
+    Conformance(conformance::Options),
     /// Check formatting, lints (host and eBPF), the object and the project's rules.
     Check,
 }
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Fuzz(options) => fuzz::run(options).map(|()| true),
         Command::Vm(options) => vm::run(&options),
         Command::Oracle(options) => oracle::run(&options).map(|()| true),
+        Command::Conformance(options) => conformance::run(&options).map(|()| true),
         Command::Check => check::run().map(|()| true),
     };
     match passed {

@@ -172,12 +172,14 @@ mod tests {
         chosen.iter().map(IpAddr::to_string).collect()
     }
 
+    /// Spec G2.
     #[test]
     fn the_primary_addresses_are_the_default() {
         assert_eq!(chosen(""), ["192.0.2.1", "2001:db8::1"]);
         assert_eq!(chosen("primary"), chosen(""));
     }
 
+    /// Spec G1.
     #[test]
     fn a_list_without_an_entry_for_a_family_means_all_of_it() {
         assert_eq!(
@@ -186,6 +188,7 @@ mod tests {
         );
     }
 
+    /// Spec G3.
     #[test]
     fn prefixes_and_keywords_mix() {
         assert_eq!(
@@ -196,6 +199,7 @@ mod tests {
         assert_eq!(chosen("0.0.0.0/0,2001:db8:1::/64").len(), 4);
     }
 
+    /// Spec G9.
     #[test]
     fn localhost_alone_serves_nobody_else() {
         assert!(chosen("localhost").is_empty());

@@ -135,6 +135,7 @@ mod tests {
         assert_eq!(Detection::default().resolve(), Ok(LocalPods::Devices));
     }
 
+    /// Spec E6.
     #[test]
     fn a_cluster_cidr_alone_is_kube_proxys_default_mode() {
         let cidrs: PodCidrs = "10.244.0.0/16, fd44::/32".parse().unwrap();
@@ -145,6 +146,7 @@ mod tests {
         assert_eq!(detection.resolve(), Ok(LocalPods::ClusterCidr(cidrs)));
     }
 
+    /// Spec E8, E9.
     #[test]
     fn modes_by_device_need_their_name() {
         for mode in ["BridgeInterface", "InterfaceNamePrefix"] {

@@ -247,6 +247,7 @@ mod tests {
         }
     }
 
+    /// Spec H7, H8, H9.
     #[test]
     fn the_answer_names_service_count_and_weight() {
         let good = answer(&web(), 2, true);
@@ -262,6 +263,7 @@ mod tests {
         assert_eq!(weight.map(|(_, value)| value.to_str().unwrap()), Some("2"));
     }
 
+    /// Spec H7, H11.
     #[test]
     fn no_local_endpoint_or_a_stale_proxy_is_503() {
         assert_eq!(answer(&web(), 0, true).status, 503);

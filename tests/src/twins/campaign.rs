@@ -12,6 +12,7 @@ use super::affinity;
 use super::differences::reconcile;
 use super::generate;
 use super::health;
+use super::mode_differences::in_iptables_mode;
 use super::mutate::mutated;
 use super::outcome::Outcome;
 use super::question::{Question, questions};
@@ -401,7 +402,10 @@ pub fn compare(stage: &Stage, asked: &[Question]) -> Result<Compared> {
                 let mut against = Vec::new();
                 for (number, twin) in stage.twins.iter().enumerate().skip(1) {
                     let ours = outcome(number);
-                    match reconcile(&question, twin.proxy, &theirs, &ours) {
+                    let agreed = reconcile(&question, twin.proxy, &theirs, &ours).or_else(|| {
+                        in_iptables_mode(stage.twins[0].proxy, &question, &theirs, &ours)
+                    });
+                    match agreed {
                         Some(used) => rules.extend(used),
                         None => against.push(Disagreement {
                             question: question.clone(),

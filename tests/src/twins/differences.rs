@@ -242,6 +242,7 @@ fn node_addresses(node: u8) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::super::flow_differences::FLOW_RULES;
+    use super::super::mode_differences::MODE_RULES;
     use super::*;
 
     /// The document gives the reason for each rule, and for nothing else.
@@ -253,7 +254,13 @@ mod tests {
             .filter_map(|line| line.strip_prefix("| `")?.split('`').next())
             .collect();
         let flows = FLOW_RULES.iter().map(|(name, _)| *name);
-        let rules: Vec<&str> = RULES.iter().map(|(name, _)| *name).chain(flows).collect();
+        let modes = MODE_RULES.iter().map(|(name, _)| *name);
+        let rules: Vec<&str> = RULES
+            .iter()
+            .map(|(name, _)| *name)
+            .chain(flows)
+            .chain(modes)
+            .collect();
         assert_eq!(rows, rules);
     }
 }

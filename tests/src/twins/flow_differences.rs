@@ -3,6 +3,7 @@
 
 use super::differences::reconcile;
 use super::flow::Way;
+use super::mode_differences::in_iptables_mode;
 use super::outcome::Outcome;
 use super::plot::{Condition, Plot};
 use super::question::Question;
@@ -15,6 +16,8 @@ pub struct Turn<'a> {
     pub flow_way: Way,
     pub question: &'a Question,
     pub plot: &'a Plot,
+    /// Whom we are compared with.
+    pub beside: Proxy,
 }
 
 type Rule = fn(&Turn<'_>, SocketLb, &Outcome, &Outcome) -> bool;
@@ -39,7 +42,9 @@ pub fn agree(
     if turn.flow_way == Way::Fresh && theirs.failures.is_empty() && ours.failures.is_empty() {
         return Some(Vec::new());
     }
-    reconcile(turn.question, proxy, theirs, ours).or_else(|| {
+    let agreed = reconcile(turn.question, proxy, theirs, ours)
+        .or_else(|| in_iptables_mode(turn.beside, turn.question, theirs, ours));
+    agreed.or_else(|| {
         FLOW_RULES
             .iter()
             .find(|(_, rule)| rule(turn, socket_lb, theirs, ours))

@@ -1,4 +1,4 @@
-//! Health-check node ports (spec H6-H15): what an external load balancer is told, by every node, in both families.
+//! Health-check node ports (spec H7-H11, H15): what an external load balancer is told, by every node, in both families.
 
 use std::thread;
 use std::time::Duration;

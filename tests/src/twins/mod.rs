@@ -23,6 +23,7 @@ pub mod flow;
 pub mod flow_differences;
 pub mod generate;
 mod health;
+pub mod mode_differences;
 pub mod mutate;
 pub mod outcome;
 pub mod plot;

@@ -66,6 +66,12 @@ impl Outcome {
     /// Where a packet went to the network's own router, the client may hear of it late or not at all.
     #[must_use]
     pub fn unrouted(mut self, question: &Question) -> Self {
+        if question.aim == Aim::ExternalUndefined
+            && self.answers.is_empty()
+            && self.failures == BTreeSet::from([FailureKind::TimedOut])
+        {
+            self.failures = BTreeSet::from([FailureKind::Unreachable]);
+        }
         let external = matches!(
             question.aim,
             Aim::Vip | Aim::ExternalIp | Aim::ExternalUndefined

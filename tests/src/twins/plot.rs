@@ -176,7 +176,7 @@ impl Plot {
 
     /// The slices, one per family, of the Service of that name.
     pub fn slices(&self, name: &str) -> Vec<Value> {
-        let slice = |(family, kind)| {
+        let slice = |(family, kind): (Family, &str)| {
             let endpoints: Vec<Value> =
                 self.endpoints.iter().map(|end| end.value(family)).collect();
             let ports = [("tcp", "TCP"), ("udp", "UDP")].map(
@@ -184,7 +184,7 @@ impl Plot {
             );
             json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-                "metadata": {"name": format!("{name}-{}", format!("{kind}").to_lowercase()),
+                "metadata": {"name": format!("{name}-{}", kind.to_lowercase()),
                     "namespace": NAMESPACE, "labels": {"kubernetes.io/service-name": name}},
                 "addressType": kind, "ports": ports, "endpoints": endpoints,
             })

@@ -211,6 +211,7 @@ impl Asker<'_> {
                     flow_way: flow.way,
                     question: &flow.question,
                     plot: &plots[flow.story],
+                    beside: proxies[0],
                 };
                 for (twin, proxy) in proxies.iter().enumerate().skip(1) {
                     match agree(&turn, *proxy, &outcomes[0], &outcomes[twin]) {
@@ -303,6 +304,7 @@ fn on_the_way(
         flow_way: flow.way,
         question: &flow.question,
         plot,
+        beside: proxies[0],
     };
     let lines = &passed.lines[index];
     let before = &passed.before[index];

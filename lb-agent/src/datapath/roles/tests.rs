@@ -264,6 +264,7 @@ fn listed_devices_are_told_apart_as_others_and_reasons_are_given() {
     assert_eq!(left_out, expected.map(|(n, r)| (n.to_owned(), r)).into());
 }
 
+/// Spec E8, E9.
 #[test]
 fn pods_can_be_told_by_bridge_or_by_name() {
     let picture = picture(

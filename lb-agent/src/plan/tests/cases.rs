@@ -65,6 +65,7 @@ fn owner(bench: &Bench, address: &str) -> Option<u32> {
     found.map(|(_, frontend)| frontend.service)
 }
 
+/// Spec J9.
 #[test]
 fn a_new_service_opens_its_address_last() {
     let plan = Bench::default().apply("web", web(&["10.0.0.1", "10.0.0.2"]));
@@ -92,6 +93,7 @@ fn one_more_endpoint_is_three_writes() {
     assert_eq!(kinds(&plan), ["state", "block", "frontend"]);
 }
 
+/// Spec J9, J6.
 #[test]
 fn a_replaced_endpoint_loses_its_state_after_the_frontend() {
     let mut bench = Bench::default();
@@ -315,6 +317,7 @@ fn the_address_of_a_removed_service_lingers() {
     assert!(bench.fake.is_idle());
 }
 
+/// Spec J8.
 #[test]
 fn a_new_service_ends_the_lingering() {
     let mut bench = Bench::default();

@@ -95,6 +95,7 @@ pub(super) fn readopt(mut fake: Fake, wanted: &Wanted) -> (Ledger, Fake) {
     (ledger, fake)
 }
 
+/// Spec J6.
 #[test]
 fn tables_equal_what_was_asked_for_and_are_never_mixed() {
     for seed in 0..seeds(8) {
@@ -150,6 +151,7 @@ fn a_new_agent_converges_from_every_prefix_and_then_writes_nothing() {
     }
 }
 
+/// Spec J7, J4.
 #[test]
 fn a_failed_plan_is_made_good_by_the_next_one() {
     for seed in 2_000..2_000 + seeds(8) {

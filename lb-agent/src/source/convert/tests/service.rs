@@ -276,3 +276,30 @@ fn a24_session_affinity() {
         Some(10_800)
     );
 }
+
+/// What other components read makes no other Service of it.
+#[test]
+fn a9_a12_a18_a20_fields_that_are_not_read() {
+    let plain =
+        json!({"type": "LoadBalancer", "ports": [{"port": 80, "name": "http", "nodePort": 30080}]});
+    let mut adorned = plain.clone();
+    adorned["ports"][0]["targetPort"] = json!("web");
+    adorned["ports"][0]["appProtocol"] = json!("kubernetes.io/h2c");
+    for (field, value) in [
+        ("selector", json!({"app": "web"})),
+        ("loadBalancerIP", json!("198.51.100.9")),
+        ("loadBalancerClass", json!("example.org/lb")),
+        ("allocateLoadBalancerNodePorts", json!(false)),
+        ("publishNotReadyAddresses", json!(true)),
+        ("trafficDistribution", json!("PreferSameNode")),
+        ("ipFamilyPolicy", json!("PreferDualStack")),
+    ] {
+        adorned[field] = value;
+    }
+    let annotations =
+        json!({"service.beta.kubernetes.io/load-balancer-source-ranges": "192.0.2.0/24"});
+    let read = |annotations: Value, spec: Value| {
+        read_service(json!({"metadata": {"annotations": annotations}, "spec": spec})).unwrap()
+    };
+    assert_eq!(read(annotations, adorned), read(json!({}), plain));
+}
