@@ -168,6 +168,11 @@ impl<'a> Guard<'a> {
         {
             return Err(format!("endpoint {id} serves on, but became {state:?}"));
         }
+        // After a failure or a death an endpoint that ended may be led to until its frontend is made good; new
+        // connections do not look at states.
+        if state.flags == 0 && !self.strict {
+            return Ok(());
+        }
         for at in tables.frontends.keys() {
             let Some(met) = tables.resolve(at)? else {
                 continue;
