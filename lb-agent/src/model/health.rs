@@ -29,10 +29,23 @@ pub fn health_checks(service: &Service, slices: &[&Slice], node: &NodeView) -> V
         .collect()
 }
 
-/// H10: distinct addresses over all ports. Ready alone decides: a terminating endpoint counts only where
-/// `publishNotReadyAddresses` made it ready (B14).
+/// H10: distinct addresses over all ports, as slices have them: what the Service calls its ports does not matter. Ready
+/// alone decides: a terminating endpoint counts only where `publishNotReadyAddresses` made it ready (B14).
 fn local_ready(service: &Service, slices: &[&Slice], node: &NodeView, family: Family) -> usize {
     let slices = slices_of(service, slices, family);
+    let mut ports: Vec<ServicePort> = Vec::new();
+    for port in slices.iter().flat_map(|slice| &slice.ports) {
+        let known =
+            |known: &ServicePort| known.name == port.name && known.protocol == port.protocol;
+        if !ports.iter().any(known) {
+            ports.push(ServicePort {
+                name: port.name.clone(),
+                protocol: port.protocol,
+                port: 0,
+                node_port: 0,
+            });
+        }
+    }
     let ready = |port: &ServicePort| {
         let endpoints = candidates(&slices, port, node).into_iter();
         endpoints
@@ -40,10 +53,5 @@ fn local_ready(service: &Service, slices: &[&Slice], node: &NodeView, family: Fa
             .map(|e| e.address)
             .collect::<Vec<_>>()
     };
-    service
-        .ports
-        .iter()
-        .flat_map(ready)
-        .collect::<BTreeSet<_>>()
-        .len()
+    ports.iter().flat_map(ready).collect::<BTreeSet<_>>().len()
 }

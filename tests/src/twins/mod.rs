@@ -30,6 +30,7 @@ pub mod plot;
 mod proxy;
 pub mod question;
 pub(crate) mod relay;
+mod report;
 mod requests;
 mod scene;
 pub mod shrink;

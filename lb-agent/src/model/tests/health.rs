@@ -53,6 +53,21 @@ fn h10_failing_and_terminating_endpoints_count_zero() {
     assert_eq!(got[0].local_endpoints, 0);
 }
 
+/// kube-proxy counts what slices name, whether the Service has such a port or not.
+#[test]
+fn h10_endpoints_of_ports_that_the_service_has_not_count() {
+    let checked = Service {
+        health_check_port: Some(32000),
+        ..balanced_local()
+    };
+    let mut other = slice("a", vec![local("10.0.0.1")]);
+    other.ports[0].name = "other".into();
+    let mut portless = slice("b", vec![local("10.0.0.2")]);
+    portless.ports.clear();
+    let got = health_checks(&checked, &[&other, &portless], &node());
+    assert_eq!(got[0].local_endpoints, 1);
+}
+
 #[test]
 fn h15_each_family_has_its_own_count() {
     let mut dual = Service {
