@@ -36,6 +36,7 @@ pub mod packet;
 pub mod peer;
 pub mod pod;
 pub mod process;
+pub mod raw_socket;
 pub mod scenario;
 pub mod scope;
 pub mod table;

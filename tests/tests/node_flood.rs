@@ -1,9 +1,6 @@
 //! R9: a SYN flood with made-up sources takes nothing from those who talk.
 
-use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::ptr::from_ref;
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +12,7 @@ use lb_tests::in_both_layouts;
 use lb_tests::manifests::Service;
 use lb_tests::packet::tcp;
 use lb_tests::peer::protocol::Pattern;
+use lb_tests::raw_socket::RawSocket;
 use lb_tests::scenario::{SOON, Web};
 use lb_tests::wait::eventually;
 
@@ -68,12 +66,12 @@ in_both_layouts! {
 
 /// Sends SYNs, each from a client of its own that nobody will find.
 fn flood(family: Family, to: SocketAddr) -> Result<()> {
-    let socket = raw_socket(family).context("a socket for packets with headers of our own")?;
+    let socket = RawSocket::open(family).context("a socket for packets with headers of our own")?;
     for first in (0..SYNS).step_by(BURST as usize) {
         for number in first..first + BURST {
             let syn = tcp(stranger(family, number), to).syn();
             // A queue that is full drops it, which is what floods meet.
-            let _ = send(&socket, &syn.quoted(), to);
+            let _ = socket.send(&syn.quoted(), to);
         }
         thread::sleep(PAUSE);
     }
@@ -90,62 +88,4 @@ fn stranger(family: Family, number: u32) -> SocketAddr {
             SocketAddr::new(ip.into(), port)
         }
     }
-}
-
-fn raw_socket(family: Family) -> io::Result<OwnedFd> {
-    let domain = match family {
-        Family::V4 => libc::AF_INET,
-        Family::V6 => libc::AF_INET6,
-    };
-    // SAFETY: the call takes numbers only.
-    let number = unsafe {
-        libc::socket(
-            domain,
-            libc::SOCK_RAW | libc::SOCK_CLOEXEC,
-            libc::IPPROTO_RAW,
-        )
-    };
-    if number < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: it was just opened and belongs to nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
-}
-
-fn send(socket: &OwnedFd, packet: &[u8], to: SocketAddr) -> io::Result<()> {
-    let data = (packet.as_ptr().cast(), packet.len());
-    let number = socket.as_raw_fd();
-    let sent = match to {
-        SocketAddr::V4(to) => {
-            let address = libc::sockaddr_in {
-                sin_family: libc::AF_INET as libc::sa_family_t,
-                sin_port: 0,
-                sin_addr: libc::in_addr {
-                    s_addr: u32::from(*to.ip()).to_be(),
-                },
-                sin_zero: [0; 8],
-            };
-            let length = size_of_val(&address) as libc::socklen_t;
-            // SAFETY: both the packet and the address are readable for their lengths.
-            unsafe { libc::sendto(number, data.0, data.1, 0, from_ref(&address).cast(), length) }
-        }
-        SocketAddr::V6(to) => {
-            let address = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                sin6_port: 0,
-                sin6_flowinfo: 0,
-                sin6_addr: libc::in6_addr {
-                    s6_addr: to.ip().octets(),
-                },
-                sin6_scope_id: 0,
-            };
-            let length = size_of_val(&address) as libc::socklen_t;
-            // SAFETY: as above.
-            unsafe { libc::sendto(number, data.0, data.1, 0, from_ref(&address).cast(), length) }
-        }
-    };
-    if sent < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
