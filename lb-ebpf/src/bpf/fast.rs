@@ -5,7 +5,7 @@
 //! takes the stack's way, with the same flow.
 
 use core::mem::zeroed;
-use lb_ebpf::abi::flow::OUTSIDE;
+use lb_ebpf::abi::flow::{OUTSIDE, OWN_CLIENT};
 
 use crate::DROP;
 use crate::forward::Route;
@@ -29,8 +29,14 @@ fn way_out<F: Hop, P: Packet>(
     let route = &mut way.route;
     // SAFETY: all fields may be zero.
     *route = unsafe { zeroed() };
-    // As the stack would ask: for a packet whose source is not replaced yet.
-    F::fill(route, work.network.source, destination);
+    // As the stack would ask: for a packet whose source is not replaced yet. What the node itself sends has none before
+    // there is a route; its loopback address would find no way out.
+    let source = if work.flow.flags & OWN_CLIENT != 0 {
+        F::UNSPECIFIED
+    } else {
+        work.network.source
+    };
+    F::fill(route, source, destination);
     route.ifindex = skb.device();
     let answer = skb.route(route, 0);
     let manner = skb.way(answer, route);
