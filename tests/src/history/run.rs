@@ -177,7 +177,7 @@ impl Run {
         // Changes that came in so far may be written before the list is complete.
         let rest = told.split_off(seed as usize % told.len());
         self.tell(told);
-        if seed % 3 == 0 {
+        if seed.is_multiple_of(3) {
             self.write(seed, Fault::None)?;
         }
         self.tell(rest);

@@ -43,15 +43,18 @@ pub struct ServerOptions {
 static TRIES: AtomicU64 = AtomicU64::new(0);
 static FAILED: AtomicU64 = AtomicU64::new(0);
 
-/// Connects for ever and tells each time that something else answers. A line on its input asks for the counts.
+/// Connects until its input ends and tells each time that something else answers. A line of input asks for the counts.
 pub fn client(options: &ClientOptions) -> Result<()> {
     let (to, patience) = (options.to, Duration::from_millis(options.patience));
-    thread::spawn(|| {
-        for _ in io::stdin().lock().lines() {
-            println!("count {} {}", TRIES.load(Relaxed), FAILED.load(Relaxed));
-        }
-        std::process::exit(0);
-    });
+    thread::spawn(move || watch(to, patience));
+    for _ in io::stdin().lock().lines() {
+        println!("count {} {}", TRIES.load(Relaxed), FAILED.load(Relaxed));
+    }
+    Ok(())
+}
+
+/// Connects for ever; who no longer listens to what it says ends it.
+fn watch(to: SocketAddr, patience: Duration) -> io::Result<()> {
     let mut last = None;
     loop {
         let met = ask(to, patience);
@@ -59,8 +62,9 @@ pub fn client(options: &ClientOptions) -> Result<()> {
         FAILED.fetch_add(u64::from(met.is_err()), Relaxed);
         let met = met.map_or('-', char::from);
         if last.replace(met) != Some(met) {
-            println!("met {} {met}", monotonic().as_nanos());
-            io::stdout().flush()?;
+            let mut out = io::stdout().lock();
+            writeln!(out, "met {} {met}", monotonic().as_nanos())?;
+            out.flush()?;
         }
         thread::sleep(PAUSE);
     }
