@@ -71,11 +71,17 @@ pub fn select(service: &Service, slices: &[Slice], node: &Node) -> Vec<Selection
     selections
 }
 
-/// H10: addresses of local ready endpoints, over all ports.
+/// H10: addresses of local ready endpoints, over all ports that slices name, whether the Service has them or not.
 pub fn local_ready(service: &Service, slices: &[Slice], node: &Node, family: Family) -> usize {
     let mut addresses = BTreeSet::new();
-    for port in &service.ports {
-        for candidate in intake(service, port, family, slices, node) {
+    for named in slices.iter().flat_map(|slice| &slice.ports) {
+        let port = ServicePort {
+            name: named.name.clone(),
+            protocol: named.protocol,
+            port: 0,
+            node_port: 0,
+        };
+        for candidate in intake(service, &port, family, slices, node) {
             if candidate.is_local && candidate.endpoint.ready {
                 addresses.insert(candidate.target.0);
             }

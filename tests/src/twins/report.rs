@@ -51,6 +51,9 @@ impl Report {
             println!("{:<32} {count:>9}", format!("  differ by {rule}"));
         }
         println!("{:<32} {:>9}", "faults in stories", told.faults.len());
+        for fault in &told.faults {
+            println!("{fault}");
+        }
         println!("{:<32} {:>9}", "seen once, not again", self.passing.len());
         for text in &self.passing {
             println!("{text}");
