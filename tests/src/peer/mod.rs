@@ -17,6 +17,7 @@ mod survey;
 mod traffic;
 
 pub use session::run;
+pub(crate) use socket::close_by_reset;
 
 /// The word by which a request line asks a server to take in raw bytes: `push <count>`.
 const PUSH: &str = "push";

@@ -58,7 +58,7 @@ pub(super) fn icmp(address: IpAddr) -> io::Result<UdpSocket> {
 }
 
 /// Makes close() reset the connection, so that thousands of connections leave no TIME_WAIT behind.
-pub(super) fn close_by_reset(stream: &TcpStream) -> io::Result<()> {
+pub(crate) fn close_by_reset(stream: &TcpStream) -> io::Result<()> {
     option(
         stream,
         libc::SOL_SOCKET,

@@ -5,7 +5,6 @@
 use std::env;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd as _;
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -16,6 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use lb_agent::sys::clock::monotonic;
 
+use crate::peer::close_by_reset;
 use crate::process::Place;
 
 /// Ports of the server, and what it says on each.
@@ -74,23 +74,7 @@ fn ask(to: SocketAddr, patience: Duration) -> io::Result<u8> {
     let mut stream = TcpStream::connect_timeout(&to, patience)?;
     stream.set_read_timeout(Some(patience))?;
     // By a reset: sockets in TIME_WAIT would use up the ports.
-    let reset = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    // SAFETY: the kernel reads a linger record of the size given; the descriptor is the stream's.
-    let set = unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_LINGER,
-            (&raw const reset).cast(),
-            size_of_val(&reset) as libc::socklen_t,
-        )
-    };
-    if set != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    close_by_reset(&stream)?;
     let mut byte = [0];
     stream.read_exact(&mut byte)?;
     Ok(byte[0])
