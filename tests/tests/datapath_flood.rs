@@ -206,7 +206,7 @@ fn a_flood_towards_an_endpoint_elsewhere_does_not_use_its_ports_up() {
         serve_elsewhere(node, net);
         let ports = u32::from(POOL.1 - POOL.0) + 1;
         // So few that no four ports in a row are theirs: those nobody takes.
-        let talkers = ports / 50;
+        let talkers = ports / 100;
         for number in 0..talkers {
             let end = opens_elsewhere(node, net, number);
             node.comes_in(&tcp(net.endpoint, end).syn_ack());
