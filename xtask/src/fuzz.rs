@@ -40,32 +40,26 @@ pub(crate) fn run(options: Options) -> Result<()> {
     campaign(options.packets, options.seed)
 }
 
-/// Builds the fuzzer in release, as a million packets take minutes without, and runs it.
+/// Packets through the loaded programs.
 pub(crate) fn campaign(packets: u64, seed: u64) -> Result<()> {
-    let beeline = build::agent(&["--package=lb-tests", "--bin=fuzz"])?;
-    say(format_args!("fuzz: {packets} packets from seed {seed}"));
-    crate::execute(
-        Command::new(beeline.with_file_name("fuzz"))
-            .current_dir(crate::root())
-            .args([
-                "--packets",
-                &packets.to_string(),
-                "--seed",
-                &seed.to_string(),
-            ]),
-    )
+    hand_over("fuzz", "packets", packets, seed)
 }
 
-/// The same for histories: no root, no kernel.
+/// Histories through the agent's pure parts: no root, no kernel.
 pub(crate) fn control(histories: u64, seed: u64) -> Result<()> {
-    let beeline = build::agent(&["--package=lb-tests", "--bin=fuzz-control"])?;
-    say(format_args!("fuzz: {histories} histories from seed {seed}"));
+    hand_over("fuzz-control", "histories", histories, seed)
+}
+
+/// Builds a fuzzer in release, as a million packets take minutes without, and runs it on so many of what it counts.
+fn hand_over(program: &str, what: &str, number: u64, seed: u64) -> Result<()> {
+    let beeline = build::agent(&["--package=lb-tests", &format!("--bin={program}")])?;
+    say(format_args!("fuzz: {number} {what} from seed {seed}"));
     crate::execute(
-        Command::new(beeline.with_file_name("fuzz-control"))
+        Command::new(beeline.with_file_name(program))
             .current_dir(crate::root())
             .args([
-                "--histories",
-                &histories.to_string(),
+                &format!("--{what}"),
+                &number.to_string(),
                 "--seed",
                 &seed.to_string(),
             ]),

@@ -133,10 +133,7 @@ fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<()> {
             }
         };
         if let Err(source) = loaded {
-            let error = Error::Load {
-                what: refused(name),
-                source: readable(source),
-            };
+            let error = failed(&refused(name), readable(source));
             if !optional(name) {
                 return Err(error);
             }
@@ -195,10 +192,10 @@ fn remove_strangers(pins: &Pins, definitions: &Definitions) -> Result<()> {
     Ok(())
 }
 
-fn failed(what: &str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
+fn failed(what: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     Error::Load {
         what: what.to_owned(),
-        source: Box::new(source),
+        source: source.into(),
     }
 }
 

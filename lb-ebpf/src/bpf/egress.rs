@@ -2,7 +2,7 @@
 //! endpoints become answers of the service again. What leaves by an uplink towards an endpoint may have to get
 //! an address of this node.
 
-use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LINGERING, NODE, NODE_LOCAL};
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LINGERING};
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{CLOSED, DIRECT, HAIRPIN, MASQUERADE, NEW, OUTSIDE};
 use lb_ebpf::abi::{TCP, UDP, counter};
@@ -18,7 +18,7 @@ use crate::masquerade;
 use crate::opening::Claim;
 use crate::report::count;
 use crate::rewrite::{Rewrite, rewrite_answer};
-use crate::service_cidr::ServiceCidrs;
+use crate::service_cidr::{ServiceCidrs, must_stay};
 use crate::skb::Skb;
 use crate::{DROP, NEXT, own, target};
 
@@ -85,17 +85,13 @@ fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8, const LIN
         if was_sent(&skb, &network) {
             return NEXT;
         }
-        // Nobody translated this packet, so it must not leave: the next router would send it back (spec D4, D5).
         let uses = address_use::<F>(&network.destination);
         own = uses & (CLUSTER_IP | EXTERNAL | LINGERING) != 0 && skb.is_own();
         if own {
             let Some(work) = F::work() else { return NEXT };
             work.network = network;
             work.uses = uses;
-        } else if uses & CLUSTER_IP != 0
-            || uses & (EXTERNAL | NODE | NODE_LOCAL) == 0
-                && F::in_service_cidr(settings, network.destination)
-        {
+        } else if must_stay::<F>(settings, uses, network.destination) {
             count(counter::STRAY_DROPPED);
             return DROP;
         }

@@ -21,7 +21,7 @@ use crate::ingress::{new_flow, open_flow, step};
 use crate::lookup::{address_use, now, settings};
 use crate::opening::Claim;
 use crate::report::count;
-use crate::service_cidr::ServiceCidrs;
+use crate::service_cidr::{ServiceCidrs, must_stay};
 use crate::skb::{IN, STAY, Skb};
 use crate::{DROP, NEXT};
 
@@ -153,9 +153,7 @@ fn nobodys<F: ServiceCidrs>() -> i32 {
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return DROP;
     };
-    let others = work.uses & (EXTERNAL | NODE | NODE_LOCAL) != 0
-        || !F::in_service_cidr(settings, work.network.destination);
-    if work.uses & CLUSTER_IP == 0 && others {
+    if !must_stay::<F>(settings, work.uses, work.network.destination) {
         return NEXT;
     }
     count(counter::STRAY_DROPPED);

@@ -1,7 +1,7 @@
 //! Address prefixes in the settings: those that service addresses come from, where whatever is in them is a
 //! service's or nobody's (spec D5), and those of local pods, if addresses tell them (spec E6, E7, E10).
 
-use lb_ebpf::abi::address::{Address4, Address6};
+use lb_ebpf::abi::address::{Address4, Address6, CLUSTER_IP, EXTERNAL, NODE, NODE_LOCAL};
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::settings::{PREFIXES, Prefix4, Prefix6, Settings};
 
@@ -12,6 +12,18 @@ pub(crate) trait ServiceCidrs: Tables {
     fn in_service_cidr(settings: &Settings, address: Self::Addr) -> bool;
     /// Whether a pod CIDR has the address; `None` if this family has none.
     fn in_pod_cidr(settings: &Settings, address: Self::Addr) -> Option<bool>;
+}
+
+/// Whether a packet that nobody translated must not leave: the next router would send it back (spec D4, D5). `uses` are
+/// those of its destination.
+#[inline(always)]
+pub(crate) fn must_stay<F: ServiceCidrs>(
+    settings: &Settings,
+    uses: u32,
+    destination: F::Addr,
+) -> bool {
+    uses & CLUSTER_IP != 0
+        || uses & (EXTERNAL | NODE | NODE_LOCAL) == 0 && F::in_service_cidr(settings, destination)
 }
 
 impl ServiceCidrs for V4 {
