@@ -5,12 +5,18 @@ mod scratch;
 #[path = "scratch/tables.rs"]
 mod tables;
 
+use std::net::Ipv4Addr;
+use std::path::Path;
+
 use lb_agent::cleanup::cleanup;
 use lb_agent::datapath::Reader;
+use lb_agent::datapath::pins::Pins;
 use lb_agent::plan::Write;
-use lb_ebpf::abi::counter;
+use lb_agent::sys::bpf::{Table, WriteMode};
+use lb_ebpf::abi::address::{Address4, CLUSTER_IP};
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
 use lb_ebpf::abi::family::V4;
+use lb_ebpf::abi::{address_filter, counter, table};
 use tables::{frontend4, open};
 
 #[test]
@@ -132,6 +138,70 @@ fn counters_start_at_zero_and_have_room_for_all() {
         let counters = Reader::open(bpffs).expect("open").counters().expect("read");
         assert_eq!(counters, vec![0; counter::COUNTERS as usize]);
         assert!(counter::ALL.len() <= counters.len());
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+/// Bits set in the filter of IPv4 addresses.
+fn filter_bits(bpffs: &Path) -> usize {
+    let words = filter(bpffs).entries().expect("read");
+    let bits: u32 = words.iter().map(|(_, word)| word.count_ones()).sum();
+    bits as usize
+}
+
+fn filter(bpffs: &Path) -> Table<u32, u64> {
+    Table::open(&Pins::new(bpffs).map(table::ADDRESS_FILTER4)).expect("open")
+}
+
+fn uses(range: std::ops::Range<u32>, flags: u32) -> Vec<Write> {
+    range
+        .map(|n| Write::Address {
+            address: Ipv4Addr::from(0x0a60_0000 + n).into(),
+            flags,
+        })
+        .collect()
+}
+
+#[test]
+fn every_address_has_its_bit_and_few_others_have() {
+    scratch::run("filter", |bpffs| {
+        let mut datapath = open(bpffs);
+        let applied = datapath.apply(&[&uses(0..2_000, CLUSTER_IP)]);
+        assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+        let words = filter(bpffs).entries().expect("read");
+        for n in 0..2_000u32 {
+            let address = Address4::from(Ipv4Addr::from(0x0a60_0000 + n));
+            let (at, bit) = address_filter::place::<V4>(address);
+            assert!(
+                words
+                    .iter()
+                    .any(|(word, bits)| *word == at && bits & bit != 0)
+            );
+        }
+        let all = filter_bits(bpffs);
+        assert!((1_900..=2_000).contains(&all), "{all}");
+        // Most of them go. Bits go after them, not one by one.
+        datapath.apply(&[&uses(10..2_000, 0)]);
+        let left = filter_bits(bpffs);
+        assert!((10..=1_000).contains(&left), "{left}");
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
+fn a_filter_that_an_older_agent_left_behind_is_put_right() {
+    scratch::run("old-filter", |bpffs| {
+        let mut datapath = open(bpffs);
+        datapath.apply(&[&uses(0..100, CLUSTER_IP)]);
+        let right = filter(bpffs).entries().expect("read");
+        drop(datapath);
+        for (word, bits) in &right {
+            filter(bpffs)
+                .put(word, &!bits, WriteMode::Any)
+                .expect("write");
+        }
+        drop(open(bpffs));
+        assert_eq!(filter(bpffs).entries().expect("read"), right);
         assert!(cleanup(bpffs).is_complete());
     });
 }
