@@ -58,6 +58,9 @@ pub const POOL: (u16, u16) = (20_000, 20_999);
 const LOOPBACK: u32 = 1;
 /// Names the file of another object than the agent's: one may be tried without a build of the agent.
 const OBJECT: &str = "BEELINE_OBJECT";
+/// Names a directory of a BPF file system where test programs that run one after the other share the loaded object:
+/// an emulated processor takes minutes to verify it.
+pub const SHARED: &str = "BEELINE_SHARED_PINS";
 
 /// One node: tables, programs, a pod-facing device and two uplinks.
 #[derive(Debug)]
@@ -138,7 +141,11 @@ pub fn in_both_families(test: impl Fn(&mut Node, &Net) + Sync) {
 impl Node {
     fn create() -> Result<Self> {
         crate::scope::require_root()?;
-        let space = Space::create().context("making namespaces")?;
+        let space = match env::var_os(SHARED) {
+            Some(directory) => Space::over(directory.as_ref()),
+            None => Space::create(),
+        };
+        let space = space.context("making namespaces")?;
         lay_wires()?;
         let (pod, uplink, other_uplink) = (
             crate::device::index("pod0")?,

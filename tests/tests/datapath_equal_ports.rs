@@ -184,7 +184,7 @@ fn a_flow_that_is_over_leaves_its_port_to_a_direct_connection() {
             .is_untouched();
 
         node.pod_sends(&udp(net.client, net.service));
-        node.let_flows_rest(300);
+        node.let_flows_rest(31);
         node.pod_sends(&udp(net.client, net.endpoint))
             .is_untouched();
         assert!(node.flows().is_empty());

@@ -87,6 +87,11 @@ impl Datapath {
         self.programs.adopted()
     }
 
+    /// Why the kernel did not take a program that this node can do without, if it was seen refused.
+    pub fn refusal(&self, program: &str) -> Option<&Error> {
+        self.programs.refusal(program)
+    }
+
     /// How packet programs are attached.
     pub fn packet_hook(&self) -> PacketHook {
         self.hook

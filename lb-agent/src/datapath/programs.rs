@@ -25,6 +25,8 @@ const ARMING_TRIES: u32 = 20;
 #[derive(Debug)]
 pub struct Programs {
     programs: BTreeMap<String, Pinned>,
+    /// Why the kernel did not take one that this node can do without; nothing is known of it once adopted.
+    refused: BTreeMap<String, Error>,
     adopted: bool,
 }
 
@@ -46,12 +48,13 @@ impl Programs {
             tracing::info!(programs = programs.len(), "adopted the running programs");
             return Ok(Self {
                 programs,
+                refused: BTreeMap::new(),
                 adopted: true,
             });
         }
         // A crash from here on leaves a record that equals no object.
         about.write([0; 2])?;
-        load(pins, definitions, object)?;
+        let refused = load(pins, definitions, object)?;
         let programs = open_pinned(pins, definitions)?
             .ok_or_else(|| Error::Object("a program vanished right after it was pinned".into()))?;
         about.write(identity)?;
@@ -59,6 +62,7 @@ impl Programs {
         tracing::info!(programs = programs.len(), "loaded the programs");
         Ok(Self {
             programs,
+            refused,
             adopted: false,
         })
     }
@@ -80,6 +84,11 @@ impl Programs {
     pub(super) fn find(&self, name: &str) -> Option<(&Program, u32)> {
         let pinned = self.programs.get(name)?;
         Some((&pinned.program, pinned.id))
+    }
+
+    /// Why the kernel did not take a program, if this agent saw it refused.
+    pub fn refusal(&self, name: &str) -> Option<&Error> {
+        self.refused.get(name)
     }
 
     /// Starts the timer that sweeps expired flows, or hands it to this object's code. From then on the pin of its
@@ -108,8 +117,10 @@ fn optional(name: &str) -> bool {
     xdp::PROGRAMS.contains(&name)
 }
 
-/// Loads the object by aya over our pinned tables and pins its programs.
-fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<()> {
+/// Loads the object by aya over our pinned tables and pins its programs; which ones the kernel did not take, of those
+/// that may be missing.
+fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<BTreeMap<String, Error>> {
+    let mut without = BTreeMap::new();
     let paths: Vec<(&str, std::path::PathBuf)> = definitions
         .tables()
         .map(|table| (table.name.as_str(), pins.map(&table.name)))
@@ -139,6 +150,7 @@ fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<()> {
             }
             warn!(%error, "the kernel does not take a program that this node can do without");
             pin::remove(&pins.program(name))?;
+            without.insert(name.to_owned(), error);
             continue;
         }
         let fd = program
@@ -146,7 +158,7 @@ fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<()> {
             .map_err(|source| failed(&format!("program {name}"), source))?;
         pin::pin_over(fd.as_fd(), &pins.program(name))?;
     }
-    Ok(())
+    Ok(without)
 }
 
 /// What did not load, and what may help.

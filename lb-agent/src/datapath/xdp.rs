@@ -86,10 +86,13 @@ pub fn follow(pins: &Pins, programs: &Programs, (index, chosen): (u32, &Chosen))
     }
     let Some((program, program_id)) = programs.find(mode.program()) else {
         remove(pins, index)?;
-        return Ok(Seat::Refused(
-            "this kernel did not take the program (it needs Linux 5.18); see the agent's log"
-                .into(),
-        ));
+        // The verifier's last word is its verdict.
+        let verdict = programs.refusal(mode.program()).map(Error::to_string);
+        let verdict = verdict.as_deref().and_then(|text| text.lines().last());
+        let verdict = verdict.map_or(String::new(), |verdict| format!(": {verdict}"));
+        return Ok(Seat::Refused(format!(
+            "this kernel did not take the program, which needs Linux 5.18{verdict}; see the agent's log"
+        )));
     };
     let wanted = Wanted {
         pin: pins.link(&link_name(index, mode)),

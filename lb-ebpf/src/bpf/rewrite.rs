@@ -164,8 +164,8 @@ impl Rewrite for V4 {
         new: &Ends<V4>,
         checksum: Checksum,
     ) -> bool {
-        let old = sum_words(network.source.word(), network.destination.word());
-        let new = sum_words(new.source.word(), new.destination.word());
+        let old = sum_words([network.source.word(), network.destination.word()]);
+        let new = sum_words([new.source.word(), new.destination.word()]);
         skb.replace_l4(checksum.offset, old, new, 4, checksum.flags | PSEUDO)
     }
 
@@ -173,8 +173,11 @@ impl Rewrite for V4 {
     fn put_ends<P: Packet>(skb: &P, network: &Network<V4>, new: &Ends<V4>, behind: Behind) -> bool {
         let (network_at, transport_at) = P::headers(network);
         let sum = |source: Address4, destination: Address4, hops: u32| {
-            let addresses = sum_words(source.word(), destination.word());
-            sum_words(addresses, hop_word(hops, network.protocol))
+            sum_words([
+                source.word(),
+                destination.word(),
+                hop_word(hops, network.protocol),
+            ])
         };
         let checksum = replaced(
             network.checksum,
@@ -232,10 +235,10 @@ impl Rewrite for V6 {
         let both = |one: Address6, other: Address6| {
             let ([a, b, c, d], [e, f, g, h]) = (one.words(), other.words());
             [
-                sum_words(a, e),
-                sum_words(b, f),
-                sum_words(c, g),
-                sum_words(d, h),
+                sum_words([a, e]),
+                sum_words([b, f]),
+                sum_words([c, g]),
+                sum_words([d, h]),
             ]
         };
         skb.replace_l4_address6(

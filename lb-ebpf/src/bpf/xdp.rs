@@ -33,12 +33,6 @@ pub(crate) struct Xdp<const PROTOCOL: u8>(*mut xdp_md);
 #[repr(C, packed(2))]
 struct Even<T>(T);
 
-/// The sum of an address's words.
-#[inline(always)]
-fn sum_of([a, b, c, d]: [u32; 4]) -> u32 {
-    sum_words(sum_words(a, b), sum_words(c, d))
-}
-
 impl Xdp<0> {
     #[inline(always)]
     pub(crate) fn new(ctx: &XdpContext) -> Self {
@@ -164,7 +158,7 @@ impl<const PROTOCOL: u8> Packet for Xdp<PROTOCOL> {
 
     #[inline(always)]
     fn replace_l4_address6(&self, offset: u32, old: [u32; 4], new: [u32; 4], flags: u64) -> bool {
-        self.adjust(offset, (sum_of(old), sum_of(new)), flags)
+        self.adjust(offset, (sum_words(old), sum_words(new)), flags)
     }
 
     #[inline(always)]

@@ -31,6 +31,8 @@ const MOUNTS: [(&str, &str); 6] = [
     ("bpf", "/sys/fs/bpf"),
     ("tmpfs", "/run"),
 ];
+/// Where the packet fixtures find the programs that the first of them has loaded.
+const PINS: &str = "/sys/fs/bpf/fixtures";
 
 /// `guest LIST [FILTER]`, or, as a machine's first process, what `/guest` says.
 fn main() -> Result<()> {
@@ -71,6 +73,9 @@ fn work() -> Result<()> {
         |name: &str| fs::read_to_string(Path::new(ORDERS).join(name)).context(name.to_owned());
     let filter = order("filter")?;
     let filter = Some(filter.as_str()).filter(|filter| !filter.is_empty());
+    fs::create_dir(PINS).context("making room for the programs")?;
+    // SAFETY: no other thread is there yet.
+    unsafe { std::env::set_var(lb_tests::object::SHARED, PINS) };
     run_all(&Path::new(ORDERS).join("programs"), filter)?;
     if std::env::var_os(WANTED).is_some() {
         let text = fs::read(order("returned")?)?;

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::{fs, io, thread};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lb_agent::datapath::Config;
 use lb_agent::datapath::object::{Definitions, embedded};
 use lb_agent::datapath::pins::Pins;
@@ -49,10 +49,14 @@ pub fn load_with(capabilities: &[u32]) -> Result<Costs> {
             bpffs: BPFFS.into(),
             packet_hook: None,
         };
-        let _datapath = super::open(&config)?;
+        let datapath = super::open(&config)?;
         let pins = Pins::new(Path::new(BPFFS));
         let mut costs = Costs::new();
         for name in Definitions::of(embedded()?)?.programs() {
+            // The agent can do without some programs; what it is to load here must load.
+            if let Some(refusal) = datapath.refusal(name) {
+                bail!("{refusal}");
+            }
             let program = Program::open(&pins.program(name))?;
             let cost = Cost {
                 verified: program.info()?.verified_instructions,

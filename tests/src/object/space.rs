@@ -1,8 +1,10 @@
 //! A place in the kernel of a test program's own: network and mount namespaces with a BPF file system.
 
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 /// Where the private BPF file system is mounted, over the host's.
@@ -18,6 +20,20 @@ pub(super) struct Space {
 impl Space {
     /// Moves the calling thread into new namespaces with an empty BPF file system.
     pub(super) fn create() -> io::Result<Self> {
+        let space = Self::unshare()?;
+        mount(c"bpf", Some(c"bpf"), 0)?;
+        Ok(space)
+    }
+
+    /// The same, with what other test programs have left in a directory of a BPF file system.
+    pub(super) fn over(directory: &Path) -> io::Result<Self> {
+        let space = Self::unshare()?;
+        let directory = CString::new(directory.as_os_str().as_bytes())?;
+        mount(&directory, None, libc::MS_BIND)?;
+        Ok(space)
+    }
+
+    fn unshare() -> io::Result<Self> {
         // SAFETY: takes no addresses; only this thread leaves its namespaces.
         let answer = unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWNET) };
         succeeded(answer)?;
@@ -29,16 +45,6 @@ impl Space {
                 c"/".as_ptr(),
                 c"none".as_ptr(),
                 flags,
-                std::ptr::null(),
-            )
-        })?;
-        // SAFETY: as above; the path is that of `BPFFS`.
-        succeeded(unsafe {
-            libc::mount(
-                c"bpf".as_ptr(),
-                c"/sys/fs/bpf".as_ptr(),
-                c"bpf".as_ptr(),
-                0,
                 std::ptr::null(),
             )
         })?;
@@ -62,6 +68,21 @@ impl Space {
         }
         Ok(())
     }
+}
+
+/// Mounts something on [`BPFFS`].
+fn mount(what: &CStr, kind: Option<&CStr>, flags: libc::c_ulong) -> io::Result<()> {
+    let kind = kind.map_or(std::ptr::null(), CStr::as_ptr);
+    // SAFETY: strings that outlive the call, the last that of `BPFFS`; no kind for what has one, and no data.
+    succeeded(unsafe {
+        libc::mount(
+            what.as_ptr(),
+            c"/sys/fs/bpf".as_ptr(),
+            kind,
+            flags,
+            std::ptr::null(),
+        )
+    })
 }
 
 fn succeeded(answer: libc::c_int) -> io::Result<()> {
