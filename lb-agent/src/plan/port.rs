@@ -284,9 +284,10 @@ impl Merge {
                 between: (before & !after != 0 && after & !before != 0).then_some(before | after),
             });
         }
+        // Nobody is led to the record of an endpoint in no set, so what it says of the endpoint may be old.
         let sets = IN_CLUSTER | IN_LOCAL;
-        self.block_changed |=
-            before & sets != after & sets || held.record_flags() != wanted.record_flags();
+        self.block_changed |= before & sets != after & sets
+            || wanted.selected() && held.record_flags() != wanted.record_flags();
         self.next.push(wanted);
     }
 

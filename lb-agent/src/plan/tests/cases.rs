@@ -2,6 +2,7 @@
 
 use lb_ebpf::abi::SEGMENT_RECORDS;
 use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LINGERING, TOMBSTONE};
+use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::frontend::{NODE_ALLOWED, SOURCE_RANGES};
 
 use super::fake::{names, wide};
@@ -202,6 +203,27 @@ fn an_endpoint_that_only_serves_keeps_its_id_and_generation() {
     assert_eq!(states(&plan), [(1, 1, 4)]);
     let back = bench.apply("web", web(&["10.0.0.1", "10.0.0.2"]));
     assert_eq!(states(&back), [states(&start)[1]]);
+}
+
+#[test]
+fn an_endpoint_that_only_serves_may_become_the_nodes_own_without_a_write() {
+    let mut bench = Bench::default();
+    let other = |second| vec![port("web", "10.96.0.1", vec![endpoint("10.0.0.1"), second])];
+    bench.apply("web", web(&["10.0.0.1", "10.0.0.2"]));
+    bench.apply("web", other(unselected("10.0.0.2")));
+    let own = model::Endpoint {
+        host: true,
+        ..unselected("10.0.0.2")
+    };
+    assert_eq!(bench.apply("web", other(own)), Plan::default());
+    let selected = model::Endpoint {
+        cluster: true,
+        ..own
+    };
+    bench.apply("web", other(selected));
+    let resolved = bench.fake.resolve().into_values().next().unwrap();
+    let flags: Vec<_> = resolved.cluster.iter().map(|met| met.2).collect();
+    assert_eq!(flags, [0, LOCAL | HOST]);
 }
 
 #[test]
