@@ -196,16 +196,31 @@ pub fn checks(got: &[HealthCheck], picture: &Picture) -> Result<(), String> {
     }
 }
 
+/// Service ports some of whose frontends lead elsewhere, be it to the same endpoints with other flags. All of them lead
+/// to one block.
+fn moved<'a>(before: &'a Picture, after: &'a Picture) -> BTreeSet<&'a PortName> {
+    let mut moved = BTreeSet::new();
+    for (one, other) in [(before, after), (after, before)] {
+        for (at, views) in &one.claims {
+            let others = other.claims.get(at).map_or(&[][..], Vec::as_slice);
+            let changed = views.iter().filter(|view| !others.contains(view));
+            moved.extend(changed.map(|view| &view.owner));
+        }
+    }
+    moved
+}
+
 /// The most writes that a change may take: four for an endpoint, two for a service port, one for each frontend,
 /// source range and address that differs.
 pub fn most_writes(before: &Picture, after: &Picture) -> usize {
     let nothing = Port::default();
+    let moved = moved(before, after);
     let names: BTreeSet<_> = before.ports.keys().chain(after.ports.keys()).collect();
     let mut most = 0;
     let mut touched = BTreeSet::new();
     for name in names {
         let (old, new) = (before.ports.get(name), after.ports.get(name));
-        if old == new {
+        if old == new && !moved.contains(name) {
             continue;
         }
         touched.insert(name);

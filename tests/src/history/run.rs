@@ -233,7 +233,9 @@ impl Run {
             };
         }
         self.hold()?;
-        self.pictures.push(self.picture());
+        let picture = self.picture();
+        self.memory.settle(&picture);
+        self.pictures.push(picture);
         let before = self.done.writes;
         let plans = self.agent.plans(seed);
         let all = plans.iter().filter(|(name, _)| name.is_some()).count();
@@ -340,6 +342,7 @@ impl Run {
         self.held.clear();
         let (agent, plan) = Agent::start(&self.tables, self.now);
         self.agent = agent;
+        self.memory.start_anew(&self.tables);
         Watch::ALL
             .into_iter()
             .for_each(|watch| self.server.disconnect(watch));
