@@ -84,7 +84,7 @@ impl Held {
         self.state_flags() & IN_LOCAL != 0
     }
 
-    fn selected(&self) -> bool {
+    pub(super) fn selected(&self) -> bool {
         self.in_cluster_set() || self.in_local_set()
     }
 
@@ -92,7 +92,7 @@ impl Held {
         self.state_flags() & SERVING != 0
     }
 
-    fn key(&self) -> (Address6, u16) {
+    pub(super) fn key(&self) -> (Address6, u16) {
         (self.address, self.port)
     }
 }

@@ -151,18 +151,36 @@ fn states(tables: &Tables, picture: &Picture, memory: &Memory) -> Result<(), Str
     Ok(())
 }
 
-/// A UDP endpoint that clients were sent to and that no slice names any more is told of, unless its Service went.
-pub fn tombstones(tables: &Tables, before: &Picture, after: &Picture) -> Result<(), String> {
-    let known = udp_targets(after);
+/// A UDP endpoint that clients were sent to and that no Service has any more, then or later, is told of, unless
+/// the service port they came by went.
+pub fn tombstones(
+    tables: &Tables,
+    before: &Picture,
+    after: &Picture,
+    memory: &mut Memory,
+) -> Result<(), String> {
     let udp = before.ports.iter().filter(|(name, _)| name.protocol == UDP);
-    for (name, port) in udp.filter(|(name, _)| after.ports.contains_key(name)) {
+    for (name, port) in udp {
         let used = port.cluster.iter().chain(&port.local).flatten();
-        for target in used.filter(|target| !known.contains(target)) {
-            if !tables.tombstones.contains_key(target) {
-                return Err(format!("{target:?} left {name:?} without a tombstone"));
-            }
+        let has = |target: &Target| {
+            let port = after.ports.get(name);
+            port.is_some_and(|port| port.known.contains_key(target))
+        };
+        let lost = used.filter(|target| !has(target));
+        memory
+            .lost
+            .extend(lost.map(|target| (name.clone(), *target)));
+    }
+    memory
+        .lost
+        .retain(|(name, _)| after.ports.contains_key(name));
+    let known = udp_targets(after);
+    for (name, target) in &memory.lost {
+        if !known.contains(target) && !tables.tombstones.contains_key(target) {
+            return Err(format!("{target:?} left {name:?} without a tombstone"));
         }
     }
+    memory.lost.retain(|(_, target)| known.contains(target));
     Ok(())
 }
 

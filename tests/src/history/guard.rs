@@ -21,6 +21,8 @@ const OPEN: u32 = CLUSTER_IP | EXTERNAL;
 pub struct Memory {
     pub named: BTreeMap<Life, (PortName, Target)>,
     current: BTreeMap<(PortName, Target), Life>,
+    /// UDP endpoints that a service port sent clients to and lost, while others had them.
+    pub lost: BTreeSet<(PortName, Target)>,
 }
 
 /// Watches the writes between two pictures.
@@ -296,6 +298,7 @@ impl Memory {
         let known = tables.names().filter(|(id, _)| led.contains(id));
         let known: BTreeSet<_> = known.map(|(_, name)| name).collect();
         self.current.retain(|(name, _), _| known.contains(name));
+        self.lost.clear();
     }
 
     /// What does not serve in a picture ends, whether the tables come to equal it or an agent dies over it: serving
