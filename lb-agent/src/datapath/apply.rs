@@ -13,9 +13,12 @@ use std::fmt;
 use std::hash::Hash;
 
 use lb_ebpf::abi::Record;
+use lb_ebpf::abi::address::AddressUse;
 use lb_ebpf::abi::endpoint::EndpointState;
+use lb_ebpf::abi::family::Family;
 use lb_ebpf::abi::table;
 
+use super::addresses::Addresses;
 use super::growing::Growing;
 use super::stage::{Changes, Progress, Staged, steps};
 use super::tables::Tables;
@@ -205,6 +208,24 @@ impl<K: Record, V: Record> Bulk<K, V> for Table<K, V> {
     }
     fn used(&self) -> Option<(usize, u32)> {
         Some((self.count().ok()?, self.max_entries()))
+    }
+}
+
+impl<F: Family> Bulk<F::Addr, AddressUse> for Addresses<F>
+where
+    F::Addr: Record,
+{
+    fn put_one(&mut self, address: &F::Addr, uses: &AddressUse) -> Result<(), KernelError> {
+        self.put(address, uses)
+    }
+    fn put_all(&mut self, addresses: &[F::Addr], uses: &[AddressUse]) -> Result<(), WriteError> {
+        self.put_many(addresses, uses)
+    }
+    fn delete_all(&mut self, addresses: &[F::Addr]) -> Result<(), WriteError> {
+        self.delete_many(addresses)
+    }
+    fn used(&self) -> Option<(usize, u32)> {
+        self.usage().ok()
     }
 }
 

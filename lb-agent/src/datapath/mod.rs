@@ -1,5 +1,6 @@
 //! The kernel's side: load, pin, attach, adopt, and carry out plans. All aya calls are below this module.
 
+pub mod addresses;
 pub mod apply;
 pub mod attach;
 pub mod engine;

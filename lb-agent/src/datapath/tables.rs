@@ -3,10 +3,9 @@
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
 use lb_ebpf::abi::device::Device;
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
-use lb_ebpf::abi::family::{V4, V6};
+use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
 use lb_ebpf::abi::name::ServiceName;
 use lb_ebpf::abi::settings::Settings;
@@ -14,6 +13,7 @@ use lb_ebpf::abi::socket::{Tombstone, TombstoneKey};
 use lb_ebpf::abi::source_range::{SourceRange, SourceRangeKey};
 use lb_ebpf::abi::table;
 
+use super::addresses::Addresses;
 use super::growing::Growing;
 use super::newcomers::Newcomers;
 use super::object::{Definition, Definitions};
@@ -28,8 +28,8 @@ use crate::sys::bpf::{Counters, Map, MapKind, Outer, Table, pin};
 pub struct Tables {
     pub frontends4: Growing<FrontendKey<V4>, Frontend>,
     pub frontends6: Growing<FrontendKey<V6>, Frontend>,
-    pub addresses4: Growing<Address4, AddressUse>,
-    pub addresses6: Growing<Address6, AddressUse>,
+    pub addresses4: Addresses<V4>,
+    pub addresses6: Addresses<V6>,
     pub endpoints4: Segments<Endpoint<V4>>,
     pub endpoints6: Segments<Endpoint<V6>>,
     pub endpoint_state: Segments<EndpointState>,
@@ -76,8 +76,8 @@ impl Tables {
         Ok(Self {
             frontends4: opener.growing(table::FRONTENDS4)?,
             frontends6: opener.growing(table::FRONTENDS6)?,
-            addresses4: opener.growing(table::ADDRESSES4)?,
-            addresses6: opener.growing(table::ADDRESSES6)?,
+            addresses4: opener.addresses(table::ADDRESSES4, table::ADDRESS_FILTER4)?,
+            addresses6: opener.addresses(table::ADDRESSES6, table::ADDRESS_FILTER6)?,
             endpoints4: opener.segments(table::ENDPOINTS4)?,
             endpoints6: opener.segments(table::ENDPOINTS6)?,
             endpoint_state: opener.segments(table::ENDPOINT_STATE)?,
@@ -151,6 +151,13 @@ impl Opener<'_> {
         name: &str,
     ) -> Result<Growing<K, V>> {
         Growing::open(self.outer(name)?, Arc::clone(self.definitions))
+    }
+
+    fn addresses<F: Family>(&self, name: &str, filter: &str) -> Result<Addresses<F>>
+    where
+        F::Addr: lb_ebpf::abi::Record,
+    {
+        Addresses::open(self.growing(name)?, self.map(filter)?)
     }
 
     fn segments<V: lb_ebpf::abi::Record>(&self, name: &str) -> Result<Segments<V>> {

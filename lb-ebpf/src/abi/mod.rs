@@ -5,6 +5,7 @@
 //! another layout are never opened.
 
 pub mod address;
+pub mod address_filter;
 pub mod affinity;
 pub mod counter;
 pub mod device;
@@ -53,6 +54,10 @@ pub mod table {
     pub const ADDRESSES4: &str = "addresses4";
     /// Outer, one slot: IPv6 address → `AddressUse`.
     pub const ADDRESSES6: &str = "addresses6";
+    /// Array of `u64`: bits of the hashes that addresses of `ADDRESSES4` have.
+    pub const ADDRESS_FILTER4: &str = "address_filter4";
+    /// The same of `ADDRESSES6`.
+    pub const ADDRESS_FILTER6: &str = "address_filter6";
     /// Outer, a slot per segment: arrays of `Endpoint<V4>`.
     pub const ENDPOINTS4: &str = "endpoints4";
     /// Outer, a slot per segment: arrays of `Endpoint<V6>`.

@@ -42,6 +42,7 @@ pub(crate) fn passes<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32
     };
     work.transport = transport;
     work.set_key(SCOPE);
+    work.ended = false;
     let now = now();
     let target = target::at::<F>(&work.network.destination);
     if target.direct != 0 && work.goes_on(settings, transport.flags, now) {

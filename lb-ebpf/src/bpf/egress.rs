@@ -20,7 +20,7 @@ use crate::report::count;
 use crate::rewrite::{Rewrite, rewrite_answer};
 use crate::service_cidr::{ServiceCidrs, must_stay};
 use crate::skb::Skb;
-use crate::{DROP, NEXT, own, target};
+use crate::{DROP, NEXT, door, own, target};
 
 /// The caller is to take the packet for one of this node's own, or for an ICMP message, so that stacks do not add up.
 /// Far from any action's number.
@@ -33,8 +33,8 @@ const STEP_ASIDE: i32 = 202;
 #[inline(always)]
 pub(crate) fn egress<const SCOPE: u8, const LINK: u32>(skb: &Skb) -> i32 {
     match skb.ethertype() {
-        IPV4 => run::<V4, SCOPE, LINK>(*skb),
-        IPV6 => run::<V6, SCOPE, LINK>(*skb),
+        IPV4 if !door::lets_out::<V4, SCOPE, LINK>(*skb) => run::<V4, SCOPE, LINK>(*skb),
+        IPV6 if !door::lets_out::<V6, SCOPE, LINK>(*skb) => run::<V6, SCOPE, LINK>(*skb),
         _ => NEXT,
     }
 }
@@ -109,7 +109,9 @@ fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8, const LIN
         return no_answer;
     };
     // Most packets come from where no flow leads to and pay for this one look.
-    let pooled = !own && masquerade::pooled(settings, transport.source_port);
+    let pooled = !own
+        && masquerade::pooled(settings, transport.source_port)
+        && target::at::<F>(&network.destination).flows != 0;
     if !pooled && target::at::<F>(&network.source).flows == 0 {
         return no_answer;
     }

@@ -5,7 +5,8 @@
 
 use core::ptr::{copy_nonoverlapping, read_volatile, write_volatile};
 use lb_ebpf::abi::flow::{
-    ANSWERED, CLOSED, DIRECT, ESTABLISHED, Flow, FlowKey, MASQUERADE, MASQUERADED, NEW, key_check,
+    ANSWERED, CLOSED, DIRECT, ESTABLISHED, Flow, FlowKey, MASQUERADE, MASQUERADED, NEW,
+    OWN_ADDRESS, key_check,
 };
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{TCP, UDP, counter};
@@ -84,6 +85,30 @@ pub(crate) fn release<F: Tables>(reply: &FlowKey<F>, key: &FlowKey<F>) {
     }
 }
 
+/// Whether the flow's reply entries are there. `reply` is overwritten.
+#[inline(never)]
+fn leads_back<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut FlowKey<F>) -> bool {
+    write_reply_key(reply, flow, key);
+    if !names(reply, key) {
+        return false;
+    }
+    if flow.flags & MASQUERADE == 0 {
+        return true;
+    }
+    write_returning_key(reply, flow, key);
+    names(reply, key)
+}
+
+/// Whether the entry under `reply` names `key`.
+#[inline(always)]
+fn names<F: Tables>(reply: &FlowKey<F>, key: &FlowKey<F>) -> bool {
+    match reply_entry(reply) {
+        // SAFETY: an element of the table; one that changes hands just now fails the comparison.
+        Some(entry) => unsafe { *entry == *key },
+        None => false,
+    }
+}
+
 /// Removes the reply entries of a flow. `reply` is overwritten.
 #[inline(never)]
 pub(crate) fn release_replies<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut FlowKey<F>) {
@@ -124,6 +149,23 @@ pub(crate) fn end<F: Tables>(work: &Work<F>) {
 }
 
 impl<F: Tables> Place<F> {
+    /// Makes the record that of another connection between the same ends.
+    #[inline(always)]
+    fn renew(&self, flow: &Flow<F>) {
+        // SAFETY: an element of the table. Who reads it meanwhile translates by what both connections have in common.
+        unsafe {
+            write_volatile(&raw mut (*self.0).service, flow.service);
+            write_volatile(&raw mut (*self.0).endpoint, flow.endpoint);
+            write_volatile(
+                &raw mut (*self.0).endpoint_generation,
+                flow.endpoint_generation,
+            );
+            write_volatile(&raw mut (*self.0).last_seen, flow.last_seen);
+            write_volatile(&raw mut (*self.0).created, flow.created);
+            write_volatile(&raw mut (*self.0).state, flow.state);
+        }
+    }
+
     /// Gives the record another source port.
     #[inline(always)]
     pub(crate) fn set_source_port(&self, port: u16) {
@@ -198,7 +240,43 @@ fn lives<F: Tables>(
     }
 }
 
+/// Whether flows of this kind always get a port of our pool. A process may dial its node's server directly from the same
+/// port: only another port tells the two connections apart.
+#[inline(always)]
+pub(crate) fn has_pooled_port(flags: u8) -> bool {
+    flags & (MASQUERADE | DIRECT | OWN_ADDRESS) != 0
+}
+
+/// Seconds by which the clocks of two processors can differ, and more.
+const SWEEP_MAY_COME: u32 = 2;
+
 impl<F: Tables> Work<F> {
+    /// Gives the new flow at hand the record of the one that ended before, if both have the same ends: nothing is entered
+    /// then, and nothing removed. Else that record is removed.
+    #[inline(always)]
+    pub(crate) fn succeed(&mut self) -> bool {
+        let Some(place) = find(&self.key, &mut self.other) else {
+            return false;
+        };
+        let (flow, other) = (&mut self.flow, &self.other);
+        // A port of our pool only where the new flow would get one, too.
+        let port = has_pooled_port(flow.flags) || flow.new_source_port == other.new_source_port;
+        if port
+            && flow.flags == other.flags
+            && flow.new_source == other.new_source
+            && flow.new_destination == other.new_destination
+            && flow.new_destination_port == other.new_destination_port
+        {
+            flow.new_source_port = other.new_source_port;
+            if leads_back(&self.key, flow, &mut self.reply) {
+                place.renew(flow);
+                return true;
+            }
+        }
+        remove(&self.key, &self.other, &mut self.reply);
+        false
+    }
+
     /// The packet's key in `scope`.
     #[inline(always)]
     pub(crate) fn set_key(&mut self, scope: u8) {
@@ -212,10 +290,12 @@ impl<F: Tables> Work<F> {
     }
 
     /// Whether the packet at hand, under `key`, is its client's next one in a flow that stands; then `flow` is the
-    /// record. A flow that does not stand any more is removed.
+    /// record. A flow that does not stand any more is removed; the record of a connection that ended stays for its
+    /// successor, see [`Work::succeed`].
     #[inline(always)]
     pub(crate) fn goes_on(&mut self, settings: &Settings, flags: u8, now: u32) -> bool {
         let protocol = self.key.protocol;
+        self.ended = false;
         let Some(place) = find(&self.key, &mut self.flow) else {
             return false;
         };
@@ -225,6 +305,11 @@ impl<F: Tables> Work<F> {
         }
         if protocol == UDP {
             count(counter::FLOW_MOVED);
+        }
+        // Not what the sweep may be about to take away.
+        if protocol == TCP && !has_expired(&self.flow, settings, protocol, now + SWEEP_MAY_COME) {
+            self.ended = true;
+            return false;
         }
         remove(&self.key, &self.flow, &mut self.reply);
         false

@@ -15,6 +15,7 @@ use lb_ebpf::tcp_state::{Speaker, is_clean_syn};
 
 use crate::answer::{Answer, reject};
 use crate::direct;
+use crate::door;
 use crate::fast::{self, Hop};
 use crate::forward::{back, to_endpoint};
 use crate::header::{IPV4, IPV6, Network, packet_at, transport};
@@ -50,8 +51,8 @@ pub(crate) mod step {
 #[inline(always)]
 pub(crate) fn ingress<const SCOPE: u8, const LINK: u32>(skb: &Skb) -> i32 {
     match skb.ethertype() {
-        IPV4 => run::<V4, SCOPE, LINK>(*skb),
-        IPV6 => run::<V6, SCOPE, LINK>(*skb),
+        IPV4 if !door::lets_in::<V4, LINK>(*skb) => run::<V4, SCOPE, LINK>(*skb),
+        IPV6 if !door::lets_in::<V6, LINK>(*skb) => run::<V6, SCOPE, LINK>(*skb),
         _ => NEXT,
     }
 }

@@ -3,6 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use core::ptr::read_volatile;
 use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, NODE};
+use lb_ebpf::abi::address_filter;
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::endpoint::{EndpointState, SERVING};
 use lb_ebpf::abi::frontend::{Frontend, FrontendKey, key_check};
@@ -28,6 +29,17 @@ pub(crate) fn settings() -> Option<&'static Settings> {
 pub(crate) fn now() -> u32 {
     // SAFETY: the helper has no preconditions.
     clock::seconds(unsafe { bpf_ktime_get_coarse_ns() })
+}
+
+/// Whether an address may be in the table of addresses: false is certain.
+#[inline(always)]
+pub(crate) fn may_be_known<F: Tables>(address: &F::Addr) -> bool {
+    let (word, bit) = address_filter::place::<F>(F::read(address));
+    match F::address_filter().get_ptr(word) {
+        // SAFETY: an element of an array.
+        Some(bits) => unsafe { read_volatile(bits) & bit != 0 },
+        None => true,
+    }
 }
 
 /// Uses of an address: 0 when it is no business of ours.

@@ -10,6 +10,7 @@
 
 mod answer;
 mod direct;
+mod door;
 mod early;
 mod egress;
 mod extension;

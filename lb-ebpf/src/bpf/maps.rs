@@ -8,6 +8,7 @@ use aya_ebpf::bindings::bpf_timer;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, Queue, SkStorage};
 use aya_ebpf::macros::btf_map;
 use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
+use lb_ebpf::abi::address_filter::WORDS as FILTER_WORDS;
 use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
 use lb_ebpf::abi::counter::COUNTERS as COUNTER_SLOTS;
 use lb_ebpf::abi::device::Device;
@@ -51,6 +52,7 @@ const RANGES: usize = 1 << 20;
 const SHARD_SLOTS: usize = 2 * FLOW_SHARDS as usize;
 
 type Growing<K, V> = ArrayOfMaps<HashMap<K, V, START, GROW>, 1>;
+type Filter = Array<u64, { FILTER_WORDS as usize }>;
 type Segments<V> = ArrayOfMaps<Array<V, { SEGMENT_RECORDS as usize }>, { SEGMENTS as usize }>;
 /// The queue of one shard.
 pub(crate) type Newcomers<F> = Queue<Newcomer<F>, NEWCOMERS_START>;
@@ -68,6 +70,10 @@ pub(crate) static FRONTENDS6: Growing<FrontendKey<V6>, Frontend> = Growing::new(
 pub(crate) static ADDRESSES4: Growing<Address4, AddressUse> = Growing::new();
 #[btf_map(name = "addresses6")]
 pub(crate) static ADDRESSES6: Growing<Address6, AddressUse> = Growing::new();
+#[btf_map(name = "address_filter4")]
+pub(crate) static ADDRESS_FILTER4: Filter = Filter::new();
+#[btf_map(name = "address_filter6")]
+pub(crate) static ADDRESS_FILTER6: Filter = Filter::new();
 #[btf_map(name = "endpoints4")]
 pub(crate) static ENDPOINTS4: Segments<Endpoint<V4>> = Segments::new();
 #[btf_map(name = "endpoints6")]
@@ -151,6 +157,7 @@ static WAY6: PerCpuArray<Way<V6>, 1> = PerCpuArray::new();
 pub(crate) trait Tables: Family {
     fn frontends() -> &'static Growing<FrontendKey<Self>, Frontend>;
     fn addresses() -> &'static Growing<Self::Addr, AddressUse>;
+    fn address_filter() -> &'static Filter;
     fn endpoints() -> &'static Segments<Endpoint<Self>>;
     fn flows() -> &'static FlowShards<Self>;
     fn replies() -> &'static ReplyShards<Self>;
@@ -162,7 +169,7 @@ pub(crate) trait Tables: Family {
 }
 
 macro_rules! tables {
-    ($family:ty, $frontends:ident, $addresses:ident, $endpoints:ident, $flows:ident, $replies:ident, $newcomers:ident, $work:ident, $way:ident) => {
+    ($family:ty, $frontends:ident, $addresses:ident, $filter:ident, $endpoints:ident, $flows:ident, $replies:ident, $newcomers:ident, $work:ident, $way:ident) => {
         impl Tables for $family {
             #[inline(always)]
             fn frontends() -> &'static Growing<FrontendKey<Self>, Frontend> {
@@ -171,6 +178,10 @@ macro_rules! tables {
             #[inline(always)]
             fn addresses() -> &'static Growing<<Self as Family>::Addr, AddressUse> {
                 &$addresses
+            }
+            #[inline(always)]
+            fn address_filter() -> &'static Filter {
+                &$filter
             }
             #[inline(always)]
             fn endpoints() -> &'static Segments<Endpoint<Self>> {
@@ -203,8 +214,26 @@ macro_rules! tables {
 }
 
 tables!(
-    V4, FRONTENDS4, ADDRESSES4, ENDPOINTS4, FLOWS4, REPLIES4, NEWCOMERS4, WORK4, WAY4
+    V4,
+    FRONTENDS4,
+    ADDRESSES4,
+    ADDRESS_FILTER4,
+    ENDPOINTS4,
+    FLOWS4,
+    REPLIES4,
+    NEWCOMERS4,
+    WORK4,
+    WAY4
 );
 tables!(
-    V6, FRONTENDS6, ADDRESSES6, ENDPOINTS6, FLOWS6, REPLIES6, NEWCOMERS6, WORK6, WAY6
+    V6,
+    FRONTENDS6,
+    ADDRESSES6,
+    ADDRESS_FILTER6,
+    ENDPOINTS6,
+    FLOWS6,
+    REPLIES6,
+    NEWCOMERS6,
+    WORK6,
+    WAY6
 );

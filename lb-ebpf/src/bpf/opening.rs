@@ -15,7 +15,7 @@ use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{counter, endpoint};
 use lb_ebpf::flow_keys::{write_reply_key, write_returning_key};
 
-use crate::flow::{answers, find, has_expired, release, release_replies};
+use crate::flow::{answers, find, has_expired, has_pooled_port, release, release_replies};
 use crate::lookup::{now, settings};
 use crate::maps::Tables;
 use crate::report::count;
@@ -135,12 +135,14 @@ impl<F: Claim> Work<F> {
     #[inline(always)]
     pub(crate) fn open(&mut self, now: u32) -> Opening {
         self.fill(now);
-        // A process may dial its node's server directly from the same port: only a port of our pool tells the two
-        // connections apart.
-        let port = if self.flow.flags & (MASQUERADE | DIRECT | OWN_ADDRESS) == 0 {
-            CLIENTS_OWN
-        } else {
+        if self.ended && self.succeed() {
+            self.note(now);
+            return Opening::Done;
+        }
+        let port = if has_pooled_port(self.flow.flags) {
             POOLED
+        } else {
+            CLIENTS_OWN
         };
         match F::claim_keys(port, now) {
             Opening::Done => self.enter(now),

@@ -8,8 +8,9 @@ use aya_ebpf::helpers::generated::{
     bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
+use core::arch::asm;
 use core::mem::MaybeUninit;
-use core::ptr::{addr_of, null_mut, read_unaligned, read_volatile};
+use core::ptr::{addr_of, null_mut, read_volatile};
 
 use lb_ebpf::abi::family::Family;
 
@@ -174,11 +175,68 @@ impl Skb {
         unsafe { read_volatile(addr_of!((*self.0).ingress_ifindex)) == 0 }
     }
 
+    /// Reads a header at a place that is known beforehand, if the packet's linear part has it. `T` is made of whole words.
+    #[inline(always)]
+    pub(crate) fn peek_at<T: Copy, const OFFSET: u32>(&self) -> Option<T> {
+        const { assert!(size_of::<T>() % 4 == 0 && size_of::<T>() <= 40) };
+        // SAFETY: fields of the context.
+        let (start, end) = unsafe {
+            (
+                read_volatile(addr_of!((*self.0).data)) as usize,
+                read_volatile(addr_of!((*self.0).data_end)) as usize,
+            )
+        };
+        if start + OFFSET as usize + size_of::<T>() > end {
+            return None;
+        }
+        let mut value = MaybeUninit::<T>::uninit();
+        let to = value.as_mut_ptr().cast::<u32>();
+        // Written out, as each word's place is part of its instruction.
+        macro_rules! words {
+            ($($word:literal)+) => {
+                $(
+                    if $word * 4 < size_of::<T>() {
+                        // SAFETY: within the packet, as just compared, and within `value`. Whatever the bytes are, `T`
+                        // takes them.
+                        unsafe {
+                            to.add($word).write_unaligned(word_at::<OFFSET, $word>(start));
+                        }
+                    }
+                )+
+            };
+        }
+        words!(0 1 2 3 4 5 6 7 8 9);
+        // SAFETY: every word of it was written.
+        Some(unsafe { value.assume_init() })
+    }
+
     /// For helpers that take the context itself.
     #[inline(always)]
     pub(crate) fn raw(&self) -> *mut __sk_buff {
         self.0
     }
+}
+
+/// The word that many words behind `OFFSET` in the packet that starts at `start`. Headers lie at any address, and of an
+/// unaligned read the compiler for the BPF target makes four, one for each byte: every kernel with a JIT compiler that we
+/// run on takes such words in one piece.
+///
+/// # Safety
+/// The word has been shown to lie within the packet.
+#[inline(always)]
+unsafe fn word_at<const OFFSET: u32, const WORD: u32>(start: usize) -> u32 {
+    let word: u64;
+    // SAFETY: as the caller promises.
+    unsafe {
+        asm!(
+            "{word} = *(u32 *)({start} + {at})",
+            word = lateout(reg) word,
+            start = in(reg) start,
+            at = const OFFSET + 4 * WORD,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    word as u32
 }
 
 impl Packet for Skb {
@@ -238,15 +296,10 @@ impl Packet for Skb {
     /// not for this: the verifier lets only programs with `CAP_PERFMON` add them to a pointer into a packet.
     #[inline(always)]
     fn load_at<T: Copy, const OFFSET: u32>(&self) -> Option<T> {
-        // SAFETY: the comparison shows the verifier that the bytes are there. Whatever they are, `T` takes them.
-        unsafe {
-            let start = read_volatile(addr_of!((*self.0).data)) as usize;
-            let end = read_volatile(addr_of!((*self.0).data_end)) as usize;
-            if start + OFFSET as usize + size_of::<T>() <= end {
-                return Some(read_unaligned((start + OFFSET as usize) as *const T));
-            }
+        match self.peek_at::<T, OFFSET>() {
+            Some(value) => Some(value),
+            None => self.load(OFFSET),
         }
-        self.load(OFFSET)
     }
 
     #[inline(always)]

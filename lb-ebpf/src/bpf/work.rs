@@ -29,6 +29,8 @@ pub(crate) struct Work<F: Family> {
     pub(crate) direct: bool,
     /// Whether the new flow is to be masqueraded.
     pub(crate) masquerade: bool,
+    /// Whether the packet's key has a record already, of a connection that ended.
+    pub(crate) ended: bool,
     /// Whether the new flow may take its port from one that is unproven.
     pub(crate) pressed: bool,
     /// Address of this node that a new flow is to be masqueraded with.

@@ -41,7 +41,10 @@ impl Oracle {
             if !renewed {
                 return self.goes_on(met, flow);
             }
-            self.flows.close(&key);
+            // What is known of the old connection stays until a new one takes its place, or until its time comes.
+            if !flow.is_live(self.now + 2) {
+                self.flows.close(&key);
+            }
         }
         if !packet.is_first() {
             // The first one opened nothing, so this one cannot.

@@ -1,0 +1,101 @@
+//! The first look at a packet. Most are no business of ours, and a few words at known places tell so: then the program
+//! ends, having touched little code and little memory, which in live traffic are what costs.
+//!
+//! Only for packets whose headers are plain and whole; all others are looked at in full. What is let go here would be
+//! let go there.
+
+use lb_ebpf::abi::family::{Family, V4, V6};
+use lb_ebpf::abi::flow::OUTSIDE;
+use lb_ebpf::abi::{TCP, UDP};
+
+use crate::header::{ICMPV6, Ipv4, Ipv6};
+use crate::lookup::{may_be_known, settings};
+use crate::packet::Packet as _;
+use crate::service_cidr::ServiceCidrs;
+use crate::skb::Skb;
+use crate::target;
+
+/// What the first look sees.
+pub(crate) struct Glance<F: Family> {
+    source: F::Addr,
+    destination: F::Addr,
+    protocol: u8,
+    fragment: bool,
+}
+
+/// Families whose plain headers can be told at a glance.
+pub(crate) trait Door: ServiceCidrs {
+    /// `None`: the packet wants a closer look.
+    fn glance<const LINK: u32>(skb: &Skb) -> Option<Glance<Self>>;
+}
+
+impl Door for V4 {
+    #[inline(always)]
+    fn glance<const LINK: u32>(skb: &Skb) -> Option<Glance<V4>> {
+        let header = skb.peek_at::<Ipv4, LINK>()?;
+        let length = u32::from(u16::from_be(header.total_length));
+        if header.version_ihl != 0x45 || length < 20 || LINK + length > skb.length() {
+            return None;
+        }
+        Some(Glance {
+            source: header.source,
+            destination: header.destination,
+            protocol: header.protocol,
+            fragment: header.fragment & 0x3fff_u16.to_be() != 0,
+        })
+    }
+}
+
+impl Door for V6 {
+    #[inline(always)]
+    fn glance<const LINK: u32>(skb: &Skb) -> Option<Glance<V6>> {
+        let header = skb.peek_at::<Ipv6, LINK>()?;
+        let length = u32::from(u16::from_be(header.payload_length));
+        let plain = matches!(header.next_header, TCP | UDP | ICMPV6);
+        if header.version_class_label & 0xf000_0000_u32.to_be() != 0x6000_0000_u32.to_be()
+            || !plain
+            || length == 0
+            || LINK + 40 + length > skb.length()
+        {
+            return None;
+        }
+        Some(Glance {
+            source: header.source,
+            destination: header.destination,
+            protocol: header.next_header,
+            fragment: false,
+        })
+    }
+}
+
+/// Whether a packet that comes in is certainly none of ours. Out of line for the stack of what follows.
+#[inline(never)]
+pub(crate) fn lets_in<F: Door, const LINK: u32>(skb: Skb) -> bool {
+    let Some(seen) = F::glance::<LINK>(&skb) else {
+        return false;
+    };
+    target::at::<F>(&seen.destination).flows == 0 && belongs_to_nobody::<F>(&seen.destination)
+}
+
+/// Whether a packet that goes out is certainly none of ours: it comes from where no flow leads to, and so is no answer,
+/// and it goes where none leads to, and so wants no other source.
+#[inline(never)]
+pub(crate) fn lets_out<F: Door, const SCOPE: u8, const LINK: u32>(skb: Skb) -> bool {
+    let Some(seen) = F::glance::<LINK>(&skb) else {
+        return false;
+    };
+    if (seen.protocol != TCP && seen.protocol != UDP) || seen.fragment {
+        return false;
+    }
+    if target::at::<F>(&seen.source).flows != 0 || target::at::<F>(&seen.destination).flows != 0 {
+        return false;
+    }
+    SCOPE != OUTSIDE || belongs_to_nobody::<F>(&seen.destination)
+}
+
+/// Whether an address is no service's, and none that a service could have.
+#[inline(always)]
+fn belongs_to_nobody<F: Door>(address: &F::Addr) -> bool {
+    !may_be_known::<F>(address)
+        && settings().is_some_and(|settings| !F::in_service_cidr(settings, F::read(address)))
+}
