@@ -2,8 +2,8 @@
 //!
 //! A plan orders the writes of one Service; between Services no order is needed. So the writes of many plans go
 //! out in common phases, each table's writes of a phase in batches: what nobody reaches yet, frontends, addresses,
-//! frontends that go, the rest. Two plans that write the same frontend or address are carried out one after the
-//! other.
+//! frontends that go, the rest. Two plans that write the same frontend, address or tombstone are carried out one after
+//! the other.
 //!
 //! What cannot be written fails alone: its plan is named, none of that plan's later phases happen (its frontends
 //! never lead to a block that is not there), and all others go on.

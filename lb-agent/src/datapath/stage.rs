@@ -103,7 +103,7 @@ impl Progress {
     }
 }
 
-/// Runs of plans that write no frontend or address twice.
+/// Runs of plans that write no frontend, address or tombstone twice.
 fn groups(plans: &[&[Write]]) -> Vec<std::ops::Range<usize>> {
     let mut groups = Vec::new();
     let (mut start, mut keys) = (0, HashMap::new());
@@ -131,6 +131,7 @@ enum Contested {
     Frontend4(FrontendKey<V4>),
     Frontend6(FrontendKey<V6>),
     Address(IpAddr),
+    Tombstone(TombstoneKey),
 }
 
 fn contested(write: &Write) -> Option<Contested> {
@@ -142,21 +143,24 @@ fn contested(write: &Write) -> Option<Contested> {
             Some(Contested::Frontend6(*key))
         }
         Write::Address { address, .. } => Some(Contested::Address(*address)),
+        Write::Tombstone { key, .. } => Some(Contested::Tombstone(*key)),
         Write::Endpoints4 { .. }
         | Write::Endpoints6 { .. }
         | Write::EndpointState { .. }
         | Write::Name { .. }
         | Write::NameGone { .. }
-        | Write::SourceRange { .. }
-        | Write::Tombstone { .. } => None,
+        | Write::SourceRange { .. } => None,
     }
 }
 
 /// Steps of a plan that must follow each other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Phase {
-    /// Nobody reaches these yet, or they only permit.
+    /// Names, and states of ids that nobody may miss.
     Prepare,
+    /// New blocks, which nobody reaches yet, and what only permits. A state behind these takes something away, and
+    /// waits for the frontends to lead elsewhere: that may be in another plan.
+    Fill,
     /// Frontends lead to their new blocks.
     Publish,
     /// Addresses become ours.
@@ -168,8 +172,9 @@ enum Phase {
 }
 
 impl Phase {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Prepare,
+        Self::Fill,
         Self::Publish,
         Self::Open,
         Self::Withdraw,
@@ -186,14 +191,19 @@ impl Phase {
             | Write::Tombstone { present: true, .. } => Self::Clean,
             Write::EndpointState { state, .. } if state.flags == 0 => Self::Clean,
             // Before the frontends these prepare, behind them they clean up.
-            Write::Endpoints4 { .. }
-            | Write::Endpoints6 { .. }
-            | Write::EndpointState { .. }
-            | Write::Name { .. }
-            | Write::SourceRange { .. }
-            | Write::Tombstone { .. } => {
+            Write::Name { .. } | Write::EndpointState { .. } => {
                 if self == Self::Prepare {
                     Self::Prepare
+                } else {
+                    Self::Clean
+                }
+            }
+            Write::Endpoints4 { .. }
+            | Write::Endpoints6 { .. }
+            | Write::SourceRange { .. }
+            | Write::Tombstone { .. } => {
+                if self <= Self::Fill {
+                    Self::Fill
                 } else {
                     Self::Clean
                 }
@@ -355,6 +365,19 @@ mod tests {
     }
 
     #[test]
+    fn a_state_behind_a_block_waits_for_the_plan_that_has_the_frontend() {
+        let block = Write::Endpoints4 {
+            first: 0,
+            records: vec![Endpoint::default()],
+        };
+        let (loses, wins) = ([state(1), block, state(2)], [put(80)]);
+        let plans = [&loses[..], &wins[..]];
+        let order = steps(&plans).flat_map(|step| step.writes().collect::<Vec<_>>());
+        let order: Vec<_> = order.map(|placed| (placed.plan, placed.at)).collect();
+        assert_eq!(order, [(0, 0), (0, 1), (1, 0), (0, 2)]);
+    }
+
+    #[test]
     fn a_plan_that_only_takes_away_waits_for_the_plan_that_leads_elsewhere() {
         let dead = Write::EndpointState {
             id: 0,
@@ -413,6 +436,16 @@ mod tests {
         let (leaves, comes, other) = ([gone(80)], [put(80)], [put(81)]);
         assert_eq!(groups(&[&leaves, &other, &comes]), [0..2, 2..3]);
         assert_eq!(groups(&[&leaves, &other]).len(), 1);
+    }
+
+    #[test]
+    fn a_tombstone_is_lifted_behind_the_plan_that_sets_it() {
+        let tombstone = |present| Write::Tombstone {
+            key: TombstoneKey::default(),
+            present,
+        };
+        let (leaves, comes) = ([tombstone(true)], [tombstone(false)]);
+        assert_eq!(groups(&[&leaves, &comes]), [0..1, 1..2]);
         assert!(groups(&[]).is_empty());
     }
 }

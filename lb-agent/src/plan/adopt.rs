@@ -255,11 +255,7 @@ impl Adoption {
         port.doubtful |= port.endpoints.len() != before;
         if port.udp() {
             for held in &port.endpoints {
-                *self
-                    .ledger
-                    .udp_users
-                    .entry((held.address, held.port))
-                    .or_default() += 1;
+                self.ledger.udp.join(held.key());
             }
         }
     }
@@ -373,7 +369,7 @@ impl Adoption {
         }
         ledger.addresses.adopted();
         for (key, _) in &state.tombstones {
-            if ledger.udp_users.contains_key(&(key.address, key.port)) {
+            if ledger.udp.has((key.address, key.port)) {
                 ledger.lift_tombstone(*key, &mut draft);
             }
         }

@@ -7,9 +7,10 @@ use lb_ebpf::abi::family::{V4, V6};
 use super::blocks::Block;
 use super::draft::Draft;
 use super::ledger::Ledger;
-use super::port::{Held, HeldPort, Merge, Range, ranges};
+use super::port::{Held, HeldPort, Merge, Range, USED, ranges};
 use super::record::{self, Counts};
 use super::settle::tombstone_key;
+use super::udp::Parting;
 use super::{NO_ID, Problem, Write};
 use crate::model::{self, ServicePort, ServicePortId};
 use crate::snapshot::{Family, Protocol};
@@ -49,8 +50,8 @@ impl Ledger {
             });
         }
         let mut port = self.ports[id as usize].take()?;
+        self.update_endpoints(&mut port, id, merge, draft);
         port.doubtful = false;
-        self.update_endpoints(&mut port, merge, doubtful, draft);
         if rewrite {
             self.publish(&mut port, id, block, draft);
         }
@@ -113,10 +114,11 @@ impl Ledger {
     fn update_endpoints(
         &mut self,
         port: &mut HeldPort,
+        service: u32,
         merge: Merge,
-        doubtful: bool,
         draft: &mut Draft,
     ) {
+        let doubtful = port.doubtful;
         let mut next = merge.next;
         for change in &merge.restated {
             let id = next[change.index].id;
@@ -162,15 +164,21 @@ impl Ledger {
             self.retire_endpoint(id, draft);
         }
         for held in merge.appeared {
-            *self.udp_users.entry((held.address, held.port)).or_default() += 1;
-            self.lift_tombstone(tombstone_key(&held), draft);
+            self.udp.join(held.key());
+            if held.selected() {
+                self.udp.regain(held.key(), service);
+            }
+            self.lift_tombstone(tombstone_key(held.key()), draft);
         }
-        draft.vanished.extend(
-            merge
-                .vanished
-                .into_iter()
-                .map(|held| (port.name.family, held)),
-        );
+        draft.parted.extend(merge.vanished.into_iter().map(|held| {
+            let used = held.id != NO_ID || held.flags & USED != 0;
+            let parting = if used {
+                Parting::Owing(service)
+            } else {
+                Parting::Even
+            };
+            (held.key(), parting)
+        }));
         port.endpoints = next;
     }
 
@@ -238,9 +246,10 @@ impl Ledger {
                 self.retire_endpoint(held.id, draft);
             }
             if port.udp() {
-                self.leave_udp(held);
+                draft.parted.push((held.key(), Parting::Even));
             }
         }
+        self.udp.forget(id);
         retire_block(&mut port, draft);
         update_ranges(&mut port, id, Vec::new(), false, draft);
         draft.names_gone.push(Write::NameGone { id });

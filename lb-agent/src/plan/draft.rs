@@ -3,7 +3,8 @@
 use lb_ebpf::abi::endpoint::EndpointState;
 
 use super::claims::FrontendId;
-use super::port::{Held, Range};
+use super::port::Range;
+use super::udp::{Parting, UdpEndpoint};
 use super::{Plan, Problem, Retired, Write};
 
 /// Writes by phase, in the order they will be done.
@@ -29,8 +30,8 @@ pub(super) struct Draft {
 
     /// Frontends to settle; `true` if who claims them changed.
     pub(super) touched: Vec<(FrontendId, bool)>,
-    /// UDP endpoints that left a service port, with their family's addresses.
-    pub(super) vanished: Vec<(crate::snapshot::Family, Held)>,
+    /// UDP endpoints that service ports had, and how they parted.
+    pub(super) parted: Vec<(UdpEndpoint, Parting)>,
     /// Removals of an earlier, failed plan, to be done if they are still right.
     pub(super) outstanding: Vec<Write>,
 }

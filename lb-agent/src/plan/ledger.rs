@@ -1,6 +1,5 @@
 //! The mirror of the kernel's tables, and the verbs that change it.
 
-use lb_ebpf::abi::address::Address6;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
@@ -14,6 +13,7 @@ use super::draft::Draft;
 use super::ids::{EndpointIds, Ids};
 use super::port::HeldPort;
 use super::record;
+use super::udp::UdpEndpoints;
 use super::{NO_ID, Plan, Retired, Write};
 use crate::model::{ServicePort, ServicePortId};
 use crate::snapshot::ObjectName;
@@ -53,8 +53,7 @@ pub struct Ledger {
     pub(super) endpoint_ids: EndpointIds,
     pub(super) blocks4: Blocks,
     pub(super) blocks6: Blocks,
-    /// How many service ports have a UDP endpoint, by address and port.
-    pub(super) udp_users: HashMap<(Address6, u16), u32>,
+    pub(super) udp: UdpEndpoints,
     /// With the time they were set.
     pub(super) tombstones: HashMap<TombstoneKey, u32>,
     /// Number of the last frontend write.
@@ -92,7 +91,7 @@ impl Ledger {
             endpoint_ids: EndpointIds::default(),
             blocks4: Blocks::default(),
             blocks6: Blocks::default(),
-            udp_users: HashMap::new(),
+            udp: UdpEndpoints::default(),
             tombstones: HashMap::new(),
             generation: 0,
             debts: HashMap::new(),
@@ -122,7 +121,7 @@ impl Ledger {
         self.settle(draft)
     }
 
-    /// Removes all of `service`. Its UDP endpoints get no tombstones: they may live on behind other names.
+    /// Removes all of `service`. For its own clients no UDP endpoint gets a tombstone: it may live on behind other names.
     pub fn remove_service(&mut self, service: &ObjectName) -> Plan {
         self.apply(service, Vec::new())
     }
@@ -149,6 +148,7 @@ impl Ledger {
                 .map(|(key, _)| *key);
             for key in old.collect::<Vec<_>>() {
                 self.lift_tombstone(key, &mut draft);
+                self.udp.told((key.address, key.port));
             }
         }
         let gone = self

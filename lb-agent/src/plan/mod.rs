@@ -48,6 +48,7 @@ mod record;
 mod settle;
 #[cfg(test)]
 mod tests;
+mod udp;
 
 use lb_ebpf::abi::address::Address6;
 use std::fmt;

@@ -84,7 +84,7 @@ impl Held {
         self.state_flags() & IN_LOCAL != 0
     }
 
-    fn selected(&self) -> bool {
+    pub(super) fn selected(&self) -> bool {
         self.in_cluster_set() || self.in_local_set()
     }
 
@@ -92,7 +92,7 @@ impl Held {
         self.state_flags() & SERVING != 0
     }
 
-    fn key(&self) -> (Address6, u16) {
+    pub(super) fn key(&self) -> (Address6, u16) {
         (self.address, self.port)
     }
 }
@@ -284,9 +284,10 @@ impl Merge {
                 between: (before & !after != 0 && after & !before != 0).then_some(before | after),
             });
         }
+        // Nobody is led to the record of an endpoint in no set, so what it says of the endpoint may be old.
         let sets = IN_CLUSTER | IN_LOCAL;
-        self.block_changed |=
-            before & sets != after & sets || held.record_flags() != wanted.record_flags();
+        self.block_changed |= before & sets != after & sets
+            || wanted.selected() && held.record_flags() != wanted.record_flags();
         self.next.push(wanted);
     }
 

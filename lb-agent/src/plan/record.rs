@@ -37,14 +37,6 @@ pub(super) fn wide(address: IpAddr) -> Address6 {
     address.into()
 }
 
-/// The inverse of [`wide`] for a known family.
-pub(super) fn address(family: snapshot::Family, bytes: Address6) -> IpAddr {
-    match family {
-        snapshot::Family::V4 => V4::narrow(bytes).into(),
-        snapshot::Family::V6 => std::net::Ipv6Addr::from(bytes.octets).into(),
-    }
-}
-
 /// How the records of a block divide into sets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Counts {

@@ -1,16 +1,17 @@
 //! The end of every plan: who has which frontend, which UDP endpoints are gone, what is still owed.
 
-use lb_ebpf::abi::address::Address6;
 use std::net::IpAddr;
 
+use lb_ebpf::abi::address::Address6;
 use lb_ebpf::abi::frontend::Frontend;
 use lb_ebpf::abi::socket::TombstoneKey;
 
 use super::claims::FrontendId;
 use super::draft::Draft;
 use super::ledger::Ledger;
-use super::port::{Held, HeldPort, USED};
-use super::{NO_ID, Plan, Problem, Write, record};
+use super::port::HeldPort;
+use super::udp::UdpEndpoint;
+use super::{Plan, Problem, Write, record};
 
 impl Ledger {
     /// Decides who has each frontend that was touched, and completes the plan.
@@ -22,12 +23,11 @@ impl Ledger {
         for (key, changed) in touched {
             self.settle_frontend(key, changed, &mut draft);
         }
-        for (family, held) in std::mem::take(&mut draft.vanished) {
-            if self.leave_udp(&held) && (held.id != NO_ID || held.flags & USED != 0) {
-                let key = tombstone_key(&held);
+        for (endpoint, parting) in std::mem::take(&mut draft.parted) {
+            if self.udp.leave(endpoint, parting) {
+                let key = tombstone_key(endpoint);
                 if self.tombstones.insert(key, self.now).is_none() {
-                    self.addresses
-                        .tombstone(record::address(family, held.address), true);
+                    self.addresses.tombstone(unwide(key.address), true);
                 }
                 draft
                     .withdrawals
@@ -86,7 +86,8 @@ impl Ledger {
                 ..held
             } == wanted
         };
-        if !self.claims.written(key).is_some_and(same) {
+        let held = self.claims.written(key);
+        if !held.is_some_and(same) {
             self.generation = self.generation.wrapping_add(1);
             wanted.generation = self.generation;
             wanted.generation_end = self.generation;
@@ -127,19 +128,6 @@ impl Ledger {
         }
     }
 
-    /// Returns whether no service port has the endpoint any more.
-    pub(super) fn leave_udp(&mut self, held: &Held) -> bool {
-        let key = (held.address, held.port);
-        let users = self.udp_users.get_mut(&key).map(|users| {
-            *users = users.saturating_sub(1);
-            *users
-        });
-        if users == Some(0) {
-            self.udp_users.remove(&key);
-        }
-        users.unwrap_or(0) == 0
-    }
-
     pub(super) fn lift_tombstone(&mut self, key: TombstoneKey, draft: &mut Draft) {
         if self.tombstones.remove(&key).is_some() {
             self.addresses.tombstone(unwide(key.address), false);
@@ -151,10 +139,10 @@ impl Ledger {
     }
 }
 
-pub(super) fn tombstone_key(held: &Held) -> TombstoneKey {
+pub(super) fn tombstone_key((address, port): UdpEndpoint) -> TombstoneKey {
     TombstoneKey {
-        address: held.address,
-        port: held.port,
+        address,
+        port,
         protocol: lb_ebpf::abi::UDP,
         zero: 0,
     }

@@ -151,18 +151,36 @@ fn states(tables: &Tables, picture: &Picture, memory: &Memory) -> Result<(), Str
     Ok(())
 }
 
-/// A UDP endpoint that clients were sent to and that no slice names any more is told of, unless its Service went.
-pub fn tombstones(tables: &Tables, before: &Picture, after: &Picture) -> Result<(), String> {
-    let known = udp_targets(after);
+/// A UDP endpoint that clients were sent to and that no Service has any more, then or later, is told of, unless
+/// the service port they came by went.
+pub fn tombstones(
+    tables: &Tables,
+    before: &Picture,
+    after: &Picture,
+    memory: &mut Memory,
+) -> Result<(), String> {
     let udp = before.ports.iter().filter(|(name, _)| name.protocol == UDP);
-    for (name, port) in udp.filter(|(name, _)| after.ports.contains_key(name)) {
+    for (name, port) in udp {
         let used = port.cluster.iter().chain(&port.local).flatten();
-        for target in used.filter(|target| !known.contains(target)) {
-            if !tables.tombstones.contains_key(target) {
-                return Err(format!("{target:?} left {name:?} without a tombstone"));
-            }
+        let has = |target: &Target| {
+            let port = after.ports.get(name);
+            port.is_some_and(|port| port.known.contains_key(target))
+        };
+        let lost = used.filter(|target| !has(target));
+        memory
+            .lost
+            .extend(lost.map(|target| (name.clone(), *target)));
+    }
+    memory
+        .lost
+        .retain(|(name, _)| after.ports.contains_key(name));
+    let known = udp_targets(after);
+    for (name, target) in &memory.lost {
+        if !known.contains(target) && !tables.tombstones.contains_key(target) {
+            return Err(format!("{target:?} left {name:?} without a tombstone"));
         }
     }
+    memory.lost.retain(|(_, target)| known.contains(target));
     Ok(())
 }
 
@@ -196,16 +214,31 @@ pub fn checks(got: &[HealthCheck], picture: &Picture) -> Result<(), String> {
     }
 }
 
+/// Service ports some of whose frontends lead elsewhere, be it to the same endpoints with other flags. All of them lead
+/// to one block.
+fn moved<'a>(before: &'a Picture, after: &'a Picture) -> BTreeSet<&'a PortName> {
+    let mut moved = BTreeSet::new();
+    for (one, other) in [(before, after), (after, before)] {
+        for (at, views) in &one.claims {
+            let others = other.claims.get(at).map_or(&[][..], Vec::as_slice);
+            let changed = views.iter().filter(|view| !others.contains(view));
+            moved.extend(changed.map(|view| &view.owner));
+        }
+    }
+    moved
+}
+
 /// The most writes that a change may take: four for an endpoint, two for a service port, one for each frontend,
 /// source range and address that differs.
 pub fn most_writes(before: &Picture, after: &Picture) -> usize {
     let nothing = Port::default();
+    let moved = moved(before, after);
     let names: BTreeSet<_> = before.ports.keys().chain(after.ports.keys()).collect();
     let mut most = 0;
     let mut touched = BTreeSet::new();
     for name in names {
         let (old, new) = (before.ports.get(name), after.ports.get(name));
-        if old == new {
+        if old == new && !moved.contains(name) {
             continue;
         }
         touched.insert(name);

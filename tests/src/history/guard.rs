@@ -21,6 +21,8 @@ const OPEN: u32 = CLUSTER_IP | EXTERNAL;
 pub struct Memory {
     pub named: BTreeMap<Life, (PortName, Target)>,
     current: BTreeMap<(PortName, Target), Life>,
+    /// UDP endpoints that a service port sent clients to and lost, while others had them.
+    pub lost: BTreeSet<(PortName, Target)>,
 }
 
 /// Watches the writes between two pictures.
@@ -38,13 +40,8 @@ pub struct Guard<'a> {
 impl<'a> Guard<'a> {
     pub fn new(pictures: &'a [Picture], tables: &Tables, memory: &Memory, strict: bool) -> Self {
         let serves = |name: &PortName, target: &Target| {
-            pictures.iter().all(|picture| {
-                let known = picture
-                    .ports
-                    .get(name)
-                    .and_then(|port| port.known.get(target));
-                known.is_some_and(|known| known.serving)
-            })
+            let mut pictures = pictures.iter();
+            pictures.all(|picture| serves(picture, name, target))
         };
         // Nothing leads to the endpoints of one that lost all it claims: an agent that starts cannot know them.
         let losers: BTreeSet<_> = pictures.iter().flat_map(Picture::losers).collect();
@@ -177,6 +174,10 @@ impl<'a> Guard<'a> {
             let Some(met) = tables.resolve(at)? else {
                 continue;
             };
+            // So may one that left its set, where another Service was to take the frontend over.
+            if !self.strict && self.is_anothers(at, &met) {
+                continue;
+            }
             for (set, member) in [(&met.local, IN_LOCAL), (&met.cluster, IN_CLUSTER)] {
                 if set.values().any(|life| life.0 == id) && state.flags & member == 0 {
                     return Err(format!(
@@ -186,6 +187,12 @@ impl<'a> Guard<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What is to come gives the frontend to another service port.
+    fn is_anothers(&self, at: &Dialled, met: &Resolved) -> bool {
+        let next = self.pictures.last().and_then(|picture| picture.view(at));
+        next.is_some_and(|view| view.owner != met.owner)
     }
 
     /// An address opens when all that is behind it is there, and is open while anything goes on behind it.
@@ -283,16 +290,29 @@ impl Memory {
         Ok(())
     }
 
-    /// The tables equal a picture: what does not serve in it has ended.
-    pub fn settle(&mut self, picture: &Picture) {
-        self.current.retain(|(name, target), _| {
-            let known = picture
-                .ports
-                .get(name)
-                .and_then(|port| port.known.get(target));
-            known.is_some_and(|known| known.serving)
-        });
+    /// An agent starts. It knows endpoints by the frontends that lead to them: of a service port without any, as one
+    /// is for a moment when two change addresses, it can know none.
+    pub fn start_anew(&mut self, tables: &Tables) {
+        let frontends = tables.frontends.values();
+        let led: BTreeSet<_> = frontends.map(|frontend| frontend.service).collect();
+        let known = tables.names().filter(|(id, _)| led.contains(id));
+        let known: BTreeSet<_> = known.map(|(_, name)| name).collect();
+        self.current.retain(|(name, _), _| known.contains(name));
+        self.lost.clear();
     }
+
+    /// What does not serve in a picture ends, whether the tables come to equal it or an agent dies over it: serving
+    /// again it may be another.
+    pub fn settle(&mut self, picture: &Picture) {
+        self.current
+            .retain(|(name, target), _| serves(picture, name, target));
+    }
+}
+
+fn serves(picture: &Picture, name: &PortName, target: &Target) -> bool {
+    let port = picture.ports.get(name);
+    let known = port.and_then(|port| port.known.get(target));
+    known.is_some_and(|known| known.serving)
 }
 
 /// Whether a client meets what the picture says.

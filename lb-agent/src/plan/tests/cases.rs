@@ -1,7 +1,8 @@
 //! One behaviour a test.
 
 use lb_ebpf::abi::SEGMENT_RECORDS;
-use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LINGERING, TOMBSTONE};
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LINGERING};
+use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::frontend::{NODE_ALLOWED, SOURCE_RANGES};
 
 use super::fake::{names, wide};
@@ -9,7 +10,7 @@ use super::*;
 use crate::snapshot::Cidr;
 
 /// The kinds of a plan's writes, in order.
-fn kinds(plan: &Plan) -> Vec<&'static str> {
+pub(super) fn kinds(plan: &Plan) -> Vec<&'static str> {
     let kind = |write: &Write| match write {
         Write::Endpoints4 { .. } | Write::Endpoints6 { .. } => "block",
         Write::EndpointState { .. } => "state",
@@ -32,10 +33,6 @@ pub(super) fn web(endpoints: &[&str]) -> Vec<ServicePort> {
         "10.96.0.1",
         endpoints.iter().map(|a| endpoint(a)).collect(),
     )]
-}
-
-fn dns(endpoints: Vec<model::Endpoint>) -> Vec<ServicePort> {
-    vec![udp(port("dns", "10.96.0.10", endpoints))]
 }
 
 /// States written: id, generation, flags.
@@ -205,6 +202,27 @@ fn an_endpoint_that_only_serves_keeps_its_id_and_generation() {
 }
 
 #[test]
+fn an_endpoint_that_only_serves_may_become_the_nodes_own_without_a_write() {
+    let mut bench = Bench::default();
+    let other = |second| vec![port("web", "10.96.0.1", vec![endpoint("10.0.0.1"), second])];
+    bench.apply("web", web(&["10.0.0.1", "10.0.0.2"]));
+    bench.apply("web", other(unselected("10.0.0.2")));
+    let own = model::Endpoint {
+        host: true,
+        ..unselected("10.0.0.2")
+    };
+    assert_eq!(bench.apply("web", other(own)), Plan::default());
+    let selected = model::Endpoint {
+        cluster: true,
+        ..own
+    };
+    bench.apply("web", other(selected));
+    let resolved = bench.fake.resolve().into_values().next().unwrap();
+    let flags: Vec<_> = resolved.cluster.iter().map(|met| met.2).collect();
+    assert_eq!(flags, [0, LOCAL | HOST]);
+}
+
+#[test]
 fn an_endpoint_that_stopped_serving_comes_back_as_another() {
     let mut bench = Bench::default();
     bench.apply("web", web(&["10.0.0.1"]));
@@ -239,66 +257,6 @@ fn a_block_is_not_used_again_before_its_release() {
         first(&bench.ledger.apply(&service, web(&["10.0.0.4"]))),
         Some(0)
     );
-}
-
-#[test]
-fn a_vanished_udp_endpoint_leaves_a_tombstone_for_ten_minutes() {
-    let mut bench = Bench::default();
-    bench.apply("dns", dns(vec![endpoint("10.0.0.1"), endpoint("10.0.0.2")]));
-    let plan = bench.apply("dns", dns(vec![endpoint("10.0.0.1")]));
-    assert_eq!(
-        kinds(&plan),
-        ["block", "frontend", "state", "tombstone", "address"]
-    );
-    assert_eq!(bench.fake.addresses[&ip("10.0.0.2")], TOMBSTONE);
-    assert!(bench.ledger.tick(599).is_empty());
-    let plan = bench.ledger.tick(600);
-    bench.run(plan);
-    assert!(
-        bench.fake.tombstones.is_empty() && !bench.fake.addresses.contains_key(&ip("10.0.0.2"))
-    );
-}
-
-#[test]
-fn a_tombstone_is_lifted_when_the_endpoint_is_back() {
-    let mut bench = Bench::default();
-    bench.apply("dns", dns(vec![endpoint("10.0.0.1"), endpoint("10.0.0.2")]));
-    bench.apply("dns", dns(vec![endpoint("10.0.0.1")]));
-    let plan = bench.apply("dns", dns(vec![endpoint("10.0.0.1"), endpoint("10.0.0.2")]));
-    assert_eq!(
-        kinds(&plan),
-        ["state", "block", "tombstone lifted", "frontend", "address"]
-    );
-}
-
-#[test]
-fn no_tombstone_while_the_slices_or_another_service_name_the_endpoint() {
-    let mut bench = Bench::default();
-    let pair = |second| dns(vec![endpoint("10.0.0.1"), second]);
-    bench.apply("dns", pair(endpoint("10.0.0.2")));
-    bench.apply("dns", pair(failing("10.0.0.2")));
-    assert!(bench.fake.tombstones.is_empty());
-    bench.apply(
-        "other",
-        vec![udp(port("other", "10.96.0.11", vec![endpoint("10.0.0.2")]))],
-    );
-    bench.apply("dns", dns(vec![endpoint("10.0.0.1")]));
-    assert!(bench.fake.tombstones.is_empty());
-    bench.apply("other", vec![udp(port("other", "10.96.0.11", vec![]))]);
-    assert_eq!(
-        bench.fake.tombstones.iter().next(),
-        Some(&(wide(ip("10.0.0.2")), 8080))
-    );
-}
-
-#[test]
-fn a_tcp_endpoint_or_a_deleted_service_leaves_no_tombstone() {
-    let mut bench = Bench::default();
-    bench.apply("web", web(&["10.0.0.1"]));
-    bench.apply("web", web(&[]));
-    bench.apply("dns", dns(vec![endpoint("10.0.0.1")]));
-    bench.apply("dns", vec![]);
-    assert!(bench.fake.tombstones.is_empty());
 }
 
 #[test]

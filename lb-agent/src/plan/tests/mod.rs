@@ -7,6 +7,7 @@ mod fake;
 mod node_addresses;
 mod random;
 mod scenario;
+mod tombstones;
 
 use std::net::IpAddr;
 
