@@ -8,8 +8,9 @@ use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::OUTSIDE;
 use lb_ebpf::abi::{TCP, UDP};
 
-use crate::header::{ICMPV6, Ipv4, Ipv6};
+use crate::header::{ICMPV6, Ipv4, Ipv6, NETWORK, Wire};
 use crate::lookup::{may_be_known, settings};
+use crate::masquerade::pooled;
 use crate::packet::Packet as _;
 use crate::service_cidr::ServiceCidrs;
 use crate::skb::Skb;
@@ -24,7 +25,7 @@ pub(crate) struct Glance<F: Family> {
 }
 
 /// Families whose plain headers can be told at a glance.
-pub(crate) trait Door: ServiceCidrs {
+pub(crate) trait Door: ServiceCidrs + Wire {
     /// `None`: the packet wants a closer look.
     fn glance<const LINK: u32>(skb: &Skb) -> Option<Glance<Self>>;
 }
@@ -78,7 +79,7 @@ pub(crate) fn lets_in<F: Door, const LINK: u32>(skb: Skb) -> bool {
 }
 
 /// Whether a packet that goes out is certainly none of ours: it comes from where no flow leads to, and so is no answer,
-/// and it goes where none leads to, and so wants no other source.
+/// and it goes where none leads to, or not from a port of our pool, and so wants no other source.
 #[inline(never)]
 pub(crate) fn lets_out<F: Door, const SCOPE: u8, const LINK: u32>(skb: Skb) -> bool {
     let Some(seen) = F::glance::<LINK>(&skb) else {
@@ -87,10 +88,25 @@ pub(crate) fn lets_out<F: Door, const SCOPE: u8, const LINK: u32>(skb: Skb) -> b
     if (seen.protocol != TCP && seen.protocol != UDP) || seen.fragment {
         return false;
     }
-    if target::at::<F>(&seen.source).flows != 0 || target::at::<F>(&seen.destination).flows != 0 {
+    if target::at::<F>(&seen.source).flows != 0 {
+        return false;
+    }
+    if target::at::<F>(&seen.destination).flows != 0 && may_be_masked::<F, LINK>(&skb) {
         return false;
     }
     SCOPE != OUTSIDE || belongs_to_nobody::<F>(&seen.destination)
+}
+
+/// Whether a packet with a plain header may have a port of our pool.
+#[inline(always)]
+fn may_be_masked<F: Door, const LINK: u32>(skb: &Skb) -> bool {
+    if LINK != NETWORK {
+        return true;
+    }
+    match (F::plain_transport::<[u16; 2]>(skb), settings()) {
+        (Some([source, _]), Some(settings)) => pooled(settings, u16::from_be(source)),
+        _ => true,
+    }
 }
 
 /// Whether an address is no service's, and none that a service could have.
