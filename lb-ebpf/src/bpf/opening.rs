@@ -58,6 +58,8 @@ pub(crate) trait Claim: Tables {
     fn claim_keys(port: u32, now: u32) -> Opening;
     /// Claims the one under `reply`.
     fn claim_key(now: u32) -> Opening;
+    /// Gives the flow at hand the record of the one that ended before, see [`Work::succeed`].
+    fn succeed() -> bool;
 }
 
 /// The flow keeps its client's port if that is free.
@@ -75,6 +77,11 @@ impl Claim for V4 {
     fn claim_key(now: u32) -> Opening {
         Opening::from_number(claim_key4(now))
     }
+
+    #[inline(always)]
+    fn succeed() -> bool {
+        succeed4() != 0
+    }
 }
 
 impl Claim for V6 {
@@ -86,6 +93,11 @@ impl Claim for V6 {
     #[inline(always)]
     fn claim_key(now: u32) -> Opening {
         Opening::from_number(claim_key6(now))
+    }
+
+    #[inline(always)]
+    fn succeed() -> bool {
+        succeed6() != 0
     }
 }
 
@@ -121,6 +133,18 @@ pub(crate) extern "C" fn claim_key6(now: u32) -> u32 {
     claim_one::<V6>(now) as u32
 }
 
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn succeed4() -> u32 {
+    V4::work().is_some_and(Work::succeed).into()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn succeed6() -> u32 {
+    V6::work().is_some_and(Work::succeed).into()
+}
+
 #[inline(always)]
 fn claim_one<F: Tables>(now: u32) -> Opening {
     match (settings(), F::work()) {
@@ -135,7 +159,7 @@ impl<F: Claim> Work<F> {
     #[inline(always)]
     pub(crate) fn open(&mut self, now: u32) -> Opening {
         self.fill(now);
-        if self.ended && self.succeed() {
+        if self.ended && F::succeed() {
             self.note(now);
             return Opening::Done;
         }
