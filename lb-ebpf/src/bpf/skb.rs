@@ -178,7 +178,7 @@ impl Skb {
     /// Reads a header at a place that is known beforehand, if the packet's linear part has it. `T` is made of whole words.
     #[inline(always)]
     pub(crate) fn peek_at<T: Copy, const OFFSET: u32>(&self) -> Option<T> {
-        const { assert!(size_of::<T>() % 4 == 0 && size_of::<T>() <= 40) };
+        const { assert!(size_of::<T>().is_multiple_of(4) && size_of::<T>() <= 40) };
         // SAFETY: fields of the context.
         let (start, end) = unsafe {
             (
