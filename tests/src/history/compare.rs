@@ -12,7 +12,7 @@ use lb_ebpf::abi::endpoint::{IN_CLUSTER, IN_LOCAL, SERVING};
 use super::guard::{Memory, fits, ranges};
 use super::tables::{Life, Tables};
 use crate::oracle::Target;
-use crate::oracle::picture::{Picture, Port, PortName};
+use crate::oracle::picture::{Picture, Port, PortName, View};
 
 /// What differs, if anything does.
 pub fn tables(tables: &Tables, picture: &Picture, memory: &Memory) -> Result<(), String> {
@@ -261,6 +261,8 @@ pub fn most_writes(before: &Picture, after: &Picture) -> usize {
         most += old.ranges.symmetric_difference(&new.ranges).count();
     }
     let dialled: BTreeSet<_> = before.claims.keys().chain(after.claims.keys()).collect();
+    // One Service's plan may give up an address before another's claims it.
+    let mut handed_on = BTreeSet::new();
     for at in dialled {
         let views = |picture: &Picture| picture.claims.get(at).cloned().unwrap_or_default();
         let (old, new) = (views(before), views(after));
@@ -272,6 +274,15 @@ pub fn most_writes(before: &Picture, after: &Picture) -> usize {
             // Each claimant's plan may give it to another one.
             most += old.len() + new.len();
         }
+        let services = |views: &[View]| -> BTreeSet<_> {
+            let services = views.iter().map(View::service);
+            services
+                .map(|(space, name)| (space.to_owned(), name.to_owned()))
+                .collect()
+        };
+        if services(&old) != services(&new) && !at.address.is_unspecified() {
+            handed_on.insert(at.address);
+        }
     }
     let addresses: BTreeSet<_> = before
         .addresses
@@ -280,6 +291,6 @@ pub fn most_writes(before: &Picture, after: &Picture) -> usize {
         .collect();
     let changed = addresses
         .into_iter()
-        .filter(|a| before.addresses.get(a) != after.addresses.get(a));
+        .filter(|a| before.addresses.get(a) != after.addresses.get(a) || handed_on.contains(*a));
     most + 2 * changed.count()
 }
