@@ -217,7 +217,7 @@ fn commands_read_live_tables_without_an_agent() {
         &bpffs.0,
     );
     let line = "Sockets   of every network namespace; attached: connect4 connect6 peername4 peername6 recvmsg4 recvmsg6 \
-                sendmsg4 sendmsg6\n";
+                released sendmsg4 sendmsg6\n";
     assert!(status.contains(line), "no {line:?} in\n{status}");
     assert_eq!(status.matches("PROBLEM").count(), 1, "{status}");
 }

@@ -22,7 +22,9 @@ use crate::sys::bpf::{Attach, Link, LinkInfo, Position, Program, attached_progra
 use crate::sys::cgroup;
 
 /// Programs on the cgroup's hooks; pins of their links carry the same names.
-pub const SOCKET_HOOKS: [(&str, Attach); 8] = [
+pub const SOCKET_HOOKS: [(&str, Attach); 9] = [
+    // First, as without it nobody gives back what the others take.
+    ("released", Attach::SockRelease),
     ("connect4", Attach::Connect4),
     ("connect6", Attach::Connect6),
     ("sendmsg4", Attach::Sendmsg4),

@@ -136,6 +136,7 @@ fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<BTreeMa
         let loaded = match program {
             AyaProgram::SchedClassifier(tc) => tc.load(),
             AyaProgram::CgroupSockAddr(socket) => socket.load(),
+            AyaProgram::CgroupSock(socket) => socket.load(),
             AyaProgram::Xdp(xdp) => xdp.load(),
             _ => {
                 return Err(Error::Object(format!(

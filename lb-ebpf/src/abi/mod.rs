@@ -92,7 +92,9 @@ pub mod table {
     pub const SETTINGS: &str = "settings";
     /// Per-CPU array of `u64`, indexed by `Counter`.
     pub const COUNTERS: &str = "counters";
-    /// Socket storage: `SocketPeer` of a connected socket.
+    /// Array of `SocketSlot`, by a socket's cookie: what connected sockets remember.
+    pub const SOCKET_SLOTS: &str = "socket_slots";
+    /// Socket storage: `SocketPeer` of a connected socket that found no slot.
     pub const SOCKET_PEER: &str = "socket_peer";
     /// Socket storage: `SocketPairs` of an unconnected UDP socket.
     pub const SOCKET_PAIRS: &str = "socket_pairs";

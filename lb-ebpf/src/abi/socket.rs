@@ -25,6 +25,24 @@ pub struct SocketPeer {
     pub service: u32,
 }
 
+/// Slots for what sockets remember: 1 MiB. Cookies are numbers in the order of sockets, so that sockets of one time have
+/// slots of their own.
+pub const SLOTS: u32 = 16_384;
+
+/// A slot, found by the low bits of a socket's cookie.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SocketSlot {
+    /// Cookie of the socket that holds it; 0 while none does.
+    pub cookie: u64,
+    /// Sockets that hold it, or are just trying to: only one of them has it.
+    pub holders: u32,
+    /// Zero.
+    pub zero: u32,
+    /// What it remembers.
+    pub peer: SocketPeer,
+}
+
 /// Pairs an unconnected UDP socket keeps by itself; further ones go to `socket_more`.
 pub const PAIRS: usize = 8;
 
@@ -93,6 +111,7 @@ pub struct Tombstone {
 
 crate::assert_layout!(
     SocketPeer = 48,
+    SocketSlot = 64,
     SocketPairs = 48 * PAIRS + 8,
     SocketMoreKey = 32,
     SocketMore = 24,

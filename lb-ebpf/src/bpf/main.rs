@@ -40,8 +40,8 @@ mod target;
 mod work;
 mod xdp;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
-use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
+use aya_ebpf::macros::{cgroup_sock, cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, SockContext, TcContext, XdpContext};
 
 use lb_ebpf::abi::flow::{OUTSIDE, POD};
 
@@ -93,6 +93,12 @@ fn peername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 fn peername6(ctx: SockAddrContext) -> i32 {
     socket::peername6(&ctx)
+}
+
+#[cgroup_sock(sock_release)]
+fn released(ctx: SockContext) -> i32 {
+    socket::released(&ctx);
+    1
 }
 
 #[classifier]

@@ -20,7 +20,7 @@ use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
 use lb_ebpf::abi::name::ServiceName;
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::socket::{
-    SocketMore, SocketMoreKey, SocketPairs, SocketPeer, Tombstone, TombstoneKey,
+    SLOTS, SocketMore, SocketMoreKey, SocketPairs, SocketPeer, SocketSlot, Tombstone, TombstoneKey,
 };
 use lb_ebpf::abi::source_range::{SourceRange, SourceRangePrefix};
 use lb_ebpf::abi::target::{TARGETS as TARGET_SLOTS, Target};
@@ -114,6 +114,8 @@ pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map(name = "counters")]
 pub(crate) static COUNTERS: PerCpuArray<u64, { COUNTER_SLOTS as usize }> = PerCpuArray::new();
 
+#[btf_map(name = "socket_slots")]
+pub(crate) static SOCKET_SLOTS: Array<SocketSlot, { SLOTS as usize }> = Array::new();
 #[btf_map(name = "socket_peer")]
 pub(crate) static SOCKET_PEER: SkStorage<SocketPeer> = SkStorage::new();
 #[btf_map(name = "socket_pairs")]

@@ -25,6 +25,7 @@ pub enum Attach {
     Recvmsg6 = 20,
     Peername4 = 29,
     Peername6 = 30,
+    SockRelease = 34,
     TcxIngress = 46,
     TcxEgress = 47,
 }

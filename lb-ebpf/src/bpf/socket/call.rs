@@ -15,6 +15,7 @@ use lb_ebpf::abi::family::{Family as _, V4};
 use lb_ebpf::abi::socket::{SocketPairs, SocketPeer};
 use lb_ebpf::abi::{TCP, UDP};
 
+use super::slot;
 use crate::maps::{SOCKET_PAIRS, SOCKET_PEER};
 
 /// The call goes on.
@@ -193,8 +194,30 @@ impl Call {
     }
 
     #[inline(always)]
-    pub(super) fn peer(&self, create: bool) -> *mut SocketPeer {
+    fn peer(&self, create: bool) -> *mut SocketPeer {
         self.storage((&raw const SOCKET_PEER).cast(), create)
+    }
+
+    /// What a connected socket remembers, or null.
+    #[inline(always)]
+    pub(super) fn known_peer(&self) -> *mut SocketPeer {
+        match slot::peer(self.cookie()) {
+            Some(peer) => peer,
+            None => self.peer(false),
+        }
+    }
+
+    /// Remembers a peer; a socket for which there is no room shows its endpoint.
+    #[inline(always)]
+    pub(super) fn remember_peer(&self, peer: &SocketPeer) {
+        if slot::keep(self.cookie(), peer) {
+            return;
+        }
+        let record = self.peer(true);
+        if !record.is_null() {
+            // SAFETY: storage of this socket, which is locked during connect.
+            unsafe { core::ptr::write(record, *peer) };
+        }
     }
 
     #[inline(always)]
@@ -204,6 +227,7 @@ impl Call {
 
     #[inline(always)]
     pub(super) fn forget_peer(&self) {
+        slot::free(self.cookie());
         // SAFETY: as in `storage`.
         unsafe {
             let sk = (*self.0).__bindgen_anon_1.sk;

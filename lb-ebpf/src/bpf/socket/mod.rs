@@ -1,13 +1,16 @@
 //! Socket hooks: a program that dials a service gets a socket to an endpoint, and sees the service.
 //!
 //! `connect` and `sendmsg` replace the destination, `recvmsg` and `getpeername` show the service again.
-//! What they must remember lives in storage of the socket itself. Addresses that are no service cost one
+//! What they must remember lives in a slot of the socket's, or in storage of the socket itself. Addresses that are no service cost one
 //! hash miss.
 
 mod call;
 mod remember;
+mod slot;
 
-use aya_ebpf::programs::SockAddrContext;
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
+use aya_ebpf::programs::{SockAddrContext, SockContext};
 use core::hint::black_box;
 use core::ptr::null_mut;
 use lb_ebpf::abi::affinity::netns_client;
@@ -120,6 +123,13 @@ pub(crate) fn peername6(ctx: &SockAddrContext) -> i32 {
     show6(&Call::new(ctx), service_of::<V4>, service_of::<V6>)
 }
 
+/// A socket that is released: nobody will ask any more.
+#[inline(always)]
+pub(crate) fn released(ctx: &SockContext) {
+    // SAFETY: the context is the hook's.
+    slot::free(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) });
+}
+
 /// Address and port of a peer.
 type Peer<F> = (<F as Family>::Addr, u16);
 
@@ -189,11 +199,7 @@ fn connect<F: Tables>(call: &Call, address: F::Addr, write: impl FnOnce(&Call, F
             let wanted = dialled.protocol == UDP
                 || settings().is_some_and(|settings| settings.flags & TCP_PEER_SERVICE != 0);
             if wanted {
-                let record = call.peer(true);
-                if !record.is_null() {
-                    // SAFETY: storage of this socket, which is locked during connect.
-                    unsafe { core::ptr::write(record, pair(&dialled, &endpoint, generation)) };
-                }
+                call.remember_peer(&pair(&dialled, &endpoint, generation));
             }
             write(call, endpoint.address);
             call.set_port(endpoint.port);

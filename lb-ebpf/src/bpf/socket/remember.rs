@@ -77,9 +77,9 @@ pub(super) fn remember(call: &Call, stale: *mut SocketPeer, pair: SocketPeer) {
 pub(super) fn service_of<F: Tables>(call: &Call, address: F::Addr) -> Option<(F::Addr, u16)> {
     let port = call.port();
     let wide = F::wide(address);
-    let peer = call.peer(false);
+    let peer = call.known_peer();
     if !peer.is_null() {
-        // SAFETY: storage of this socket.
+        // SAFETY: this socket's own.
         let known = unsafe { &*peer };
         if known.endpoint_port == port && same(&known.endpoint_address, &wide) {
             return Some((F::narrow(known.service_address), known.service_port));
