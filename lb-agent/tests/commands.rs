@@ -210,7 +210,7 @@ fn commands_read_live_tables_without_an_agent() {
             ..Settings::default()
         })
         .unwrap();
-    assert_eq!(datapath.attach_sockets(&cgroup.0).unwrap(), 8);
+    assert_eq!(datapath.attach_sockets(&cgroup.0).unwrap(), 9);
     drop(datapath);
     let status = text(
         "status --healthz 127.0.0.1:9 --metrics 127.0.0.1:9",
