@@ -53,6 +53,33 @@ pub(super) fn flows(kernel: &Kernel, oracle: &Oracle) -> Result<Result<(), Strin
     Ok(Ok(()))
 }
 
+/// Tells the oracle which ports flows got that stepped aside: no packet shows them yet, and chance may have given them to
+/// others next.
+pub(super) fn learn_ports(kernel: &Kernel, oracle: &mut Oracle) -> Result<Result<(), String>> {
+    let aside: Vec<Known> = oracle
+        .flows
+        .all()
+        .filter(|flow| flow.renumbered)
+        .cloned()
+        .collect();
+    for known in aside {
+        let found = match known.asked().source.is_ipv4() {
+            true => read::<V4>(kernel, 0)?,
+            false => read::<V6>(kernel, 1)?,
+        };
+        let record = found.iter().find(|f| {
+            (f.side, f.protocol, f.asked) == (side(&known), known.protocol(), known.asked())
+        });
+        // One that is missing is told of in the end.
+        if let Some(record) = record
+            && let Err(why) = oracle.learn_port(known, record.sent.source_port)
+        {
+            return Ok(Err(why));
+        }
+    }
+    Ok(Ok(()))
+}
+
 fn read<F: Family>(kernel: &Kernel, which: usize) -> Result<Vec<Found>>
 where
     FlowKey<F>: lb_ebpf::abi::Record,
@@ -93,11 +120,7 @@ fn side(flow: &Known) -> u8 {
 
 /// The record the oracle wants; whether the endpoint is local is the record's own affair.
 fn expected(known: &Known, record: &Found) -> Found {
-    let mut sent = known.outside().unwrap_or(known.sent);
-    if known.renumbered {
-        // Which port it has now shows in no packet yet.
-        sent.source_port = record.sent.source_port;
-    }
+    let sent = known.outside().unwrap_or(known.sent);
     let flags = (u8::from(known.hairpin) * flow::HAIRPIN)
         | (u8::from(known.direct) * flow::DIRECT)
         | (u8::from(known.masquerade.is_some()) * flow::MASQUERADE)

@@ -82,6 +82,13 @@ pub fn run(kernel: &mut Kernel, script: &Script) -> Result<Result<Done, Mismatch
                                 text,
                             }));
                         }
+                        if let Err(why) = compare::learn_ports(kernel, &mut oracle)? {
+                            let text = format!("{} on {}: {why}", hook.program(), hex(&frame));
+                            return Ok(Err(Mismatch {
+                                step: Some(at),
+                                text,
+                            }));
+                        }
                         outcome = Some((frame, ran));
                     }
                 }

@@ -123,15 +123,8 @@ impl Oracle {
             // The client complains of a reply, which it saw coming from the Service.
             let key = (side, protocol, tuple.reversed());
             if let Some(flow) = self.flows.known(&key) {
-                let mut sent = flow.sent;
-                if flow.renumbered {
-                    // The port that it has meanwhile shows here first.
-                    let frame = Frame::read(&met.seen.frame).ok()?;
-                    let (_, _, shown) = quotation(&frame.packet)?;
-                    sent.source_port = shown.tuple()?.destination_port;
-                }
                 return Some(Change {
-                    quoted: sent.reversed(),
+                    quoted: flow.sent.reversed(),
                     source,
                     destination: swap(destination, tuple.source, flow.sent.destination),
                 });

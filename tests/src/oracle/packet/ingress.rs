@@ -54,20 +54,18 @@ impl Oracle {
     }
 
     /// A client's next packet in a conversation.
-    pub(super) fn goes_on(&mut self, met: &Met<'_>, mut flow: Flow) -> Judgement {
-        if flow.renumbered {
-            let got = Frame::read(&met.seen.frame)
-                .ok()
-                .and_then(|frame| frame.packet.tuple());
-            if let Some(got) = got {
-                flow.sent.source_port = got.source_port;
-                flow.renumbered = false;
-                self.judge_port(&flow.key, flow.sent, true)?;
-                self.flows.open(flow.clone());
-            }
-        }
+    pub(super) fn goes_on(&mut self, met: &Met<'_>, flow: Flow) -> Judgement {
         self.hear(&flow.key, Speaker::Client, met.frame.packet.flags());
         continues(met, &flow)
+    }
+
+    /// The port that a flow which stepped aside got.
+    pub fn learn_port(&mut self, mut flow: Flow, port: u16) -> Judgement {
+        flow.sent.source_port = port;
+        flow.renumbered = false;
+        self.judge_port(&flow.key, flow.sent, true)?;
+        self.flows.open(flow);
+        Ok(())
     }
 
     /// A pod that is its own endpoint answers the Service's address.
