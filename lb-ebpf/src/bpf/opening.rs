@@ -235,12 +235,20 @@ impl<F: Claim> Work<F> {
             return;
         };
         copy_key(&mut self.key, &self.forward);
+        let former = self.transport.destination_port;
         if F::claim_keys(POOLED, now()) != Opening::Done {
+            return;
+        }
+        // Chance may have hit the port that it has. What it claimed then is the very entry that is released below.
+        if self.flow.new_source_port == former
+            && (F::claim_keys(POOLED, now()) != Opening::Done
+                || self.flow.new_source_port == former)
+        {
             return;
         }
         place.set_source_port(self.flow.new_source_port);
         // The record leads to the new key now, so nothing finds it by the old one.
-        self.flow.new_source_port = self.transport.destination_port;
+        self.flow.new_source_port = former;
         write_reply_key(&mut self.reply, &self.flow, &self.key);
         release(&self.reply, &self.key);
         count(counter::FLOW_STEPPED_ASIDE);
