@@ -14,6 +14,7 @@ use lb_ebpf::abi::flow::{
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{counter, endpoint};
 use lb_ebpf::flow_keys::{write_reply_key, write_returning_key};
+use lb_ebpf::volatile::read;
 
 use crate::flow::{answers, find, has_expired, has_pooled_port, release, release_replies};
 use crate::lookup::{now, settings};
@@ -239,12 +240,13 @@ impl<F: Claim> Work<F> {
         if F::claim_keys(POOLED, now()) != Opening::Done {
             return;
         }
-        // Chance may have hit the port that it has. What it claimed then is the very entry that is released below.
-        if self.flow.new_source_port == former
-            && (F::claim_keys(POOLED, now()) != Opening::Done
-                || self.flow.new_source_port == former)
-        {
-            return;
+        // Chance may have hit the port that it has. What it claimed then is the very entry that is released below. Claiming
+        // writes to this very memory, which the compiler cannot see.
+        if read(&self.flow.new_source_port) == former {
+            let again = F::claim_keys(POOLED, now());
+            if again != Opening::Done || read(&self.flow.new_source_port) == former {
+                return;
+            }
         }
         place.set_source_port(self.flow.new_source_port);
         // The record leads to the new key now, so nothing finds it by the old one.
