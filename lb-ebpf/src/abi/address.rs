@@ -1,6 +1,7 @@
-//! What an address means to us, in one lookup: the first question every program asks.
+//! What an address means to us, in one lookup.
 //!
-//! An address that is absent here is no business of ours, so traffic to it pays for one miss.
+//! An address that is absent here is no business of ours. The packet programs of tc mostly know that beforehand, from the
+//! [filter](super::address_filter); sockets and XDP ask here at once.
 
 /// Uses of one address. The key is the address itself.
 #[repr(C)]

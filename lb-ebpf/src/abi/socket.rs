@@ -1,4 +1,4 @@
-//! What socket hooks remember, in storage that dies with the socket.
+//! What socket hooks remember, in a slot or in storage that is given back with the socket.
 //!
 //! Addresses are 16 bytes, IPv4 as `::ffff:a.b.c.d`, so that one record serves an IPv6 socket that
 //! speaks IPv4.

@@ -1,6 +1,7 @@
 //! What a socket must remember: which service it dialled for the endpoint it got.
 //!
-//! It lives in storage of the socket itself; what finds no room there goes to a common table.
+//! A connected socket has a slot, or storage of its own (see `slot`); pairs of an unconnected one live in such storage, and
+//! what finds no room there goes to a common table.
 
 use core::ptr::{null_mut, read_volatile, write_volatile};
 use lb_ebpf::abi::address::Address6;
