@@ -9,6 +9,7 @@
 )]
 
 mod answer;
+mod atomic;
 mod direct;
 mod door;
 mod early;

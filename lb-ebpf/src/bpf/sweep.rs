@@ -9,7 +9,6 @@ use aya_ebpf::helpers::generated::{
     bpf_for_each_map_elem, bpf_map_delete_elem, bpf_timer_init, bpf_timer_set_callback,
     bpf_timer_start,
 };
-use core::arch::asm;
 use core::ffi::c_void;
 use core::ptr::{addr_of_mut, read_volatile};
 use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
@@ -21,6 +20,7 @@ use lb_ebpf::abi::socket::{SocketMore, SocketMoreKey};
 use lb_ebpf::abi::target::{self as targets, Target};
 use lb_ebpf::abi::{FLOW_SHARDS, counter};
 
+use crate::atomic::add;
 use crate::flow::{has_expired, release_replies};
 use crate::lookup::{now, settings};
 use crate::maps::{AFFINITY, FRAGMENTS, SOCKET_MORE, SWEEPER, Sweeper, TARGETS, Tables};
@@ -253,9 +253,7 @@ unsafe fn forget_old(seen: *mut u32, now: u32) {
     unsafe {
         let then = read_volatile(seen);
         if then != 0 && now.saturating_sub(then) > targets::LIFETIME {
-            // Rust's own atomics for this target are of kernels newer than ours.
-            let less = u64::from(then).wrapping_neg();
-            asm!("lock *(u32 *)({seen} + 0) += {less}", seen = in(reg) seen, less = in(reg) less);
+            add(seen, -i64::from(then));
         }
     }
 }

@@ -2,10 +2,10 @@
 //! itself costs two allocations, more than all the rest of a `connect()`. A slot belongs to one socket from the call that
 //! takes it until the socket is released, which is a hook, too. Who finds its slot taken gets storage of its own.
 
-use core::arch::asm;
 use core::ptr::{read_volatile, write_volatile};
 use lb_ebpf::abi::socket::{SLOTS, SocketPeer, SocketSlot};
 
+use crate::atomic::add;
 use crate::maps::SOCKET_SLOTS;
 
 /// The slot of a socket's cookie, whosever it is.
@@ -65,13 +65,4 @@ unsafe fn take(holders: *mut u32) -> bool {
         add(holders, -1);
     }
     false
-}
-
-/// Rust's own atomics for this target are of kernels newer than ours.
-#[inline(always)]
-unsafe fn add(number: *mut u32, more: i64) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        asm!("lock *(u32 *)({number} + 0) += {more}", number = in(reg) number, more = in(reg) more);
-    }
 }
