@@ -212,6 +212,29 @@ fn an_error_about_a_packet_that_is_on_its_way_to_the_service_still_is_not_ours()
 }
 
 #[test]
+fn an_error_that_goes_elsewhere_than_to_who_sent_the_packet_is_about_nothing() {
+    in_both_families(|node, net| {
+        requests(node, net);
+        node.serve(
+            udp_service("other", net.family)
+                .cluster_ip(net.other_service)
+                .external_ip(net.vip)
+                .endpoint(net.endpoint),
+        );
+        for answer in [tcp(net.service, net.client), udp(net.service, net.client)] {
+            for error in errors(net) {
+                let sent = error(net.client.ip(), &answer);
+                node.pod_sends(&sent.clone().to_address(net.vip.ip()))
+                    .is_untouched();
+                node.pod_sends(&sent.to_address(net.other_service.ip()))
+                    .is_dropped();
+            }
+        }
+        assert_eq!(node.count_of(counter::ICMP_TRANSLATED), 0);
+    });
+}
+
+#[test]
 fn an_error_about_a_later_fragment_is_left_alone() {
     on_a_node(|node| {
         let net = Net::v4();

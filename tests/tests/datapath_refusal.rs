@@ -250,3 +250,17 @@ fn nobody_hears_of_a_refused_fragment_twice() {
         }
     });
 }
+
+#[test]
+fn an_icmp_message_that_does_not_tell_its_type_is_never_answered() {
+    // For all anybody knows it is an error. What the frame holds behind the packet is no part of it.
+    in_both_families(|node, net| {
+        serve(node, net);
+        let protocol = if net.is_v4() { 1 } else { 58 };
+        let packet = other(net.client.ip(), net.service.ip(), protocol, &[]);
+        let padded = [packet.frame(), vec![8; 26]].concat();
+        node.pod_sends(&packet).is_dropped();
+        node.pod_sends(&padded).is_dropped();
+        node.comes_in(&padded).is_dropped();
+    });
+}

@@ -175,9 +175,12 @@ fn quote<F: Quoted>(skb: &Skb, network: &Network<F>) -> Option<(Message, Quote<F
     Some((message, quote))
 }
 
-/// Whether an ICMP message must not be answered by an error.
+/// Whether an ICMP message must not be answered by an error. One that ends before its type never is.
 #[inline(always)]
 pub(crate) fn is_error<F: Quoted>(skb: &Skb, network: &Network<F>) -> bool {
+    if network.transport >= network.end {
+        return true;
+    }
     match skb.load::<u8>(network.transport) {
         // All of ICMPv6's errors are below 128, also those yet to come (RFC 4443 §2.1).
         Some(kind) => F::message(kind).0 != Message::Other || F::ICMP == ICMPV6 && kind < 128,
@@ -248,7 +251,8 @@ pub(crate) fn from_client<F: Quoted, const SCOPE: u8>(skb: Skb, work: &mut Work<
     let Some((message, quote)) = quote(&skb, &work.network) else {
         return NOT_OURS;
     };
-    if message != Message::Error {
+    // As for netfilter, an error that goes elsewhere than to who sent the packet is about nothing.
+    if message != Message::Error || work.network.destination != quote.network.source {
         return NOT_OURS;
     }
     let action = about_masqueraded(&skb, work, &quote);
@@ -293,8 +297,7 @@ pub(crate) fn from_client<F: Quoted, const SCOPE: u8>(skb: Skb, work: &mut Work<
 #[inline(always)]
 fn about_masqueraded<F: Quoted>(skb: &Skb, work: &mut Work<F>, quote: &Quote<F>) -> i32 {
     reversed(&mut work.reply, quote, MASQUERADED);
-    // As for netfilter, an error that goes elsewhere than to who sent the packet is about nothing.
-    if work.network.destination != quote.network.source || work.find_reply().is_none() {
+    if work.find_reply().is_none() {
         return NOT_OURS;
     }
     let client = work.forward.source;

@@ -7,10 +7,17 @@ use super::wire::{Frame, ICMP, ICMP6, Packet, Tuple, word};
 use super::{Hook, Judgement, Met, NEXT, Oracle, Seen, is};
 
 /// Destination unreachable, redirect, time exceeded, parameter problem; for ICMPv6 all below 128 and
-/// redirect. Source quench is no more (RFC 6633).
+/// redirect. Source quench is no more (RFC 6633). What does not tell its type counts as one, as for Linux, which answers
+/// no such message.
 pub(super) fn is_error(packet: &Packet) -> bool {
-    let Some(&kind) = packet.load.first().filter(|_| packet.is_first()) else {
+    if !packet.is_first() {
         return false;
+    }
+    let Some(&kind) = packet.load.first() else {
+        return matches!(
+            (packet.protocol, packet.is_v4()),
+            (ICMP, true) | (ICMP6, false)
+        );
     };
     match packet.protocol {
         ICMP => packet.is_v4() && matches!(kind, 3 | 5 | 11 | 12),
