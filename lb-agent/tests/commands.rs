@@ -203,7 +203,7 @@ fn commands_read_live_tables_without_an_agent() {
         bpffs: bpffs.0.clone(),
         packet_hook: None,
     };
-    let datapath = Datapath::open(&config).unwrap();
+    let mut datapath = Datapath::open(&config).unwrap();
     datapath
         .set_settings(&Settings {
             flags: SOCKETS_ALL,

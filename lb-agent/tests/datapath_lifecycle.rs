@@ -1,30 +1,24 @@
 //! The datapath's life against the running kernel: created, adopted, replaced, cleaned up. Needs root.
 
+#[path = "scratch/devices.rs"]
+mod devices;
 mod scratch;
 #[path = "scratch/tables.rs"]
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Command;
 
+use devices::{picture, pod};
 use lb_agent::cleanup::cleanup;
 use lb_agent::datapath::attach::{PacketHook, SOCKET_HOOKS};
 use lb_agent::datapath::pins::Pins;
-use lb_agent::datapath::{Config, Datapath, Interfaces, Picture, Reader, Selection, object};
+use lb_agent::datapath::{Config, Datapath, Interfaces, Reader, Selection, object};
 use lb_agent::plan::Write;
 use lb_agent::sys::bpf::{Attach, Link, Map, MapKind, MapSpec, Program, attached_programs, pin};
 use lb_ebpf::abi::settings::Settings;
 use scratch::{Cgroup, ip};
 use tables::{frontend4, open};
-
-fn open_with(bpffs: &Path, packet_hook: Option<PacketHook>) -> Datapath {
-    Datapath::open(&Config {
-        bpffs: bpffs.to_owned(),
-        packet_hook,
-    })
-    .unwrap_or_else(|error| panic!("{error}"))
-}
 
 fn link_ids(bpffs: &Path) -> BTreeMap<&'static str, (u32, u32)> {
     let pins = Pins::new(bpffs);
@@ -61,7 +55,7 @@ fn rebuilt() -> Vec<u8> {
 fn a_second_agent_adopts_everything_and_writes_nothing() {
     scratch::run("adopt", |bpffs| {
         let cgroup = Cgroup::new("adopt");
-        let first = open(bpffs);
+        let mut first = open(bpffs, None);
         assert!(!first.adopted());
         assert_eq!(
             first.attach_sockets(&cgroup.0).expect("attached"),
@@ -78,7 +72,7 @@ fn a_second_agent_adopts_everything_and_writes_nothing() {
         let (links, maps) = (link_ids(bpffs), map_ids(bpffs));
         drop(first);
 
-        let second = open(bpffs);
+        let mut second = open(bpffs, None);
         assert!(second.adopted());
         assert_eq!(second.attach_sockets(&cgroup.0).expect("attached"), 0);
         assert!(
@@ -99,7 +93,7 @@ fn a_second_agent_adopts_everything_and_writes_nothing() {
 fn another_object_takes_over_the_same_links_and_tables() {
     scratch::run("replace", |bpffs| {
         let cgroup = Cgroup::new("replace");
-        let mut first = open(bpffs);
+        let mut first = open(bpffs, None);
         first.attach_sockets(&cgroup.0).expect("attached");
         let applied = first.apply(&[&[frontend4(1, 1)]]);
         assert!(applied.failures.is_empty(), "{:?}", applied.failures);
@@ -110,7 +104,7 @@ fn another_object_takes_over_the_same_links_and_tables() {
             bpffs: bpffs.to_owned(),
             packet_hook: None,
         };
-        let second = Datapath::open_object(&config, &rebuilt()).expect("opened");
+        let mut second = Datapath::open_object(&config, &rebuilt()).expect("opened");
         assert!(!second.adopted());
         // Until its links are told, the old programs run on.
         assert_eq!(link_ids(bpffs), links);
@@ -133,7 +127,7 @@ fn another_object_takes_over_the_same_links_and_tables() {
 fn cleanup_leaves_no_trace_and_works_twice() {
     scratch::run("cleanup", |bpffs| {
         let cgroup = Cgroup::new("cleanup");
-        let datapath = open(bpffs);
+        let mut datapath = open(bpffs, None);
         datapath.attach_sockets(&cgroup.0).expect("attached");
         drop(datapath);
         // What an older version may have left.
@@ -159,7 +153,7 @@ fn cleanup_leaves_no_trace_and_works_twice() {
 #[test]
 fn cleanup_names_what_it_could_not_remove() {
     scratch::run("stuck", |bpffs| {
-        drop(open(bpffs));
+        drop(open(bpffs, None));
         let stranger = bpffs.join("beeline/v2/stranger");
         std::fs::create_dir(&stranger).expect("made");
         let report = cleanup(bpffs);
@@ -212,55 +206,8 @@ fn a_table_of_another_layout_is_refused_and_not_touched() {
     });
 }
 
-fn picture() -> Picture {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(async {
-        Interfaces::open()
-            .expect("a socket")
-            .read()
-            .await
-            .expect("a list")
-    })
-}
-
-fn pod(name: &str) {
-    ip(&format!(
-        "link add {name} type veth peer name eth0 netns {}",
-        peer_namespace()
-    ));
-    ip(&format!("link set {name} up"));
-}
-
-/// A process that keeps another network namespace while the test runs.
-fn peer_namespace() -> u32 {
-    use std::cell::OnceCell;
-    struct Peer(std::process::Child);
-    impl Drop for Peer {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-    thread_local!(static PEER: OnceCell<Peer> = const { OnceCell::new() });
-    PEER.with(|peer| {
-        peer.get_or_init(|| {
-            let child = Command::new("unshare")
-                .args(["--net", "sleep", "60"])
-                .spawn()
-                .expect("unshare");
-            std::thread::sleep(std::time::Duration::from_millis(200));
-            Peer(child)
-        })
-        .0
-        .id()
-    })
-}
-
 fn follow_devices(bpffs: &Path, hook: PacketHook) {
-    let mut datapath = open_with(bpffs, Some(hook));
+    let mut datapath = open(bpffs, Some(hook));
     pod("blpod1");
     let first = picture().choose(&Selection::auto(), &[]).chosen;
     assert_eq!(
@@ -368,10 +315,10 @@ fn devices_are_followed_with_clsact() {
 fn two_capabilities_are_enough() {
     scratch::run("caps", |bpffs| {
         let cgroup = Cgroup::new("caps");
-        drop(open(bpffs));
+        drop(open(bpffs, None));
         pod("blpod4");
         scratch::drop_privileges();
-        let mut datapath = open(bpffs);
+        let mut datapath = open(bpffs, None);
         assert!(datapath.adopted());
         assert_eq!(
             datapath.attach_sockets(&cgroup.0).expect("attached"),

@@ -22,7 +22,7 @@ use tables::{frontend4, open};
 #[test]
 fn frontends_grow_and_every_one_is_there_for_a_new_agent() {
     scratch::run("grow", |bpffs| {
-        let mut datapath = open(bpffs);
+        let mut datapath = open(bpffs, None);
         let start = datapath.tables().frontends4.table().max_entries();
         let writes: Vec<Write> = (0..20_000).map(|n| frontend4((n % 250) as u8, n)).collect();
         let plans: Vec<&[Write]> = writes.chunks(1).collect();
@@ -36,7 +36,7 @@ fn frontends_grow_and_every_one_is_there_for_a_new_agent() {
         let grown = datapath.tables().frontends4.table().max_entries();
         assert!(grown > start && grown >= 20_000, "{start} → {grown}");
         drop(datapath);
-        let again = open(bpffs);
+        let again = open(bpffs, None);
         assert!(again.adopted());
         assert_eq!(again.kernel_state().expect("read").frontends4.len(), 20_000);
         assert_eq!(
@@ -54,7 +54,7 @@ fn frontends_grow_and_every_one_is_there_for_a_new_agent() {
 #[test]
 fn blocks_and_states_land_where_they_are_read() {
     scratch::run("blocks", |bpffs| {
-        let mut datapath = open(bpffs);
+        let mut datapath = open(bpffs, None);
         let endpoint = |id| Endpoint::<V4> {
             id,
             service: 3,
@@ -102,7 +102,7 @@ fn blocks_and_states_land_where_they_are_read() {
 #[test]
 fn a_full_table_fails_one_plan_by_name_and_spares_the_others() {
     scratch::run("full", |bpffs| {
-        let mut datapath = open(bpffs);
+        let mut datapath = open(bpffs, None);
         let bad = Write::Endpoints4 {
             first: u32::MAX - 10,
             records: vec![Endpoint::default()],
@@ -134,7 +134,7 @@ fn a_full_table_fails_one_plan_by_name_and_spares_the_others() {
 #[test]
 fn counters_start_at_zero_and_have_room_for_all() {
     scratch::run("counters", |bpffs| {
-        drop(open(bpffs));
+        drop(open(bpffs, None));
         let counters = Reader::open(bpffs).expect("open").counters().expect("read");
         assert_eq!(counters, vec![0; counter::COUNTERS as usize]);
         assert!(counter::ALL.len() <= counters.len());
@@ -165,7 +165,7 @@ fn uses(range: std::ops::Range<u32>, flags: u32) -> Vec<Write> {
 #[test]
 fn every_address_has_its_bit_and_few_others_have() {
     scratch::run("filter", |bpffs| {
-        let mut datapath = open(bpffs);
+        let mut datapath = open(bpffs, None);
         let applied = datapath.apply(&[&uses(0..2_000, CLUSTER_IP)]);
         assert!(applied.failures.is_empty(), "{:?}", applied.failures);
         let words = filter(bpffs).entries().expect("read");
@@ -191,7 +191,7 @@ fn every_address_has_its_bit_and_few_others_have() {
 #[test]
 fn a_filter_that_an_older_agent_left_behind_is_put_right() {
     scratch::run("old-filter", |bpffs| {
-        let mut datapath = open(bpffs);
+        let mut datapath = open(bpffs, None);
         datapath.apply(&[&uses(0..100, CLUSTER_IP)]);
         let right = filter(bpffs).entries().expect("read");
         drop(datapath);
@@ -200,7 +200,7 @@ fn a_filter_that_an_older_agent_left_behind_is_put_right() {
                 .put(word, &!bits, WriteMode::Any)
                 .expect("write");
         }
-        drop(open(bpffs));
+        drop(open(bpffs, None));
         assert_eq!(filter(bpffs).entries().expect("read"), right);
         assert!(cleanup(bpffs).is_complete());
     });

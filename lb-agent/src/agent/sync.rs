@@ -223,6 +223,7 @@ impl Sync {
         if self.complete() && due {
             self.write(Instant::now())?;
         }
+        self.restore();
         self.follow_xdp();
         self.measure();
         if std::mem::take(&mut self.took_list) {

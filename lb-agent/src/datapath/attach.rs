@@ -147,12 +147,39 @@ pub fn detach_sockets(pins: &Pins) -> Result<usize> {
     Ok(detached)
 }
 
-/// Attaches the programs that a device's role asks for.
+/// Attaches the programs that a device's role asks for, in place of what a former agent attached.
 pub fn attach_device(
     pins: &Pins,
     programs: &Programs,
     hook: PacketHook,
+    device: (u32, &Chosen),
+) -> Result<Change> {
+    attach(pins, programs, hook, device, Existing::Replace)
+}
+
+/// As [`attach_device`], where this agent attached them already: filters that are there are taken for its own.
+pub fn attach_missing(
+    pins: &Pins,
+    programs: &Programs,
+    hook: PacketHook,
+    device: (u32, &Chosen),
+) -> Result<Change> {
+    attach(pins, programs, hook, device, Existing::Keep)
+}
+
+/// What to do with a filter at our place, of which the kernel does not tell the program in the same call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Existing {
+    Keep,
+    Replace,
+}
+
+fn attach(
+    pins: &Pins,
+    programs: &Programs,
+    hook: PacketHook,
     (index, chosen): (u32, &Chosen),
+    existing: Existing,
 ) -> Result<Change> {
     let mut most = Change::None;
     for program in PACKET_PROGRAMS
@@ -174,9 +201,12 @@ pub fn attach_device(
                     || program.attach(index, attach, position),
                 )?
             }
-            PacketHook::Clsact => {
-                attach_filter(&pins.program(program_name), &chosen.name, direction)?
-            }
+            PacketHook::Clsact => attach_filter(
+                &pins.program(program_name),
+                &chosen.name,
+                direction,
+                existing,
+            )?,
         };
         if change != Change::None {
             most = change;
@@ -327,7 +357,12 @@ impl Direction {
 /// Handle of our filters within their priority.
 const FILTER_HANDLE: u16 = 0xbee1;
 
-fn attach_filter(pin: &Path, device: &str, direction: Direction) -> Result<Change> {
+fn attach_filter(
+    pin: &Path,
+    device: &str,
+    direction: Direction,
+    existing: Existing,
+) -> Result<Change> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Load {
         what: format!("a {direction:?} filter of device {device}"),
         source,
@@ -347,12 +382,15 @@ fn attach_filter(pin: &Path, device: &str, direction: Direction) -> Result<Chang
     let (id, change) = match attached {
         Ok(id) => (id, Change::Attached),
         Err(ProgramError::TcError(error)) if errno(&error) == libc::EEXIST => {
-            let existing =
+            if existing == Existing::Keep {
+                return Ok(Change::None);
+            }
+            let filter =
                 SchedClassifierLink::attached(device, direction.clsact(), priority, handle, None)
                     .map_err(|e| failed(Box::new(e)))?;
             (
                 program
-                    .attach_to_link(existing)
+                    .attach_to_link(filter)
                     .map_err(|e| failed(Box::new(e)))?,
                 Change::Replaced,
             )

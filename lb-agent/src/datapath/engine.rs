@@ -9,6 +9,7 @@ use lb_ebpf::abi::settings::Settings;
 
 use super::apply::Applied;
 use super::attach::{self, Change, PacketHook};
+use super::keeper::Keeper;
 use super::object::{self, Definitions};
 use super::pins::Pins;
 use super::programs::Programs;
@@ -41,6 +42,19 @@ pub struct Datapath {
     abilities: Abilities,
     /// Of each device whether XDP sits there.
     seats: BTreeMap<u32, (Chosen, Seat)>,
+    /// Where the socket hooks sit.
+    cgroup: Option<PathBuf>,
+    keeper: Keeper,
+}
+
+/// What had been taken away from us, and is there again.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Restored {
+    /// Names of tables and programs.
+    pub names: usize,
+    pub socket_hooks: usize,
+    /// Devices that had lost a program.
+    pub devices: Vec<String>,
 }
 
 /// What following the devices did.
@@ -79,6 +93,8 @@ impl Datapath {
             devices: BTreeMap::new(),
             abilities: Abilities::default(),
             seats: BTreeMap::new(),
+            cgroup: None,
+            keeper: Keeper::default(),
         })
     }
 
@@ -124,12 +140,14 @@ impl Datapath {
     }
 
     /// Attaches the socket hooks to a cgroup; how many changed.
-    pub fn attach_sockets(&self, cgroup: &Path) -> Result<usize> {
+    pub fn attach_sockets(&mut self, cgroup: &Path) -> Result<usize> {
+        self.cgroup = Some(cgroup.to_owned());
         attach::attach_sockets(&self.pins, &self.programs, cgroup)
     }
 
     /// Takes the socket hooks off; how many there were.
-    pub fn detach_sockets(&self) -> Result<usize> {
+    pub fn detach_sockets(&mut self) -> Result<usize> {
+        self.cgroup = None;
         attach::detach_sockets(&self.pins)
     }
 
@@ -193,6 +211,34 @@ impl Datapath {
         }
         self.follow_xdp()?;
         Ok(changes)
+    }
+
+    /// Puts back what somebody else took away: names of tables and programs, and programs where they sit. What fails
+    /// for one does not keep the others; the first failure is told. Cheap enough for every few seconds: a name and a
+    /// link cost some microseconds to look at.
+    pub fn restore(&mut self) -> (Restored, Result<()>) {
+        let mut restored = Restored::default();
+        let mut outcome = self
+            .keeper
+            .look(&self.pins)
+            .map(|names| restored.names = names);
+        outcome = outcome.and(self.pins.create_directories());
+        if let Some(cgroup) = &self.cgroup {
+            let hooks = attach::attach_sockets(&self.pins, &self.programs, cgroup);
+            outcome = outcome.and(hooks.map(|hooks| restored.socket_hooks = hooks));
+        }
+        for (&index, chosen) in &self.devices {
+            match attach::attach_missing(&self.pins, &self.programs, self.hook, (index, chosen)) {
+                Ok(Change::None) => {}
+                Ok(Change::Attached | Change::Replaced) => {
+                    restored.devices.push(chosen.name.clone())
+                }
+                // One that has just gone is taken out when the kernel says so.
+                Err(_) if netlink::device_name(index).is_none() => {}
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        (restored, outcome)
     }
 
     /// Makes the devices that are to have XDP have it, as far as they can now, and tells the programs which devices

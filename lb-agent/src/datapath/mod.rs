@@ -10,6 +10,7 @@ mod follow_flows;
 pub mod grace;
 pub mod growing;
 pub mod interfaces;
+pub mod keeper;
 pub mod newcomers;
 pub mod object;
 pub mod pins;
@@ -30,7 +31,7 @@ use std::path::PathBuf;
 use crate::sys::bpf;
 
 pub use apply::{Applied, Failure};
-pub use engine::{Config, Datapath, DeviceChanges};
+pub use engine::{Config, Datapath, DeviceChanges, Restored};
 pub use follow_flows::Follower;
 pub use grace::Grace;
 pub use interfaces::{Interfaces, Picture};

@@ -2,16 +2,17 @@
 
 use std::path::Path;
 
+use lb_agent::datapath::attach::PacketHook;
 use lb_agent::datapath::{Config, Datapath};
 use lb_agent::plan::Write;
 use lb_ebpf::abi::address::Address4;
 use lb_ebpf::abi::family::V4;
 use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
 
-pub(crate) fn open(bpffs: &Path) -> Datapath {
+pub(crate) fn open(bpffs: &Path, packet_hook: Option<PacketHook>) -> Datapath {
     Datapath::open(&Config {
         bpffs: bpffs.to_owned(),
-        packet_hook: None,
+        packet_hook,
     })
     .unwrap_or_else(|error| panic!("{error}"))
 }

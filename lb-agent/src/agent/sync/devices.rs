@@ -7,7 +7,7 @@ use std::time::Instant;
 use tracing::{info, warn};
 
 use super::Sync;
-use crate::datapath::{self, Picture, Seat};
+use crate::datapath::{self, Picture, Restored, Seat};
 
 impl Sync {
     /// Takes in a new picture of this node's devices and addresses.
@@ -68,6 +68,22 @@ impl Sync {
             info!(attached = ?changes.attached, forgotten = changes.forgotten.len(), "followed this node's devices");
         }
         Ok(())
+    }
+
+    /// Puts back what somebody else took away: attached programs, and the names of tables and programs (spec J5).
+    pub(super) fn restore(&mut self) {
+        let (restored, outcome) = self.datapath.restore();
+        if restored != Restored::default() {
+            warn!(
+                names = restored.names,
+                socket_hooks = restored.socket_hooks,
+                devices = ?restored.devices,
+                "somebody took programs off or removed their names: put back"
+            );
+        }
+        if let Err(error) = outcome {
+            warn!(%error, "could not put back what somebody took away; trying again");
+        }
     }
 
     /// Tries again where XDP may have become possible, and notes what devices can send for it now.
