@@ -1,11 +1,13 @@
 //! A real control plane for tests: etcd and kube-apiserver, built from upstream (`tests/kubernetes`).
 //!
-//! No kubelet, no scheduler and no controllers run: a test writes Services, EndpointSlices and Nodes itself.
+//! No kubelet and no scheduler run, and controllers only where a test starts them (`controllers`): a test writes
+//! Services, EndpointSlices and Nodes itself.
 //! Everything listens on one address of the calling thread's network namespace and lives in one directory.
 //! It ends with the value, or with the *thread* that started it, however that ends: keep that thread alive.
 
 pub mod batch;
 pub mod client;
+pub mod controllers;
 pub mod manifests;
 pub mod objects;
 mod process;

@@ -45,7 +45,12 @@ pub(crate) fn upstream() -> Result<()> {
     let mut build = Command::new(crate::root().join("tests/kubernetes/build"));
     crate::execute(
         build
-            .args(["kube-apiserver", "etcd", "kube-proxy"])
+            .args([
+                "kube-apiserver",
+                "etcd",
+                "kube-proxy",
+                "kube-controller-manager",
+            ])
             .env("PATH", setup::path()),
     )
 }
