@@ -392,12 +392,22 @@ impl Object for EndpointSlice {
 #[derive(Clone, Debug)]
 pub struct NodeObject {
     number: u8,
+    external_ip: Option<IpAddr>,
 }
 
 impl NodeObject {
     /// The node of that number, with the addresses and pod ranges of the plan, in a zone of its own.
     pub fn of(number: u8) -> Self {
-        Self { number }
+        Self {
+            number,
+            external_ip: None,
+        }
+    }
+
+    /// An address that a cloud translates to one of the node's.
+    pub fn external_ip(mut self, address: IpAddr) -> Self {
+        self.external_ip = Some(address);
+        self
     }
 }
 
@@ -409,11 +419,14 @@ impl Object for NodeObject {
     fn yaml(&self) -> String {
         let number = self.number;
         let [v4, v6] = address::FAMILIES;
+        let external = self.external_ip.map_or(String::new(), |ip| {
+            format!("    - {{type: ExternalIP, address: \"{ip}\"}}\n")
+        });
         format!(
             "apiVersion: v1\nkind: Node\nmetadata:\n  name: node{number}\n  labels:\n    \
              kubernetes.io/hostname: node{number}\n    topology.kubernetes.io/zone: zone{number}\n\
              spec:\n  podCIDR: \"{range}\"\n  podCIDRs: [\"{range}\", \"{}\"]\n\
-             status:\n  addresses:\n    - {{type: InternalIP, address: \"{}\"}}\n    - {{type: InternalIP, address: \"{}\"}}\n",
+             status:\n  addresses:\n{external}    - {{type: InternalIP, address: \"{}\"}}\n    - {{type: InternalIP, address: \"{}\"}}\n",
             address::pod_range(v6, number),
             address::node(v4, number),
             address::node(v6, number),

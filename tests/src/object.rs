@@ -395,16 +395,17 @@ impl Node {
 
     /// Makes every flow look as if its last packet had passed `seconds` ago.
     pub fn let_flows_rest(&self, seconds: u32) {
-        let now = clock::seconds();
-        assert!(now > seconds, "the machine runs for only {now} s");
-        self.flows.set_last_seen(now - seconds).expect("written");
+        self.flows.rest(seconds).expect("written");
+    }
+
+    /// Remembers as many other clients as the affinity table has room for.
+    pub fn fill_affinity(&self) {
+        self.flows.fill_affinity().expect("written");
     }
 
     /// Makes every affinity record look as if it had been used `seconds` ago.
     pub fn let_affinity_rest(&self, seconds: u32) {
-        let now = clock::seconds();
-        assert!(now > seconds, "the machine runs for only {now} s");
-        self.flows.set_last_used(now - seconds).expect("written");
+        self.flows.rest_affinity(seconds).expect("written");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use lb_ebpf::abi::counter;
 use lb_tests::object::{Net, Node, Outcome, in_both_families, tcp_service};
 use lb_tests::packet::{Frame as _, tcp};
 
@@ -100,5 +101,17 @@ fn without_affinity_every_connection_chooses() {
         node.serve(web.endpoint(net.endpoint).endpoint(net.other_endpoint));
         let chosen: BTreeSet<SocketAddr> = (1000..1060).map(|port| dial(node, net, port)).collect();
         assert_eq!(chosen.len(), 2);
+    });
+}
+
+/// Spec F8.
+#[test]
+fn who_comes_to_a_full_table_is_served_and_not_remembered() {
+    in_both_families(|node, net| {
+        serve(node, net, &[net.endpoint, net.other_endpoint]);
+        node.fill_affinity();
+        let chosen: BTreeSet<SocketAddr> = (1000..1060).map(|port| dial(node, net, port)).collect();
+        assert_eq!(chosen.len(), 2);
+        assert_eq!(node.count_of(counter::AFFINITY_FULL), 60);
     });
 }

@@ -6,11 +6,12 @@ use std::thread;
 use std::time::Duration;
 
 use lb_tests::address::FAMILIES;
-use lb_tests::in_every_case;
+use lb_tests::cluster::Cluster;
 use lb_tests::manifests::Service;
 use lb_tests::scenario::{SOON, Web};
 use lb_tests::traffic::Peer;
 use lb_tests::wait::eventually;
+use lb_tests::{in_both_layouts, in_every_case};
 
 /// The client's endpoint, once its sockets are served. The first answer may have come by packets: a SYN from
 /// before the service was known is translated when it is repeated. To the packet path a client is an address,
@@ -94,6 +95,37 @@ in_every_case! {
             client.ask_tcp(vip).is_ok_and(|answer| answer.server != first)
         });
         assert!(moved, "after each silence of 2.1 s it was {first} again");
+        Ok(())
+    }
+}
+
+in_both_layouts! {
+    /// Spec F5: through another node the same client may get another endpoint.
+    fn each_node_remembers_for_itself(layout: Layout) {
+        const SERVICES: u8 = 24;
+        let cluster = Cluster::builder().layout(layout).build()?;
+        let pods = [cluster.pod(1, 1), cluster.pod(2, 1)];
+        let service = |number: u8| {
+            Service::cluster_ip(&format!("s{number}"), number).affinity(3600).node_port(30_000 + u16::from(number))
+        };
+        let _first = Web::start_as(&cluster, service(1), &pods)?;
+        let _others = (2..=SERVICES).map(|number| Web::beside(&cluster, service(number), &pods)).collect::<anyhow::Result<Vec<_>>>()?;
+        let client = cluster.client()?;
+        let mut differ = 0;
+        for number in 1..=SERVICES {
+            let mut choices = BTreeSet::new();
+            for node in cluster.nodes() {
+                let to = SocketAddr::new(node.address(FAMILIES[0]), 30_000 + u16::from(number));
+                let choice = settled(&client, to)?;
+                for _ in 0..4 {
+                    assert_eq!(client.ask_tcp(to)?.server, choice);
+                }
+                choices.insert(choice);
+            }
+            differ += usize::from(choices.len() > 1);
+        }
+        // Each Service is a coin: all alike once in 10^7 times.
+        assert!(differ > 0, "both nodes chose alike for {SERVICES} Services");
         Ok(())
     }
 }

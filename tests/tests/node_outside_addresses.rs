@@ -8,7 +8,7 @@ use lb_agent::snapshot::Family;
 use lb_tests::address::{self, FAMILIES};
 use lb_tests::cluster::Cluster;
 use lb_tests::link::Layout;
-use lb_tests::manifests::{Condition, EndpointSlice, Service, ServiceCidr};
+use lb_tests::manifests::{Condition, EndpointSlice, NodeObject, Service, ServiceCidr};
 use lb_tests::scenario::{PORT, TARGET, Web};
 use lb_tests::table::{Outcome, Protocol, Table};
 use lb_tests::traffic::Peer;
@@ -206,6 +206,25 @@ in_both_layouts! {
             table.row("pod → VIP", &pod, vip(family), &Outcome::LeftAlone);
         }
         table.finish()
+    }
+
+    /// Spec G10: what the Node object calls its external address, but no device has, is the cloud's to translate.
+    fn an_address_that_the_cloud_translates_is_none_of_the_nodes(layout: Layout) {
+        let cluster = Cluster::builder().layout(layout).build()?;
+        let near = cluster.pod(1, 2);
+        for family in FAMILIES {
+            cluster.publish(&NodeObject::of(1).external_ip(vip(family).ip()))?;
+            let web = Web::start_as(&cluster, Service::cluster_ip("web", 1).node_port(NODE_PORT), &[near])?;
+            let pod = cluster.pod(1, 1).peer()?;
+            let mut table = Table::new();
+            let own = cluster.pod(1, 1).address(family);
+            table.soon("pod → node:nodePort", &pod, at(cluster.node(1).address(family), NODE_PORT),
+                &Outcome::answered([(near.name(), own)]));
+            table.row("pod → external:nodePort", &pod, at(vip(family).ip(), NODE_PORT), &Outcome::LeftAlone);
+            table.finish()?;
+            drop(web);
+        }
+        Ok(())
     }
 
     /// §5.8, Local then Cluster, and the health-check port beside it (§1.I).

@@ -1,8 +1,7 @@
 //! `cargo xtask conformance`: the page that says of every rule of a service proxy who holds it.
 //!
 //! Rules stand in `tests/conformance/rules.tsv`, in our own words; tests quote their ids, or upstream's titles, in
-//! comments, and are found by that ([`scan`]). Upstream's results come from `docs/e2e.md`. Rules without a test are
-//! pinned in `tests/conformance/untested.txt`, which may only get shorter.
+//! comments, and are found by that ([`scan`]). Upstream's results come from `docs/e2e.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -18,20 +17,11 @@ use scan::{Quote, Quotes};
 
 const RULES: &str = "tests/conformance/rules.tsv";
 const ELSEWHERE: &str = "tests/conformance/elsewhere.tsv";
-const UNTESTED: &str = "tests/conformance/untested.txt";
 const UPSTREAM: &str = "docs/e2e.md";
 const PAGE: &str = "docs/conformance.md";
 
 /// Tests named in one row; the others are counted.
 const NAMED: usize = 4;
-
-/// Whether the page is to be written or only looked at.
-#[derive(clap::Args)]
-pub(crate) struct Options {
-    /// Also take what has a test by now off the list of what has none.
-    #[arg(long)]
-    settle: bool,
-}
 
 /// One rule.
 struct Rule {
@@ -54,24 +44,17 @@ struct Sources {
     rules: Vec<Rule>,
     upstream: Vec<Upstream>,
     quotes: Quotes,
-    pinned: BTreeSet<String>,
 }
 
 /// Writes the page.
-pub(crate) fn run(options: &Options) -> Result<()> {
-    let mut sources = Sources::read()?;
-    if options.settle {
-        let untested = sources.untested();
-        sources.pinned.retain(|id| untested.contains(id));
-        let lines: Vec<&str> = sources.pinned.iter().map(String::as_str).collect();
-        fs::write(crate::root().join(UNTESTED), lines.join("\n") + "\n")?;
-    }
+pub(crate) fn run() -> Result<()> {
+    let sources = Sources::read()?;
     fs::write(crate::root().join(PAGE), sources.page()).with_context(|| format!("write {PAGE}"))?;
     say(format_args!("conformance: {PAGE} is written"));
     sources.judge()
 }
 
-/// Whether the page is what it would be now, and every rule has a test or is known to have none.
+/// Whether the page is what it would be now, and every rule has a test.
 pub(crate) fn check() -> Result<()> {
     let sources = Sources::read()?;
     sources.judge()?;
@@ -111,27 +94,16 @@ impl Sources {
             rules,
             upstream,
             quotes: Quotes::collect()?,
-            pinned: text(UNTESTED)?.lines().map(String::from).collect(),
         })
     }
 
-    fn untested(&self) -> BTreeSet<String> {
-        self.rules
+    fn judge(&self) -> Result<()> {
+        let mut faults: Vec<String> = self
+            .rules
             .iter()
             .filter(|rule| self.quotes.of_rule(&rule.id).is_empty())
-            .map(|rule| rule.id.clone())
-            .collect()
-    }
-
-    fn judge(&self) -> Result<()> {
-        let untested = self.untested();
-        let mut faults: Vec<String> = untested
-            .difference(&self.pinned)
-            .map(|id| format!("no test quotes {id}: write one (the list {UNTESTED} does not grow)"))
+            .map(|rule| format!("no test quotes {}: write one", rule.id))
             .collect();
-        faults.extend(self.pinned.difference(&untested).map(|id| {
-            format!("{id} has a test, or is no rule: `cargo xtask conformance --settle`")
-        }));
         let ids: BTreeSet<&str> = self.rules.iter().map(|rule| rule.id.as_str()).collect();
         if ids.len() != self.rules.len() {
             faults.push(format!("{RULES}: an id is there twice"));
@@ -152,9 +124,7 @@ impl Sources {
     }
 
     fn page(&self) -> String {
-        let untested = self.untested();
         let mut page = String::from(HEAD);
-        let tested = self.rules.len() - untested.len();
         let passed = self.upstream.iter().filter(|test| test.beeline == "passed");
         let here = self
             .upstream
@@ -162,14 +132,9 @@ impl Sources {
             .filter(|test| !self.quotes.of_title(&test.title).is_empty());
         let _ = writeln!(
             page,
-            "{} rules, {tested} with tests. Without: {}.\n\nOf {} tests of upstream {} pass on a cluster; what {} of them say is \
-             tested in namespaces, too.\n",
+            "{} rules, each with tests.\n\nOf {} tests of upstream {} pass on a cluster; what {} of them say is tested in \
+             namespaces, too.\n",
             self.rules.len(),
-            if untested.is_empty() {
-                "none".into()
-            } else {
-                untested.iter().cloned().collect::<Vec<_>>().join(", ")
-            },
             self.upstream.len(),
             passed.count(),
             here.count(),

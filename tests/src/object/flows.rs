@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::Result;
 use lb_agent::datapath::pins::Pins;
 use lb_agent::sys::bpf::{Map, Outer, Table, WriteMode};
-use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
+use lb_agent::sys::clock;
+use lb_ebpf::abi::affinity::{Affinity, AffinityKey, netns_client};
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::{Flow, FlowKey};
 use lb_ebpf::abi::fragment::{Fragment, FragmentKey};
@@ -76,12 +77,31 @@ impl FlowTables {
         Ok((flows, entries(&self.replies4)? + entries(&self.replies6)?))
     }
 
-    pub(super) fn set_last_seen(&self, second: u32) -> Result<()> {
+    pub(super) fn rest(&self, seconds: u32) -> Result<()> {
+        let second = ago(seconds);
         age(&self.flows4, second)?;
         age(&self.flows6, second)
     }
 
-    pub(super) fn set_last_used(&self, second: u32) -> Result<()> {
+    /// Enters as many strangers as there is room for.
+    pub(super) fn fill_affinity(&self) -> Result<()> {
+        let room = self.affinity.max_entries() - self.affinity.count()? as u32;
+        let keys: Vec<AffinityKey> = (1..=room)
+            .map(|number| AffinityKey {
+                client: netns_client(number.into()),
+                service: u32::MAX,
+                zero: 0,
+            })
+            .collect();
+        let values = vec![Affinity::default(); keys.len()];
+        Ok(self
+            .affinity
+            .put_many(&keys, &values)
+            .map_err(|stopped| stopped.error)?)
+    }
+
+    pub(super) fn rest_affinity(&self, seconds: u32) -> Result<()> {
+        let second = ago(seconds);
         for (key, record) in self.affinity.entries()? {
             let record = Affinity {
                 last_used: second,
@@ -166,4 +186,11 @@ where
         }));
     }
     Ok(seen)
+}
+
+/// A moment in the past, as the programs' clock has it.
+fn ago(seconds: u32) -> u32 {
+    let now = clock::seconds();
+    assert!(now > seconds, "the machine runs for only {now} s");
+    now - seconds
 }
