@@ -181,6 +181,7 @@ async fn an_unspecified_address_serves_both_families_and_a_taken_one_is_tried_ag
     server.abort();
 }
 
+/// Upstream: "should check kube-proxy urls".
 #[tokio::test]
 async fn metrics_and_neighbours_are_served() {
     let (health, metrics) = (Health::default(), Metrics::default());

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 
 const ENDPOINT: &[&str] = &["192.0.2.11:8080"];
 
-/// Spec A26, A4. Upstream: "should be able to change the type from ClusterIP to ExternalName".
+/// Spec A26, A4. Upstream: "should be able to change the type from ClusterIP to ExternalName", "should be able to change
+/// the type from NodePort to ExternalName", "should be able to change the type from ExternalName to ClusterIP", "should be
+/// able to change the type from ExternalName to NodePort".
 #[test]
 fn type_changes_there_and_back() {
     sandbox::run(|sandbox| {
@@ -28,6 +30,15 @@ fn type_changes_there_and_back() {
             "type": "ClusterIP", "externalName": null, "ipFamilyPolicy": "RequireDualStack",
         }});
         rig.admin.patch(&service_path("web"), &cluster_ip)?;
+        let second = rig.vips("web")?.v4;
+        rig.expect_answers(&second, ENDPOINT)?;
+
+        rig.admin.patch(&service_path("web"), &external)?;
+        rig.expect_unserved(&second)?;
+        let node_port = json!({"spec": {
+            "type": "NodePort", "externalName": null, "ipFamilyPolicy": "RequireDualStack",
+        }});
+        rig.admin.patch(&service_path("web"), &node_port)?;
         rig.expect_answers(&rig.vips("web")?.v4, ENDPOINT)
     });
 }

@@ -15,6 +15,7 @@ fn setting(name: &str) -> Result<u32> {
         .with_context(|| format!("{path}: {text:?}"))
 }
 
+/// Upstream: "should set TCP CLOSE_WAIT timeout".
 #[test]
 fn an_agent_sets_kube_proxys_timeouts_and_leaves_the_others_alone() {
     sandbox::run(|sandbox| {

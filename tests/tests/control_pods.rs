@@ -1,11 +1,15 @@
 //! Pods come, go and fail; upstream's controller makes EndpointSlices of them, and nobody else does.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use lb_tests::control_plane::ControlPlane;
-use lb_tests::control_plane::controllers::{Controllers, FOR_PODS, RunningPod};
-use lb_tests::control_plane::objects::{node, node_path, service, service_path};
+use lb_tests::control_plane::controllers::{
+    Controllers, FOR_PODS, MIRROR, RANGES, RunningPod, SLICES,
+};
+use lb_tests::control_plane::objects::{node, node_path, service, service_path, slice};
 use lb_tests::control_plane::rig::{Rig, create_node};
-use lb_tests::control_plane::sandbox::{self, API_ADDRESS, NODE, Sandbox};
+use lb_tests::control_plane::sandbox::{self, API_ADDRESS, NODE, Outcome, Sandbox, eventually};
 use serde_json::{Value, json};
 
 const ELSEWHERE: &str = "node-b";
@@ -26,7 +30,7 @@ fn rig<'a>(sandbox: &'a Sandbox, more: &Value) -> Result<(Rig<'a>, Controllers, 
         }});
         admin.patch(&format!("{}/status", node_path(name)), &status)?;
     }
-    let controllers = Controllers::start(&plane, sandbox.directory())?;
+    let controllers = Controllers::start(&plane, sandbox.directory(), &[SLICES])?;
     let rig = Rig::resume(sandbox, plane)?;
     rig.admin.create(&service("web"))?;
     rig.admin.patch(
@@ -97,6 +101,33 @@ fn terminating_pods_serve_until_others_are_ready() {
         rig.expect_answers(&vip, &["192.0.2.12:8080"])?;
         new.fail(&rig.admin)?;
         rig.expect_answers(&vip, &["192.0.2.11:8080"])?;
+        controllers.check_alive()
+    });
+}
+
+/// Spec A18. Upstream: "should create endpoints for unready pods", "should be able to connect to terminating and unready
+/// endpoints if PublishNotReadyAddresses is true".
+#[test]
+fn unready_and_terminating_pods_serve_where_the_service_says_so() {
+    sandbox::run(|sandbox| {
+        let publish = |on: bool| json!({"spec": {"publishNotReadyAddresses": on}});
+        let (rig, mut controllers, vip) = rig(sandbox, &publish(true))?;
+        let pods = [
+            pod("one", NODE, &["192.0.2.11"]),
+            pod("two", ELSEWHERE, &["192.0.2.12"]),
+        ];
+        run(&rig, &pods)?;
+        let both = ["192.0.2.11:8080", "192.0.2.12:8080"];
+        rig.expect_answers(&vip, &both)?;
+        pods.iter()
+            .try_for_each(|pod| pod.become_unready(&rig.admin))?;
+        rig.expect_answers(&vip, &both)?;
+        rig.admin.patch(&service_path("web"), &publish(false))?;
+        rig.expect_refused(&vip)?;
+        pods[0].terminate(&rig.admin)?;
+        rig.expect_refused(&vip)?;
+        rig.admin.patch(&service_path("web"), &publish(true))?;
+        rig.expect_answers(&vip, &both)?;
         controllers.check_alive()
     });
 }
@@ -207,5 +238,68 @@ fn endpoints_objects_mean_nothing() {
         rig.admin.create(&service("later"))?;
         rig.expect_refused(&rig.vips("later")?.v4)?;
         rig.expect_refused(&rig.vips("web")?.v4)
+    });
+}
+
+/// Spec B1, B3. Upstream: "should mirror a custom Endpoints resource through create update and delete", "should mirror a
+/// custom Endpoint with multiple subsets and same IP address".
+#[test]
+fn endpoints_objects_count_once_they_are_mirrored() {
+    sandbox::run(|sandbox| {
+        let rig = Rig::start(sandbox)?;
+        let mut controllers = Controllers::start(&rig.plane, sandbox.directory(), &[MIRROR])?;
+        for (address, port) in [
+            ("192.0.2.11", 8080),
+            ("192.0.2.11", 9090),
+            ("192.0.2.12", 8080),
+        ] {
+            sandbox.serve(address, port)?;
+        }
+        let mut web = service("web");
+        web["spec"]["ports"] = json!([{"name": "http", "port": 80}, {"name": "other", "port": 81}]);
+        rig.admin.create(&web)?;
+        let vip = rig.vips("web")?.v4;
+        let subset = |address: &str, name: &str, port: u16| json!({"addresses": [{"ip": address}], "ports": [{"name": name, "port": port}]});
+        rig.admin.create(&json!({
+            "apiVersion": "v1", "kind": "Endpoints",
+            "metadata": {"name": "web", "namespace": "default"},
+            "subsets": [subset("192.0.2.11", "http", 8080), subset("192.0.2.11", "other", 9090)],
+        }))?;
+        rig.expect_answers(&vip, &["192.0.2.11:8080"])?;
+        eventually("the other port is served", Duration::from_secs(20), || {
+            Ok(sandbox.connect(&vip, 81)? == Outcome::Answer("192.0.2.11:9090".into()))
+        })?;
+        let path = "/api/v1/namespaces/default/endpoints/web";
+        let moved = json!({"subsets": [subset("192.0.2.12", "http", 8080)]});
+        rig.admin.patch(path, &moved)?;
+        rig.expect_answers(&vip, &["192.0.2.12:8080"])?;
+        rig.admin.delete(path)?;
+        rig.expect_refused(&vip)?;
+        controllers.check_alive()
+    });
+}
+
+/// Spec D5. Upstream: "should create Services and serve on different Service CIDRs".
+#[test]
+fn services_of_a_further_range_are_served() {
+    sandbox::run(|sandbox| {
+        let rig = Rig::start(sandbox)?;
+        let mut controllers = Controllers::start(&rig.plane, sandbox.directory(), &[RANGES])?;
+        sandbox.serve("192.0.2.11", 8080)?;
+        rig.admin.create(&json!({
+            "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+            "metadata": {"name": "further"},
+            "spec": {"cidrs": ["10.196.196.0/24"]},
+        }))?;
+        let mut web = service("web");
+        web["spec"]["ipFamilyPolicy"] = json!("SingleStack");
+        web["spec"]["clusterIP"] = json!("10.196.196.77");
+        eventually("the range is in use", Duration::from_secs(20), || {
+            Ok(rig.admin.create(&web).is_ok())
+        })?;
+        rig.admin
+            .create(&slice("web-1", "web", 8080, &["192.0.2.11"]))?;
+        rig.expect_answers("10.196.196.77", &["192.0.2.11:8080"])?;
+        controllers.check_alive()
     });
 }

@@ -26,7 +26,8 @@ fn sticky(seconds: u32) -> Service {
 }
 
 in_every_case! {
-    /// Spec F1, F2. Upstream: "should have session affinity work for service with type clusterIP".
+    /// Spec F1, F2. Upstream: "should have session affinity work for service with type clusterIP", "should function for
+    /// client IP based session affinity: http", "should function for client IP based session affinity: udp".
     fn a_client_stays_on_its_endpoint(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1), cluster.pod(2, 2)];
@@ -79,22 +80,25 @@ in_every_case! {
         Ok(())
     }
 
-    /// Spec F7, A24. Upstream: "should have session affinity timeout work for service with type clusterIP".
+    /// Spec F7, A24. Upstream: "should have session affinity timeout work for service with type clusterIP", "should have
+    /// session affinity timeout work for NodePort service".
     fn a_client_that_was_silent_too_long_may_get_another_endpoint(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1), cluster.pod(2, 2)];
-        let web = Web::start_as(&cluster, sticky(1), &pods)?;
+        let web = Web::start_as(&cluster, sticky(1).node_port(30_001), &pods)?;
         let client = cluster.pod(1, 1).peer()?;
-        let vip = web.vip(FAMILIES[0])?;
-        let first = settled(&client, vip)?;
-        assert_eq!(client.ask_tcp(vip)?.server, first);
-        // Twelve new choices among three: all the same once in 500,000 runs. Rest is counted in whole seconds, so that a
-        // second is over for certain only after two.
-        let moved = (0..12).any(|_| {
-            thread::sleep(Duration::from_millis(2100));
-            client.ask_tcp(vip).is_ok_and(|answer| answer.server != first)
-        });
-        assert!(moved, "after each silence of 2.1 s it was {first} again");
+        let node_port = SocketAddr::new(cluster.node(1).address(FAMILIES[0]), 30_001);
+        for to in [web.vip(FAMILIES[0])?, node_port] {
+            let first = settled(&client, to)?;
+            assert_eq!(client.ask_tcp(to)?.server, first);
+            // Twelve new choices among three: all the same once in 500,000 runs. Rest is counted in whole seconds, so that
+            // a second is over for certain only after two.
+            let moved = (0..12).any(|_| {
+                thread::sleep(Duration::from_millis(2100));
+                client.ask_tcp(to).is_ok_and(|answer| answer.server != first)
+            });
+            assert!(moved, "{to}: after each silence of 2.1 s it was {first} again");
+        }
         Ok(())
     }
 }

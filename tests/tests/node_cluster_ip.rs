@@ -20,7 +20,7 @@ const AT_ONCE: Duration = Duration::from_millis(500);
 const DROPPED: Duration = Duration::from_millis(1500);
 
 in_every_case! {
-    /// Spec E23, D1. Upstream: "should function for pod-Service: http".
+    /// Spec E23, D1. Upstream: "should function for pod-Service: http", "should function for pod-Service: udp".
     fn requests_spread_evenly_over_local_and_remote_endpoints(case: Case) {
         let cluster = case.cluster().pods_per_node(2).build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1), cluster.pod(2, 2)];
@@ -58,7 +58,8 @@ in_every_case! {
         Ok(())
     }
 
-    /// Spec D12. Upstream: "should allow pods to hairpin back to themselves through services".
+    /// Spec D12. Upstream: "should allow pods to hairpin back to themselves through services", "should function for
+    /// endpoint-Service: http", "should function for endpoint-Service: udp".
     fn a_pod_reaches_itself_through_its_own_service(case: Case) {
         let cluster = case.cluster().build()?;
         let pod = cluster.pod(1, 1);
@@ -138,7 +139,25 @@ in_every_case! {
         web.wait_for(&cluster.pod(2, 2).peer()?, &[pods[1]])
     }
 
-    /// Spec B20, E13. Upstream: "should update endpoints: http".
+    /// Spec D1, D3. Upstream: "should respect internalTrafficPolicy=Local Pod (hostNetwork: true) to Pod".
+    fn a_local_only_service_is_so_for_processes_of_the_node(case: Case) {
+        let cluster = case.cluster().build()?;
+        let pods = [cluster.pod(2, 1)];
+        let web = Web::start_as(&cluster, Service::cluster_ip("near", 11).internal_local(), &pods)?;
+        let (near, far) = (cluster.node(2).peer()?, cluster.node(1).peer()?);
+        web.wait_for(&near, &pods)?;
+        for family in FAMILIES {
+            let vip = web.vip(family)?;
+            let dropped = || far.connect_from(0, vip, DROPPED).map(drop);
+            eventually("node 1 knows the service", SOON, || {
+                Ok((kind(dropped()) == Some(FailureKind::TimedOut)).then_some(()))
+            })?;
+            assert_eq!(kind(dropped()), Some(FailureKind::TimedOut));
+        }
+        Ok(())
+    }
+
+    /// Spec B20, E13. Upstream: "should update endpoints: http", "should update endpoints: udp".
     fn changed_endpoints_are_followed(case: Case) {
         let cluster = case.cluster().pods_per_node(3).build()?;
         let (first, second) = ([cluster.pod(1, 2), cluster.pod(2, 1)], [cluster.pod(1, 3), cluster.pod(2, 2)]);
@@ -159,6 +178,7 @@ in_every_case! {
         web.wait_for(&client, &[first[0], second[1]])
     }
 
+    /// Upstream: "Should be able to send traffic between Pods without SNAT".
     fn traffic_that_is_no_service_is_left_alone(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1)];

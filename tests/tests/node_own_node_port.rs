@@ -72,7 +72,8 @@ fn host_server(cluster: &Cluster, service: &Service) -> Result<Peer> {
 in_every_case! {
     /// The rows "node → NodePort" of §5.4 and §5.9: endpoints on this node and on another, the external policy Local
     /// (D14) and the internal one, and §5.1.
-    /// Spec D14, D11. Upstream: "should function for node-Service: http".
+    /// Spec D14, D11. Upstream: "should function for node-Service: http", "should support
+    /// basic nodePort: udp functionality".
     fn a_process_of_the_node_at_its_own_node_port(case: Case) {
         let cluster = case.cluster().build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1)];
@@ -190,7 +191,8 @@ in_every_case! {
     }
 
     /// G3, G9: where the list names it, and for the node alone; the external policy counts there.
-    /// Spec G8, G9.
+    /// Spec G8, G9. Upstream: "should proxy localhost NodePort traffic to backends across nodes", "should honor
+    /// sessionAffinity=ClientIP for localhost NodePort".
     fn localhost_node_ports(case: Case) {
         let cluster = case.cluster().agent_arguments(&["--nodeport-addresses", "primary,localhost"]).build()?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1)];

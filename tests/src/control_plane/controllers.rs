@@ -1,4 +1,4 @@
-//! The real kube-controller-manager, with the one controller that makes EndpointSlices from pods.
+//! The real kube-controller-manager, with those of its controllers that a test names.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,14 +15,21 @@ const PROGRAM: &str = "kube-controller-manager";
 /// Arguments of an API server that takes pods without a ServiceAccount, as no controller makes one here.
 pub const FOR_PODS: &[&str] = &["--disable-admission-plugins=ServiceAccount"];
 
-/// A running controller. It ends with the value.
+/// Makes EndpointSlices from pods.
+pub const SLICES: &str = "endpointslice-controller";
+/// Makes EndpointSlices from Endpoints that somebody wrote by hand.
+pub const MIRROR: &str = "endpointslice-mirroring-controller";
+/// Takes new ServiceCIDRs into use.
+pub const RANGES: &str = "service-cidr-controller";
+
+/// Running controllers. They end with the value.
 pub struct Controllers {
     process: Process,
 }
 
 impl Controllers {
-    /// Starts it for a control plane; `directory` is for its log.
-    pub fn start(plane: &ControlPlane, directory: &Path) -> Result<Self> {
+    /// Starts some for a control plane; `directory` is for their log.
+    pub fn start(plane: &ControlPlane, directory: &Path, names: &[&str]) -> Result<Self> {
         build(&[PROGRAM])?;
         let kubeconfig = plane.kubeconfig("controllers.kubeconfig", "admin")?;
         let process = Process::start(
@@ -30,10 +37,10 @@ impl Controllers {
             Command::new(program(PROGRAM))
                 .arg("--kubeconfig")
                 .arg(kubeconfig)
+                .arg(format!("--controllers={}", names.join(",")))
                 .args([
-                    "--controllers=endpointslice-controller",
                     "--leader-elect=false",
-                    // It serves nobody.
+                    // Nobody asks them anything.
                     "--secure-port=0",
                     // Else changes of pods are gathered for as long as they keep coming.
                     "--endpointslice-updates-batch-period=0s",
@@ -42,7 +49,7 @@ impl Controllers {
         Ok(Self { process })
     }
 
-    /// Fails with the end of its log if it has ended.
+    /// Fails with the end of their log if they have ended.
     pub fn check_alive(&mut self) -> Result<()> {
         self.process.check_alive()
     }
@@ -84,7 +91,7 @@ impl RunningPod<'_> {
 
     /// Evicts it.
     pub fn fail(&self, admin: &Client) -> Result<()> {
-        // A pod that failed is not ready: of its phase alone the controller does not hear.
+        // A pod that failed is not ready: of its phase alone the controller takes no notice.
         self.set_status(
             admin,
             &json!({
@@ -92,6 +99,12 @@ impl RunningPod<'_> {
                 "conditions": [{"type": "Ready", "status": "False"}],
             }),
         )
+    }
+
+    /// Fails its readiness probe from now on.
+    pub fn become_unready(&self, admin: &Client) -> Result<()> {
+        let conditions = json!({"conditions": [{"type": "Ready", "status": "False"}]});
+        self.set_status(admin, &conditions)
     }
 
     /// Changes its status, as its kubelet would.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,14 +10,14 @@ use anyhow::{Context as _, Result, ensure};
 use lb_agent::datapath::pins::Pins;
 use lb_agent::datapath::{Config, Datapath};
 use lb_agent::plan::Write;
-use lb_agent::sys::bpf::{Map, Outer, Program, Table, WriteMode};
+use lb_agent::sys::bpf::{Link, Map, Outer, Program, Table, WriteMode, XdpMode};
 use lb_ebpf::abi::device::{Device, POD, UPLINK};
 use lb_ebpf::abi::socket::Tombstone;
 use lb_ebpf::abi::{FLOW_SHARDS, Record, table};
 
 use super::records;
 use crate::oracle::packet::tables::Tables;
-use crate::oracle::packet::{Hook, Seen};
+use crate::oracle::packet::{DROP, Hook, Seen};
 
 /// Hardware addresses of the pod's and the uplink's device.
 pub const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
@@ -26,6 +26,9 @@ pub const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 pub struct Kernel {
     datapath: Datapath,
     programs: BTreeMap<Hook, Program>,
+    /// The XDP program. A test run wants one to sit on the device it says the frame comes from.
+    early: Program,
+    _on_uplink: Link,
     /// Index of the pod's and the uplink's device.
     devices: [u32; 2],
     written: Vec<Write>,
@@ -154,6 +157,8 @@ impl Kernel {
             .into_iter()
             .map(|hook| Ok((hook, Program::open(&pins.program(hook.program()))?)))
             .collect::<Result<_>>()?;
+        let early = Program::open(&pins.program("out_xdp"))?;
+        let on_uplink = early.attach_xdp(devices[1], XdpMode::Native)?;
         let shards = |name: &str| -> Result<Vec<Map>> {
             let outer = Outer::new(Map::open(&pins.map(name))?, &pins.inner())?;
             (0..FLOW_SHARDS)
@@ -170,6 +175,8 @@ impl Kernel {
         all_queues.extend(queues(table::NEWCOMERS6)?);
         Ok(Self {
             programs,
+            early,
+            _on_uplink: on_uplink,
             devices,
             queues: all_queues,
             written: Vec::new(),
@@ -290,15 +297,52 @@ impl Kernel {
             self.devices[1 - usize::from(hook.side() as u8)]
         };
         context[10] = device;
+        let program = self.programs[&hook].as_fd().as_raw_fd();
+        let Some(seen) = self.test(program, &mut context, frame)? else {
+            return Ok(None);
+        };
+        Ok(Some(Ran {
+            seen,
+            mark: context[2],
+        }))
+    }
+
+    /// Runs XDP on a frame from outside, and the program behind it on what XDP passes.
+    pub fn run_early(&mut self, hook: Hook, mark: u32, frame: &[u8]) -> Result<Option<Ran>> {
+        if hook == Hook::OutIngress && LENGTHS.contains(&frame.len()) {
+            // `struct xdp_md` of the same file: where the frame ends, and the device.
+            let mut context = [0, frame.len() as u32, 0, self.devices[1], 0, 0];
+            let program = self.early.as_fd().as_raw_fd();
+            let seen = self.test(program, &mut context, frame)?;
+            let seen = seen.context("XDP takes every frame of such a length")?;
+            match seen.action {
+                XDP_PASS if seen.frame == frame => {}
+                XDP_DROP => {
+                    let seen = Seen {
+                        action: DROP,
+                        frame: frame.to_vec(),
+                    };
+                    return Ok(Some(Ran { seen, mark }));
+                }
+                // No route here is one for it to send by, and what it passes it has to leave alone.
+                _ => return Ok(Some(Ran { seen, mark })),
+            }
+        }
+        self.run(hook, mark, frame)
+    }
+
+    /// One test run; `None` where the kernel takes no such frame.
+    fn test(&mut self, program: RawFd, context: &mut [u32], frame: &[u8]) -> Result<Option<Seen>> {
+        let context_length = size_of_val(context) as u32;
         let mut block = TestRun {
-            program: self.programs[&hook].as_fd().as_raw_fd() as u32,
+            program: program as u32,
             length_in: frame.len() as u32,
             length_out: self.output.len() as u32,
             data_in: frame.as_ptr() as u64,
             data_out: self.output.as_mut_ptr() as u64,
             repeat: 1,
-            context_length_in: size_of_val(&context) as u32,
-            context_length_out: size_of_val(&context) as u32,
+            context_length_in: context_length,
+            context_length_out: context_length,
             context_in: context.as_ptr() as u64,
             context_out: context.as_mut_ptr() as u64,
             ..TestRun::default()
@@ -318,18 +362,21 @@ impl Kernel {
         }
         ensure!(
             answer == 0,
-            "{} on {}: {error}",
-            hook.program(),
+            "running a program on {}: {error}",
             crate::oracle::packet::hex(frame)
         );
         let frame = self.output[..block.length_out as usize].to_vec();
         let action = block.verdict as i32;
-        Ok(Some(Ran {
-            seen: Seen { action, frame },
-            mark: context[2],
-        }))
+        Ok(Some(Seen { action, frame }))
     }
 }
+
+/// Lengths of frames that the kernel runs XDP on in one piece.
+const LENGTHS: std::ops::RangeInclusive<usize> = 14..=3000;
+
+/// `enum xdp_action`.
+const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
 
 /// The test-run block of `union bpf_attr`.
 #[repr(C)]

@@ -65,7 +65,12 @@ pub fn run(kernel: &mut Kernel, script: &Script) -> Result<Result<Done, Mismatch
             Step::Frame { hook, from, edits } => {
                 if let Some((frame, mark)) = source(from, &seen, *hook) {
                     let frame = frames::edited(frame, edits);
-                    if let Some(ran) = kernel.run(*hook, mark, &frame)? {
+                    let ran = if script.xdp {
+                        kernel.run_early(*hook, mark, &frame)?
+                    } else {
+                        kernel.run(*hook, mark, &frame)?
+                    };
+                    if let Some(ran) = ran {
                         done.packets += 1;
                         done.handled += u64::from(ran.seen.action != -1 || ran.seen.frame != frame);
                         let ours = mark != 0 && !hook.is_ingress();

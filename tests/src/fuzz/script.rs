@@ -9,6 +9,9 @@ use crate::oracle::packet::tables::Tables;
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Script {
     pub tables: Tables,
+    /// Whether frames from outside meet XDP first.
+    #[serde(default)]
+    pub xdp: bool,
     pub steps: Vec<Step>,
 }
 

@@ -70,6 +70,7 @@ fn without(script: &Script, first: usize, count: usize) -> Script {
     }
     Script {
         tables: script.tables.clone(),
+        xdp: script.xdp,
         steps,
     }
 }

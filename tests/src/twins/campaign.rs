@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 
 use super::affinity;
@@ -40,7 +40,7 @@ pub struct Options {
     #[arg(long, default_value_t = 0)]
     pub from: u64,
     /// Cases in the API server at one time.
-    #[arg(long, default_value_t = 12)]
+    #[arg(long, default_value_t = 12, value_parser = together)]
     pub together: usize,
     /// Times that each state is changed, object by object, and compared again.
     #[arg(long, default_value_t = 1)]
@@ -81,6 +81,13 @@ pub struct Options {
     /// Keep disagreeing states as they are.
     #[arg(long)]
     pub no_shrink: bool,
+}
+
+fn together(text: &str) -> Result<usize> {
+    let most = generate::MOST_TOGETHER as usize;
+    let number: usize = text.parse()?;
+    ensure!((1..=most).contains(&number), "1 to {most}");
+    Ok(number)
 }
 
 /// kube-proxy's backend, as a flag.

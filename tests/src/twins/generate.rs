@@ -17,6 +17,9 @@ use crate::fuzz::random::Random;
 
 const ZONES: [&str; 2] = ["east", "west"];
 
+/// Cases that a state may have, at most: some things are there once in so many.
+pub const MOST_TOGETHER: u64 = 24;
+
 /// A Service port: name, protocol, number.
 pub(super) type PortPlan = (String, String, u16);
 
@@ -279,7 +282,7 @@ pub(super) fn external_ips(random: &mut Random, number: u64) -> Vec<String> {
         }
     }
     // Twice in one state it would be open which of two Services has it (spec D22).
-    if number % 12 == 5 {
+    if number % MOST_TOGETHER == 5 {
         // An address of a node, which then serves this port too (spec D9).
         found.push(address::node(random.pick(&FAMILIES), 1).to_string());
     }
