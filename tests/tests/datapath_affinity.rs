@@ -22,12 +22,26 @@ fn serve(node: &mut Node, net: &Net, endpoints: &[SocketAddr]) {
 
 /// A new connection from one of the client's ports; who got it.
 fn dial(node: &Node, net: &Net, port: u16) -> SocketAddr {
+    let endpoints = [net.endpoint, net.other_endpoint];
+    dial_at(node, net, net.service, port, &endpoints)
+}
+
+/// The same at another address, where one of these must get it.
+#[track_caller]
+fn dial_at(
+    node: &Node,
+    net: &Net,
+    to: SocketAddr,
+    port: u16,
+    endpoints: &[SocketAddr],
+) -> SocketAddr {
     let mut client = net.client;
     client.set_port(port);
-    let syn = tcp(client, net.service).syn();
+    let syn = tcp(client, to).syn();
     let outcome: Outcome = node.pod_sends(&syn);
-    [net.endpoint, net.other_endpoint]
-        .into_iter()
+    endpoints
+        .iter()
+        .copied()
         .find(|endpoint| outcome.bytes == syn.clone().to(*endpoint).frame())
         .unwrap_or_else(|| panic!("{}", outcome.story()))
 }
@@ -101,6 +115,37 @@ fn without_affinity_every_connection_chooses() {
         node.serve(web.endpoint(net.endpoint).endpoint(net.other_endpoint));
         let chosen: BTreeSet<SocketAddr> = (1000..1060).map(|port| dial(node, net, port)).collect();
         assert_eq!(chosen.len(), 2);
+    });
+}
+
+/// Spec F1, F3: at addresses of different policies a client may have to have different endpoints, and keeps each.
+#[test]
+fn a_client_keeps_an_endpoint_in_each_set() {
+    in_both_families(|node, net| {
+        let mut other_local = net.local_endpoint;
+        other_local.set_port(8081);
+        let web = tcp_service("web", net.family)
+            .cluster_ip(net.service)
+            .external_ip(net.vip)
+            .internal_local()
+            // To pods of this node such a policy means all endpoints (D13), and that they see the pod.
+            .external_local()
+            .affinity(SECONDS)
+            .terminating_local_endpoint(net.local_endpoint)
+            .terminating_local_endpoint(other_local);
+        node.serve(web.endpoint(net.endpoint).endpoint(net.other_endpoint));
+        let (near, far) = (
+            [net.local_endpoint, other_local],
+            [net.endpoint, net.other_endpoint],
+        );
+        let (inside, outside) = (
+            dial_at(node, net, net.service, 1000, &near),
+            dial_at(node, net, net.vip, 2000, &far),
+        );
+        for port in 1..40 {
+            assert_eq!(dial_at(node, net, net.service, 1000 + port, &near), inside);
+            assert_eq!(dial_at(node, net, net.vip, 2000 + port, &far), outside);
+        }
     });
 }
 

@@ -11,9 +11,15 @@ pub struct AffinityKey {
     pub client: Address6,
     /// Service port id.
     pub service: u32,
-    /// Zero.
-    pub zero: u32,
+    /// Of which set of endpoints the client was given one: [`CLUSTER`] or [`LOCAL`]. Who dials a Service by addresses of
+    /// different policies has an endpoint in each, as with kube-proxy, where each endpoint knows its clients.
+    pub set: u32,
 }
+
+/// All endpoints.
+pub const CLUSTER: u32 = 0;
+/// Those of this node.
+pub const LOCAL: u32 = 1;
 
 /// The endpoint this client got last.
 #[repr(C)]

@@ -1,9 +1,9 @@
 //! Which endpoint a new connection gets (spec E23, §1.F, verdicts of §2).
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
-use core::ptr::{read_volatile, write_volatile};
+use core::ptr::{copy_nonoverlapping, write_volatile};
 use lb_ebpf::abi::address::Address6;
-use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
+use lb_ebpf::abi::affinity::{self, Affinity, AffinityKey};
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::endpoint::{Endpoint, IN_CLUSTER, IN_LOCAL};
 use lb_ebpf::abi::frontend::{Frontend, HAS_ENDPOINTS};
@@ -54,9 +54,9 @@ pub(crate) enum Set {
 /// Chooses an endpoint of `set` for `client` (its address as 16 bytes, or its network namespace).
 #[inline(always)]
 pub(crate) fn choose<F: Tables>(frontend: &Frontend, set: Set, client: &Address6) -> Choice<F> {
-    let (first, size, member) = match set {
-        Set::Cluster => (frontend.cluster_first, frontend.cluster_count, IN_CLUSTER),
-        Set::Local => (0, frontend.local_count, IN_LOCAL),
+    let (first, size) = match set {
+        Set::Cluster => (frontend.cluster_first, frontend.cluster_count),
+        Set::Local => (0, frontend.local_count),
     };
     if size == 0 {
         let none = if frontend.flags & HAS_ENDPOINTS == 0 {
@@ -67,7 +67,7 @@ pub(crate) fn choose<F: Tables>(frontend: &Frontend, set: Set, client: &Address6
         return Choice::without_endpoint(none);
     }
     if frontend.affinity_seconds != 0 {
-        return remembered(frontend, client, first, size, member);
+        return remembered(frontend, set, client, first, size);
     }
     at_random(frontend, first, size)
 }
@@ -95,62 +95,101 @@ fn at_random<F: Tables>(frontend: &Frontend, first: u32, size: u32) -> Choice<F>
     }
 }
 
-/// The client's last endpoint if that is still in the set, else a new one, remembered.
+/// The client's last endpoint if that is still in the set, else a new one, remembered (spec F1, F3).
 #[inline(always)]
 fn remembered<F: Tables>(
     frontend: &Frontend,
+    set: Set,
     client: &Address6,
     first: u32,
     size: u32,
-    member: u32,
 ) -> Choice<F> {
-    let key = AffinityKey {
+    let (own, other, member) = match set {
+        Set::Cluster => (affinity::CLUSTER, affinity::LOCAL, IN_CLUSTER),
+        Set::Local => (affinity::LOCAL, affinity::CLUSTER, IN_LOCAL),
+    };
+    let mut key = AffinityKey {
         client: *client,
         service: frontend.service,
-        zero: 0,
+        set: own,
     };
-    let now = now();
-    if let Some(known) = AFFINITY.get_ptr_mut(key) {
-        // SAFETY: an element of the table; `service` tells whether it was reused for another key.
-        let copy = unsafe { read_volatile(known) };
-        let fresh = now.saturating_sub(copy.last_used) <= frontend.affinity_seconds;
-        if fresh && copy.service == frontend.service {
-            let state = endpoint_state(copy.endpoint);
-            if state.generation == copy.endpoint_generation && state.flags & member != 0 {
-                if copy.last_used != now {
-                    // SAFETY: as above; the worst a race can do is to lengthen another record's life.
-                    unsafe { write_volatile(&raw mut (*known).last_used, now) };
-                }
-                let endpoint = Endpoint {
-                    address: F::narrow(copy.endpoint_address),
-                    port: copy.endpoint_port,
-                    flags: copy.endpoint_flags,
-                    id: copy.endpoint,
-                    service: copy.service,
-                };
-                return Choice {
-                    verdict: Verdict::Translate,
-                    endpoint,
-                    generation: copy.endpoint_generation,
-                };
-            }
-        }
+    let mut found = Affinity::default();
+    let seconds = frontend.affinity_seconds;
+    let mut known = recall(&raw const key, &raw mut found, member, seconds);
+    if known == 0 {
+        // An endpoint that is in both sets serves the client whatever it dials.
+        key.set = other;
+        known = recall(&raw const key, &raw mut found, member, seconds);
+        key.set = own;
+    }
+    if known != 0 {
+        let endpoint = Endpoint {
+            address: F::narrow(found.endpoint_address),
+            port: found.endpoint_port,
+            flags: found.endpoint_flags,
+            id: found.endpoint,
+            service: found.service,
+        };
+        return Choice {
+            verdict: Verdict::Translate,
+            endpoint,
+            generation: found.endpoint_generation,
+        };
     }
     let choice = at_random::<F>(frontend, first, size);
     if choice.verdict == Verdict::Translate {
-        let record = Affinity {
+        found = Affinity {
             endpoint_address: F::wide(choice.endpoint.address),
             endpoint_port: choice.endpoint.port,
             endpoint_flags: choice.endpoint.flags,
             endpoint: choice.endpoint.id,
             endpoint_generation: choice.generation,
             service: frontend.service,
-            last_used: now,
-            timeout: frontend.affinity_seconds,
+            last_used: now(),
+            timeout: seconds,
         };
-        if AFFINITY.insert(key, record, 0).is_err() {
+        if AFFINITY.insert(key, found, 0).is_err() {
             count(counter::AFFINITY_FULL);
         }
     }
     choice
+}
+
+/// Copies the record under `key` to `found` and renews it, if it is not older than `seconds` and its endpoint is a
+/// `member` of the set in question; 1 if so. A function that is verified by itself, once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn recall(
+    key: *const AffinityKey,
+    found: *mut Affinity,
+    member: u32,
+    seconds: u32,
+) -> u32 {
+    if key.is_null() || found.is_null() {
+        return 0;
+    }
+    // SAFETY: not null, and the verifier holds callers to as many readable bytes.
+    let key = unsafe { &*key };
+    let Some(known) = AFFINITY.get_ptr_mut(key) else {
+        return 0;
+    };
+    // SAFETY: an element of the table, `service` tells whether it was reused for another key; and `found` is writable as
+    // `key` is readable. Copied there at once, as stacks of callers and called add up.
+    let found = unsafe {
+        copy_nonoverlapping(known.cast_const(), found, 1);
+        &*found
+    };
+    let now = now();
+    if now.saturating_sub(found.last_used) > seconds || found.service != key.service {
+        return 0;
+    }
+    let state = endpoint_state(found.endpoint);
+    if state.generation != found.endpoint_generation || state.flags & member == 0 {
+        return 0;
+    }
+    if found.last_used != now {
+        // SAFETY: an element of the table; the worst a race can do is to lengthen another record's life.
+        unsafe { write_volatile(&raw mut (*known).last_used, now) };
+    }
+    1
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use lb_agent::datapath::pins::Pins;
 use lb_agent::sys::bpf::{Map, Outer, Table, WriteMode};
 use lb_agent::sys::clock;
-use lb_ebpf::abi::affinity::{Affinity, AffinityKey, netns_client};
+use lb_ebpf::abi::affinity::{Affinity, AffinityKey, CLUSTER, netns_client};
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::{Flow, FlowKey};
 use lb_ebpf::abi::fragment::{Fragment, FragmentKey};
@@ -90,7 +90,7 @@ impl FlowTables {
             .map(|number| AffinityKey {
                 client: netns_client(number.into()),
                 service: u32::MAX,
-                zero: 0,
+                set: CLUSTER,
             })
             .collect();
         let values = vec![Affinity::default(); keys.len()];

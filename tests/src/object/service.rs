@@ -87,6 +87,15 @@ impl Described {
         self.with_endpoint(at, true, false)
     }
 
+    /// An endpoint on this node that is on its way out: it serves where no other one of this node does.
+    pub fn terminating_local_endpoint(self, at: SocketAddr) -> Self {
+        let mut this = self.with_endpoint(at, true, false);
+        for endpoint in &mut this.0.endpoints {
+            endpoint.cluster &= (endpoint.address, endpoint.port) != (at.ip(), at.port());
+        }
+        this
+    }
+
     /// A server of this node itself.
     pub fn host_endpoint(self, at: SocketAddr) -> Self {
         self.with_endpoint(at, true, true)

@@ -122,7 +122,7 @@ impl Oracle {
             self.count(counter::PACKET_DROPPED);
             return met.is_dropped();
         }
-        self.judge_choice(met, key, (service, frontend), (&set, sender))
+        self.judge_choice(met, key, (service, frontend), (local, &set, sender))
     }
 
     /// Which set, and who is seen (§1.E.1, D13-D16).
@@ -156,7 +156,7 @@ impl Oracle {
         met: &Met<'_>,
         key: FlowKey,
         (service, _frontend): (&Service, &Frontend),
-        (set, sender): (&[&Endpoint], Sender),
+        (local, set, sender): (bool, &[&Endpoint], Sender),
     ) -> Judgement {
         let (side, _protocol, tuple) = key;
         let got = Frame::read(&met.seen.frame)
@@ -175,7 +175,7 @@ impl Oracle {
             ));
         };
         if service.affinity > 0 {
-            self.judge_affinity(service, set, chosen, tuple)?;
+            self.judge_affinity(service, local, set, chosen, tuple)?;
         }
         let hairpin = chosen.address == tuple.source && side == Side::Pod;
         let masquerade = self.masquerade(chosen, sender, hairpin, tuple);
@@ -216,22 +216,30 @@ impl Oracle {
         Ok(())
     }
 
-    /// F1-F4: who was here within the time goes where they went, as long as that endpoint is in the set.
+    /// F1-F4: who was here within the time goes where they went, as long as that endpoint is in the set. Each set
+    /// remembers for itself, and asks the other where it knows nobody.
     fn judge_affinity(
         &mut self,
         service: &Service,
+        local: bool,
         set: &[&Endpoint],
         chosen: &Endpoint,
         tuple: Tuple,
     ) -> Judgement {
-        let key = (tuple.source, service.id);
-        let remembered = self.affinity.get(&key).copied().filter(|r| {
+        let serves = |r: &Remembered| {
             self.now - r.last < i64::from(service.affinity)
                 && set
                     .iter()
                     .any(|e| e.id == r.endpoint && e.generation == r.generation)
-        });
-        if let Some(remembered) = remembered
+        };
+        let recall = |local: bool| {
+            let key = (tuple.source, service.id, local);
+            let remembered = self.affinity.get(&key).copied().filter(serves);
+            remembered.map(|remembered| (key, remembered))
+        };
+        let remembered = recall(local).or_else(|| recall(!local));
+        let key = remembered.map_or((tuple.source, service.id, local), |(key, _)| key);
+        if let Some((_, remembered)) = remembered
             && remembered.endpoint != chosen.id
         {
             return Err(format!(

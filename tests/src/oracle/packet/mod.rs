@@ -90,7 +90,8 @@ pub struct Oracle {
     pub tables: Tables,
     pub flows: Flows,
     pub fragments: BTreeMap<FragmentKey, (u16, u16, i64)>,
-    pub affinity: BTreeMap<(IpAddr, u32), Remembered>,
+    /// By client, Service, and whether the choice was among local endpoints only.
+    pub affinity: BTreeMap<(IpAddr, u32, bool), Remembered>,
     /// Seconds since the start of the test.
     pub now: i64,
     /// What the programs must have counted so far.
