@@ -10,6 +10,7 @@ mod connect;
 mod directory;
 mod figures;
 pub mod lanes;
+mod live;
 pub mod packet;
 pub mod page;
 mod record;

@@ -15,6 +15,7 @@ use lb_ebpf::abi::flow::{MASQUERADE, OUTSIDE};
 use serde_json::json;
 
 use super::Output;
+use super::live;
 use super::record::Record;
 use super::report::at;
 use crate::object::budget::write_times;
@@ -105,16 +106,14 @@ pub fn run(options: &Options) -> Result<()> {
             .collect();
         fs::write(path, write_times(&text, &times)).with_context(shown)?;
     }
-    if options.output == Output::Json {
-        return record.finish();
+    if options.output == Output::Table {
+        println!(
+            "{:<58} {:>8} {:>15} {:>7} {:>7}",
+            "", "ns", "quartiles", "floor", "× floor"
+        );
+        lanes.iter().for_each(tell);
     }
-    println!(
-        "{:<58} {:>8} {:>15} {:>7} {:>7}",
-        "", "ns", "quartiles", "floor", "× floor"
-    );
-    for lane in &lanes {
-        tell(lane);
-    }
+    live::run(options.rounds, &options.only, &mut record)?;
     record.finish()
 }
 

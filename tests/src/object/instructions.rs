@@ -5,11 +5,13 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 /// Commands of `enum bpf_cmd`.
 const MAP_CREATE: libc::c_long = 0;
+const MAP_LOOKUP: libc::c_long = 1;
 const MAP_UPDATE: libc::c_long = 2;
 const PROGRAM_LOAD: libc::c_long = 5;
 
-/// `BPF_PROG_TYPE_SCHED_CLS`.
+/// `BPF_PROG_TYPE_SCHED_CLS` and `BPF_PROG_TYPE_XDP`.
 const CLASSIFIER: u32 = 3;
+const XDP: u32 = 6;
 
 /// `enum bpf_map_type`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,6 +74,15 @@ impl Code {
         self.push(0x6b, to, from, offset, 0);
     }
 
+    pub(super) fn store_word(&mut self, to: Register, offset: i16, value: i32) {
+        self.push(0x62, to, 0, offset, value);
+    }
+
+    /// Leaves out so many instructions if the first is above the second.
+    pub(super) fn skip_if_above(&mut self, first: Register, second: Register, instructions: i16) {
+        self.push(0x2d, first, second, instructions, 0);
+    }
+
     pub(super) fn shift_right(&mut self, to: Register, bits: i32) {
         self.push(0x77, to, 0, 0, bits);
     }
@@ -96,8 +107,17 @@ impl Code {
         self.push(0x95, 0, 0, 0, 0);
     }
 
-    /// Loads the program.
+    /// Loads the program, for tc.
     pub(super) fn load(self) -> io::Result<OwnedFd> {
+        self.load_as(CLASSIFIER)
+    }
+
+    /// Loads the program, for XDP.
+    pub(super) fn load_xdp(self) -> io::Result<OwnedFd> {
+        self.load_as(XDP)
+    }
+
+    fn load_as(self, kind: u32) -> io::Result<OwnedFd> {
         /// What `union bpf_attr` has for this command, as far as it is used.
         #[repr(C)]
         struct Attributes {
@@ -110,7 +130,7 @@ impl Code {
         }
         let mut log = vec![0u8; 1 << 16];
         let attributes = Attributes {
-            kind: CLASSIFIER,
+            kind,
             instructions: (self.0.len() / 8) as u32,
             code: self.0.as_ptr() as u64,
             license: c"GPL".as_ptr() as u64,
@@ -135,6 +155,19 @@ pub(super) fn create(kind: Kind, value_bytes: u32) -> io::Result<OwnedFd> {
 
 /// Writes the only entry of a map.
 pub(super) fn put(map: &OwnedFd, value: &[u8]) -> io::Result<()> {
+    // SAFETY: the kernel only reads the value, which outlives the call.
+    unsafe { entry(MAP_UPDATE, map, value.as_ptr() as u64) }
+}
+
+/// Reads the only entry of a map.
+pub(super) fn get(map: &OwnedFd, value: &mut [u8]) -> io::Result<()> {
+    // SAFETY: the value may be written, and outlives the call.
+    unsafe { entry(MAP_LOOKUP, map, value.as_mut_ptr() as u64) }
+}
+
+/// # Safety
+/// `value` is the address of as many bytes as the map's values have, to be written where the command does.
+unsafe fn entry(command: libc::c_long, map: &OwnedFd, value: u64) -> io::Result<()> {
     #[repr(C)]
     struct Attributes {
         map: u32,
@@ -148,14 +181,14 @@ pub(super) fn put(map: &OwnedFd, value: &[u8]) -> io::Result<()> {
         map: map.as_raw_fd() as u32,
         zero: 0,
         key: (&raw const key) as u64,
-        value: value.as_ptr() as u64,
+        value,
         flags: 0,
     };
-    // SAFETY: the key has four bytes, the value as many as the map was made for; both outlive the call.
+    // SAFETY: the key has four bytes and outlives the call; the value is the caller's promise.
     let answer = unsafe {
         libc::syscall(
             libc::SYS_bpf,
-            MAP_UPDATE,
+            command,
             &raw mut attributes,
             size_of::<Attributes>(),
         )

@@ -13,6 +13,8 @@ const REDIRECT: i32 = 7;
 
 /// `BPF_PROG_TEST_RUN` of `enum bpf_cmd`.
 const TEST_RUN: libc::c_long = 10;
+/// `BPF_F_TEST_XDP_LIVE_FRAMES` (Linux 5.18).
+const LIVE_FRAMES: u32 = 1 << 1;
 /// `BPF_F_TEST_SKB_CHECKSUM_COMPLETE` (Linux 6.16).
 const CHECKSUM_COMPLETE: u32 = 1 << 2;
 /// `enum xdp_action`.
@@ -137,10 +139,7 @@ pub(super) fn run_early(program: BorrowedFd<'_>, device: u32, frame: &[u8]) -> i
     if frame.len() < SHORTEST {
         return Ok(Early::Passed);
     }
-    let mut context = [0u8; XDP_MD];
-    context[XDP_END..XDP_END + 4].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
-    context[XDP_IFINDEX..XDP_IFINDEX + 4].copy_from_slice(&device.to_ne_bytes());
-    let (action, bytes, _) = run_with(program, &context, 0, frame, 1)?;
+    let (action, bytes, _) = run_with(program, &xdp_context(frame, device), 0, frame, 1)?;
     match action {
         XDP_DROP => Ok(Early::Dropped),
         XDP_TX => Ok(Early::SentBack(bytes)),
@@ -148,6 +147,56 @@ pub(super) fn run_early(program: BorrowedFd<'_>, device: u32, frame: &[u8]) -> i
         XDP_PASS if bytes == frame => Ok(Early::Passed),
         XDP_PASS => panic!("XDP passed on a frame that it had changed: {bytes:?}"),
         other => panic!("XDP ended with action {other}"),
+    }
+}
+
+/// Runs an XDP program on many frames that are really sent, said to have come in by a device. Tells the nanoseconds that
+/// one took, on average.
+pub(super) fn run_live(
+    program: BorrowedFd<'_>,
+    device: u32,
+    frame: &[u8],
+    times: u32,
+) -> io::Result<u32> {
+    let context = xdp_context(frame, device);
+    let mut attributes = Attributes {
+        program: program.as_raw_fd() as u32,
+        data_size_in: frame.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        repeat: times,
+        context_size_in: context.len() as u32,
+        context_in: context.as_ptr() as u64,
+        flags: LIVE_FRAMES,
+        ..Attributes::default()
+    };
+    // SAFETY: both addresses are those of buffers of the sizes given beside them, which outlive the call.
+    unsafe { test_run(&mut attributes) }?;
+    Ok(attributes.duration)
+}
+
+/// `struct xdp_md` of a frame that came in by a device.
+fn xdp_context(frame: &[u8], device: u32) -> [u8; XDP_MD] {
+    let mut context = [0u8; XDP_MD];
+    context[XDP_END..XDP_END + 4].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+    context[XDP_IFINDEX..XDP_IFINDEX + 4].copy_from_slice(&device.to_ne_bytes());
+    context
+}
+
+/// # Safety
+/// Every address in the attributes must be that of a buffer of the size given beside it, to be read or written.
+unsafe fn test_run(attributes: &mut Attributes) -> io::Result<()> {
+    // SAFETY: the attributes have the given size; the rest is the caller's promise.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            TEST_RUN,
+            &raw mut *attributes,
+            size_of::<Attributes>(),
+        )
+    };
+    match answer {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
@@ -173,17 +222,7 @@ fn run_with(
     };
     // SAFETY: every address in the attributes is that of a buffer of the size given beside it, and all outlive
     // the call.
-    let answer = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            TEST_RUN,
-            &raw mut attributes,
-            size_of::<Attributes>(),
-        )
-    };
-    if answer < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    unsafe { test_run(&mut attributes) }?;
     bytes.truncate(attributes.data_size_out as usize);
     Ok((attributes.action as i32, bytes, attributes.duration))
 }

@@ -56,5 +56,48 @@ pub(super) fn table(lines: &[Value]) -> (String, Vec<(String, String)>) {
             at(&ratios, 0.5)
         );
     }
+    text.push_str(&live(lines));
     (text.trim_end().to_owned(), Vec::new())
+}
+
+/// What XDP leaves of a bare program's pace on live frames, a row for each lane.
+fn live(lines: &[Value]) -> String {
+    let mut lanes: Vec<(&str, Vec<[f64; 3]>)> = Vec::new();
+    for line in lines {
+        let (Some(lane), Some(bare), Some(whole)) = (
+            line["live"].as_str(),
+            line["bare_ns"].as_f64(),
+            line["whole_ns"].as_f64(),
+        ) else {
+            continue;
+        };
+        let round = [bare / whole.max(1.0), whole, bare];
+        match lanes.iter_mut().find(|(known, _)| *known == lane) {
+            Some((_, rounds)) => rounds.push(round),
+            None => lanes.push((lane, vec![round])),
+        }
+    }
+    if lanes.is_empty() {
+        return String::new();
+    }
+    let mut text = String::from(
+        "\n| XDP, live frames, one processor | share of a bare redirect's pace: median (quartiles) | ns a frame | bare redirect |\n| --- | --- | --- | --- |\n",
+    );
+    for (lane, rounds) in lanes {
+        let share_at = |which: usize, share: f64| {
+            let mut values: Vec<f64> = rounds.iter().map(|round| round[which]).collect();
+            values.sort_by(f64::total_cmp);
+            at(&values, share)
+        };
+        let _ = writeln!(
+            text,
+            "| {lane} | {:.2} ({:.2}–{:.2}) | {:.0} | {:.0} |",
+            share_at(0, 0.5),
+            share_at(0, 0.25),
+            share_at(0, 0.75),
+            share_at(1, 0.5),
+            share_at(2, 0.5)
+        );
+    }
+    text
 }
