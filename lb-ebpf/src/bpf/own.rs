@@ -47,6 +47,25 @@ pub(crate) fn passes_loopback(skb: &Skb) -> i32 {
 
 #[inline(always)]
 fn to_own_address<F: Answer + Claim + Hop + ServiceCidrs>(skb: Skb) -> i32 {
+    match met::<F>(skb) {
+        step::OTHER_PROTOCOL => {
+            let Some(work) = F::work() else { return NEXT };
+            let action = icmp_error::to_client::<F, OUTSIDE>(skb, work);
+            if action == icmp_error::NOT_OURS {
+                NEXT
+            } else {
+                action
+            }
+        }
+        step::NEW_FLOW => leaves::<F, OWN_LOOPBACK>(skb),
+        action => action,
+    }
+}
+
+/// What a packet on the loopback device is: an ICMP message, what may belong to a flow, or no business of ours. Out of
+/// line for the stack of what comes behind.
+#[inline(never)]
+fn met<F: Answer + Claim>(skb: Skb) -> i32 {
     let Some(network) = packet::<F>(&skb) else {
         return NEXT;
     };
@@ -58,14 +77,10 @@ fn to_own_address<F: Answer + Claim + Hop + ServiceCidrs>(skb: Skb) -> i32 {
     work.network = network;
     work.uses = uses;
     if network.protocol == F::ICMP {
-        let action = icmp_error::to_client::<F, OUTSIDE>(skb, work);
-        return if action == icmp_error::NOT_OURS {
-            NEXT
-        } else {
-            action
-        };
+        step::OTHER_PROTOCOL
+    } else {
+        step::NEW_FLOW
     }
-    leaves::<F, OWN_LOOPBACK>(skb)
 }
 
 /// Takes a packet of this node's own to a service's address. Its header and the use of that address are in `work`

@@ -8,6 +8,7 @@ use lb_ebpf::abi::counter;
 use lb_ebpf::abi::endpoint::{Endpoint, IN_CLUSTER, IN_LOCAL};
 use lb_ebpf::abi::frontend::{Frontend, HAS_ENDPOINTS};
 use lb_ebpf::abi::{SEGMENT_RECORDS, SEGMENT_SHIFT};
+use lb_ebpf::volatile::read;
 
 use crate::lookup::{endpoint_state, now};
 use crate::maps::{AFFINITY, Tables};
@@ -47,8 +48,8 @@ impl<F: Tables> Choice<F> {
 /// Which set of endpoints counts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Set {
-    Cluster,
-    Local,
+    Cluster = affinity::CLUSTER as isize,
+    Local = affinity::LOCAL as isize,
 }
 
 /// Chooses an endpoint of `set` for `client` (its address as 16 bytes, or its network namespace).
@@ -104,25 +105,10 @@ fn remembered<F: Tables>(
     first: u32,
     size: u32,
 ) -> Choice<F> {
-    let (own, other, member) = match set {
-        Set::Cluster => (affinity::CLUSTER, affinity::LOCAL, IN_CLUSTER),
-        Set::Local => (affinity::LOCAL, affinity::CLUSTER, IN_LOCAL),
-    };
-    let mut key = AffinityKey {
-        client: *client,
-        service: frontend.service,
-        set: own,
-    };
     let mut found = Affinity::default();
-    let seconds = frontend.affinity_seconds;
-    let mut known = recall(&raw const key, &raw mut found, member, seconds);
-    if known == 0 {
-        // An endpoint that is in both sets serves the client whatever it dials.
-        key.set = other;
-        known = recall(&raw const key, &raw mut found, member, seconds);
-        key.set = own;
-    }
-    if known != 0 {
+    let (service, seconds) = (frontend.service, frontend.affinity_seconds);
+    let own = set as u32;
+    if recall(&raw const *client, &raw mut found, service, own, seconds) != 0 {
         let endpoint = Endpoint {
             address: F::narrow(found.endpoint_address),
             port: found.endpoint_port,
@@ -144,9 +130,14 @@ fn remembered<F: Tables>(
             endpoint_flags: choice.endpoint.flags,
             endpoint: choice.endpoint.id,
             endpoint_generation: choice.generation,
-            service: frontend.service,
+            service,
             last_used: now(),
             timeout: seconds,
+        };
+        let key = AffinityKey {
+            client: *client,
+            service,
+            set: own,
         };
         if AFFINITY.insert(key, found, 0).is_err() {
             count(counter::AFFINITY_FULL);
@@ -155,34 +146,55 @@ fn remembered<F: Tables>(
     choice
 }
 
-/// Copies the record under `key` to `found` and renews it, if it is not older than `seconds` and its endpoint is a
-/// `member` of the set in question; 1 if so. A function that is verified by itself, once.
+/// Copies the record of a client to `found`, and notes that it is here again; 1 if there is one, not older than `seconds`,
+/// of an endpoint in `set`. An endpoint that is in both sets serves the client whatever it dials, so where the one has no
+/// record of it, that of the other counts.
+///
+/// A function that is verified by itself, once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub(crate) extern "C" fn recall(
-    key: *const AffinityKey,
+    client: *const Address6,
     found: *mut Affinity,
-    member: u32,
+    service: u32,
+    set: u32,
     seconds: u32,
 ) -> u32 {
-    if key.is_null() || found.is_null() {
+    if client.is_null() || found.is_null() {
         return 0;
     }
     // SAFETY: not null, and the verifier holds callers to as many readable bytes.
-    let key = unsafe { &*key };
-    let Some(known) = AFFINITY.get_ptr_mut(key) else {
+    let client = unsafe { *client };
+    let mut key = AffinityKey {
+        client,
+        service,
+        set,
+    };
+    let mut known = AFFINITY.get_ptr_mut(key);
+    if known.is_none() {
+        key.set = affinity::CLUSTER + affinity::LOCAL - set;
+        known = AFFINITY.get_ptr_mut(key);
+    }
+    let Some(known) = known else {
         return 0;
     };
     // SAFETY: an element of the table, `service` tells whether it was reused for another key; and `found` is writable as
-    // `key` is readable. Copied there at once, as stacks of callers and called add up.
+    // `client` is readable. Copied there at once, as stacks of callers and called add up.
     let found = unsafe {
         copy_nonoverlapping(known.cast_const(), found, 1);
         &*found
     };
     let now = now();
-    if now.saturating_sub(found.last_used) > seconds || found.service != key.service {
+    // Read from where it is anyway, as a copy of it would lie beside.
+    let service = read(&key.service);
+    if now.saturating_sub(found.last_used) > seconds || found.service != service {
         return 0;
     }
+    let member = if set == affinity::LOCAL {
+        IN_LOCAL
+    } else {
+        IN_CLUSTER
+    };
     let state = endpoint_state(found.endpoint);
     if state.generation != found.endpoint_generation || state.flags & member == 0 {
         return 0;

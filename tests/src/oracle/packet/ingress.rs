@@ -217,7 +217,7 @@ impl Oracle {
     }
 
     /// F1-F4: who was here within the time goes where they went, as long as that endpoint is in the set. Each set
-    /// remembers for itself, and asks the other where it knows nobody.
+    /// remembers for itself, and asks the other where it has never known the client.
     fn judge_affinity(
         &mut self,
         service: &Service,
@@ -232,14 +232,14 @@ impl Oracle {
                     .iter()
                     .any(|e| e.id == r.endpoint && e.generation == r.generation)
         };
-        let recall = |local: bool| {
-            let key = (tuple.source, service.id, local);
-            let remembered = self.affinity.get(&key).copied().filter(serves);
-            remembered.map(|remembered| (key, remembered))
-        };
-        let remembered = recall(local).or_else(|| recall(!local));
-        let key = remembered.map_or((tuple.source, service.id, local), |(key, _)| key);
-        if let Some((_, remembered)) = remembered
+        let own = (tuple.source, service.id, local);
+        let other = (tuple.source, service.id, !local);
+        let known = [own, other]
+            .into_iter()
+            .find_map(|key| Some((key, *self.affinity.get(&key)?)))
+            .filter(|(_, remembered)| serves(remembered));
+        let key = known.map_or(own, |(key, _)| key);
+        if let Some((_, remembered)) = known
             && remembered.endpoint != chosen.id
         {
             return Err(format!(
