@@ -304,11 +304,15 @@ impl Stage {
         })
     }
 
-    /// Addresses are used again after a while; what the kernel tracked of their last life is no part of a state.
+    /// Addresses and client ports are used again after a while; what was tracked of their last life is no part of a state.
+    /// How flows live through changes is what stories ask.
     fn forget_flows(&self) -> Result<()> {
         for twin in &self.twins {
             for node in twin.cluster.nodes() {
                 output(node.place()?.command("conntrack")?.arg("--flush"))?;
+                if matches!(twin.proxy, Proxy::Beeline { .. }) {
+                    node.agent()?.command(&["flow", "flush", "--yes"])?;
+                }
             }
         }
         Ok(())
