@@ -27,7 +27,7 @@ use crate::metrics::{self, Metrics};
 use crate::snapshot::Event;
 use crate::source::kubernetes::KubernetesSource;
 use crate::source::{Options, Refused, Source as _, directory::DirectorySource, kubernetes};
-use crate::sys::memory;
+use crate::sys::{limits, memory};
 
 use self::sync::Sync;
 
@@ -46,6 +46,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     describe(&config, &health);
     // First of all: flows live no longer than netfilter's.
     initialise(&config);
+    if let Err(error) = limits::raise_descriptors() {
+        warn!(%error, "could not raise the limit of open files; tables of many Services may need more");
+    }
 
     let datapath = Datapath::open(&datapath::Config {
         bpffs: config.bpffs.clone(),

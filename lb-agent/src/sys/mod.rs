@@ -4,6 +4,7 @@ pub mod bpf;
 pub mod capability;
 pub mod cgroup;
 pub mod clock;
+pub mod limits;
 pub mod memory;
 pub mod mount;
 pub mod netdev;
