@@ -35,10 +35,8 @@ mod tests {
             rlim_max: 0,
         };
         // SAFETY: `limit` is writable.
-        assert_eq!(
-            unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) },
-            0
-        );
+        let answer = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+        assert_eq!(answer, 0);
         assert_eq!((limit.rlim_cur, limit.rlim_max), (raised, raised));
         assert_eq!(raise_descriptors().unwrap(), raised);
     }
