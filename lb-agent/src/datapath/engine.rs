@@ -218,11 +218,9 @@ impl Datapath {
     /// link cost some microseconds to look at.
     pub fn restore(&mut self) -> (Restored, Result<()>) {
         let mut restored = Restored::default();
-        let mut outcome = self
-            .keeper
-            .look(&self.pins)
-            .map(|names| restored.names = names);
-        outcome = outcome.and(self.pins.create_directories());
+        let mut outcome = self.pins.create_directories();
+        let names = self.keeper.look(&self.pins);
+        outcome = outcome.and(names.map(|names| restored.names = names));
         if let Some(cgroup) = &self.cgroup {
             let hooks = attach::attach_sockets(&self.pins, &self.programs, cgroup);
             outcome = outcome.and(hooks.map(|hooks| restored.socket_hooks = hooks));

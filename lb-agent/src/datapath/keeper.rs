@@ -29,7 +29,7 @@ struct Kept {
 }
 
 impl Keeper {
-    /// Gives names back that were taken away, and looks at what has one now. Returns how many were given back.
+    /// In directories that are there, gives names back that were taken away, and looks at what has one now. Returns how many were given back.
     ///
     /// Inner tables and programs also lose their names where they are replaced. Tables do not while an agent runs: one
     /// without a name tells that somebody was at it.
@@ -39,13 +39,12 @@ impl Keeper {
             .kept
             .keys()
             .any(|path| path.starts_with(&maps) && is_absent(path));
-        let restored = if robbed { self.restore(pins)? } else { 0 };
+        let restored = if robbed { self.restore()? } else { 0 };
         self.note(pins)?;
         Ok(restored)
     }
 
-    fn restore(&self, pins: &Pins) -> Result<usize> {
-        pins.create_directories()?;
+    fn restore(&self) -> Result<usize> {
         let mut restored = 0;
         for (path, kept) in self.kept.iter().filter(|(path, _)| is_absent(path)) {
             pin::pin(kept.fd.as_fd(), path)?;

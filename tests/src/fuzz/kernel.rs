@@ -324,8 +324,13 @@ impl Kernel {
                     };
                     return Ok(Some(Ran { seen, mark }));
                 }
-                // No route here is one for it to send by, and what it passes it has to leave alone.
-                _ => return Ok(Some(Ran { seen, mark })),
+                // No route here is one for it to send by, and what it passes it has to leave alone. Told by a number
+                // that is no action of tc: XDP's "pass" is its "drop".
+                action => {
+                    let action = WRONG + action;
+                    let seen = Seen { action, ..seen };
+                    return Ok(Some(Ran { seen, mark }));
+                }
             }
         }
         self.run(hook, mark, frame)
@@ -377,6 +382,9 @@ const LENGTHS: std::ops::RangeInclusive<usize> = 14..=3000;
 /// `enum xdp_action`.
 const XDP_DROP: i32 = 1;
 const XDP_PASS: i32 = 2;
+
+/// What XDP must not end with counts from here.
+const WRONG: i32 = 1000;
 
 /// The test-run block of `union bpf_attr`.
 #[repr(C)]
