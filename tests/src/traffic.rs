@@ -406,6 +406,7 @@ impl fmt::Display for Failed {
                         kind,
                         step,
                         text,
+                        icmp: _,
                         micros,
                     },
             } => {

@@ -20,7 +20,7 @@ pub(super) fn transfer(
     mebibytes: u32,
     timeout: Duration,
 ) -> Result<Transfer, Failure> {
-    let stream = socket::connect(to, 0, timeout).map_err(at(Step::Open))?;
+    let stream = socket::connect(to, 0, timeout)?;
     stream
         .set_read_timeout(Some(timeout))
         .map_err(at(Step::Open))?;

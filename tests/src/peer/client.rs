@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use super::protocol::{Answer, Failure, FailureKind, Names, Step};
-use super::{server, socket};
+use super::{icmp_errors, server, socket};
 
 /// An open socket.
 pub(super) enum Client {
@@ -17,7 +17,7 @@ impl Client {
     /// Connects over TCP.
     pub(super) fn tcp(to: SocketAddr, from_port: u16, timeout: Duration) -> Result<Self, Failure> {
         timed(|| {
-            let stream = socket::connect(to, from_port, timeout).map_err(at(Step::Open))?;
+            let stream = socket::connect(to, from_port, timeout)?;
             stream.set_nodelay(true).map_err(at(Step::Open))?;
             Ok(Self::Tcp(BufReader::new(stream)))
         })
@@ -34,11 +34,14 @@ impl Client {
         })
     }
 
-    /// Makes a UDP socket that is not connected hear of ICMP errors, as a connected one does (`IP_RECVERR`).
+    /// Makes a UDP socket hear of ICMP errors although it is not connected, and know which they were.
     pub(super) fn hear_errors(&self) -> Result<(), Failure> {
         match self {
             Self::Tcp(_) => Ok(()),
-            Self::Udp(socket) => socket::hear_errors(socket).map_err(at(Step::Open)),
+            Self::Udp(socket) => socket
+                .local_addr()
+                .and_then(|own| icmp_errors::hear(socket, own.is_ipv4(), true))
+                .map_err(at(Step::Open)),
         }
     }
 
@@ -57,8 +60,11 @@ impl Client {
                     stream.get_ref().peer_addr(),
                 ),
                 Self::Udp(socket) => {
-                    let (line, from) = ask_datagram(socket, to, text, timeout)
-                        .inspect_err(|_| socket::forget_errors(socket))?;
+                    let (line, from) =
+                        ask_datagram(socket, to, text, timeout).map_err(|failure| Failure {
+                            icmp: icmp_errors::take(socket),
+                            ..failure
+                        })?;
                     (line, Ok(from))
                 }
             };
@@ -72,6 +78,7 @@ impl Client {
                     kind: FailureKind::Wrong,
                     step: Step::Receive,
                     text,
+                    icmp: None,
                     micros: 0,
                 })
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::client::{at, micros};
 use super::protocol::{Answer, Failure, Step};
-use super::socket;
+use super::{icmp_errors, socket};
 
 /// Tells the pings of one process from each other.
 static SEQUENCE: AtomicU16 = AtomicU16::new(0);
@@ -22,7 +22,7 @@ pub(super) fn ask(to: IpAddr, timeout: Duration) -> Result<Answer, Failure> {
     socket
         .connect(SocketAddr::new(to, 0))
         .map_err(at(Step::Open))?;
-    socket::hear_errors(&socket).map_err(at(Step::Open))?;
+    icmp_errors::hear(&socket, to.is_ipv4(), true).map_err(at(Step::Open))?;
     let identity = (std::process::id() as u16).to_be_bytes();
     let sequence = SEQUENCE.fetch_add(1, Ordering::Relaxed).to_be_bytes();
     let named = [identity, sequence].concat();
@@ -43,7 +43,10 @@ pub(super) fn ask(to: IpAddr, timeout: Duration) -> Result<Answer, Failure> {
         socket
             .set_read_timeout(Some(left))
             .map_err(at(Step::Receive))?;
-        let length = socket.recv(&mut buffer).map_err(at(Step::Receive))?;
+        let length = socket.recv(&mut buffer).map_err(|error| Failure {
+            icmp: icmp_errors::take(&socket),
+            ..at(Step::Receive)(error)
+        })?;
         let mut message = &buffer[..length];
         if to.is_ipv4() {
             // A raw IPv4 socket gets the header too (raw(7)).

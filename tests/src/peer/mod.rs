@@ -10,6 +10,7 @@ pub mod protocol;
 mod bulk;
 mod client;
 mod echo;
+mod icmp_errors;
 mod server;
 mod session;
 mod socket;

@@ -106,8 +106,8 @@ pub enum Manner {
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub struct Findings {
     pub answers: Vec<Seen>,
-    /// Failures, and how often.
-    pub failures: Vec<(FailureKind, Step, u32)>,
+    /// Failures, what ICMP said of them, and how often.
+    pub failures: Vec<(FailureKind, Step, Option<IcmpError>, u32)>,
 }
 
 /// A server that answered a probe.
@@ -257,7 +257,16 @@ pub struct Failure {
     pub kind: FailureKind,
     pub step: Step,
     pub text: String,
+    /// The ICMP error behind it, if the socket hears of such.
+    pub icmp: Option<IcmpError>,
     pub micros: u64,
+}
+
+/// Type and code of an ICMP error, or of ICMPv6 where that address family was dialled.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct IcmpError {
+    pub kind: u8,
+    pub code: u8,
 }
 
 /// The call that failed.
@@ -298,6 +307,7 @@ impl Failure {
             kind: FailureKind::of(error),
             step,
             text: error.to_string(),
+            icmp: None,
             micros: 0,
         }
     }

@@ -147,6 +147,7 @@ fn unknown(what: &str, number: u32) -> Failure {
         kind: FailureKind::Other,
         step: Step::Request,
         text: format!("there is no {what} {number}"),
+        icmp: None,
         micros: 0,
     }
 }

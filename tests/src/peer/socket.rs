@@ -7,8 +7,31 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::ptr::from_ref;
 use std::time::Duration;
 
-/// Opens a TCP connection from `from_port`, or from any port if that is 0.
-pub(super) fn connect(to: SocketAddr, from_port: u16, timeout: Duration) -> io::Result<TcpStream> {
+use super::client::at;
+use super::icmp_errors;
+use super::protocol::{Failure, Step};
+
+/// Opens a TCP connection from `from_port`, or from any port if that is 0; a failure tells what ICMP said.
+pub(super) fn connect(
+    to: SocketAddr,
+    from_port: u16,
+    timeout: Duration,
+) -> Result<TcpStream, Failure> {
+    let socket = unconnected(to, from_port, timeout).map_err(at(Step::Open))?;
+    let (address, length) = raw(to);
+    // SAFETY: `address` is an initialised sockaddr of at least `length` bytes.
+    check(unsafe { libc::connect(socket.as_raw_fd(), from_ref(&address).cast(), length) })
+        .map_err(|error| Failure {
+            icmp: icmp_errors::take(&socket),
+            ..at(Step::Open)(error)
+        })?;
+    // An open connection shall bear errors as those of other programs do.
+    icmp_errors::hear(&socket, to.is_ipv4(), false).map_err(at(Step::Open))?;
+    Ok(socket.into())
+}
+
+/// A TCP socket that is about to connect.
+fn unconnected(to: SocketAddr, from_port: u16, timeout: Duration) -> io::Result<OwnedFd> {
     let family = if to.is_ipv4() {
         libc::AF_INET
     } else {
@@ -37,10 +60,8 @@ pub(super) fn connect(to: SocketAddr, from_port: u16, timeout: Duration) -> io::
             tv_usec: libc::suseconds_t::from(timeout.subsec_micros()),
         },
     )?;
-    let (address, length) = raw(to);
-    // SAFETY: `address` is an initialised sockaddr of at least `length` bytes.
-    check(unsafe { libc::connect(socket.as_raw_fd(), from_ref(&address).cast(), length) })?;
-    Ok(socket.into())
+    icmp_errors::hear(&socket, to.is_ipv4(), true)?;
+    Ok(socket)
 }
 
 /// Opens a raw socket for ICMP of the address's family, in the guise of a UDP socket: both send and receive packets.
@@ -70,35 +91,6 @@ pub(crate) fn close_by_reset(stream: &TcpStream) -> io::Result<()> {
     )
 }
 
-/// Makes a UDP socket that is not connected report ICMP errors.
-pub(super) fn hear_errors(socket: &UdpSocket) -> io::Result<()> {
-    if socket.local_addr()?.is_ipv4() {
-        option(socket, libc::IPPROTO_IP, libc::IP_RECVERR, &1_i32)
-    } else {
-        option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, &1_i32)
-    }
-}
-
-/// Empties the queue of errors, which would take all of a long-lived socket's memory.
-pub(super) fn forget_errors(socket: &UdpSocket) {
-    let mut buffer = [0_u8; 256];
-    let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
-    loop {
-        // SAFETY: `buffer` is writable for its length.
-        let taken = unsafe {
-            libc::recv(
-                socket.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                flags,
-            )
-        };
-        if taken < 0 {
-            return;
-        }
-    }
-}
-
 /// How many segments this side had to send again.
 pub(super) fn retransmits(stream: &TcpStream) -> io::Result<u32> {
     // SAFETY: tcp_info consists of integers, for which zero is a value.
@@ -118,7 +110,7 @@ pub(super) fn retransmits(stream: &TcpStream) -> io::Result<u32> {
     Ok(info.tcpi_total_retrans)
 }
 
-fn option<T>(
+pub(super) fn option<T>(
     socket: &impl std::os::fd::AsRawFd,
     level: i32,
     name: i32,

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::client::Client;
 use super::echo;
 use super::protocol::{
-    Answer, Failure, FailureKind, Findings, Manner, Probe, Seen, Step, Survey, plain,
+    Answer, Failure, FailureKind, Findings, IcmpError, Manner, Probe, Seen, Step, Survey, plain,
 };
 
 /// Probes that wait at the same time.
@@ -53,7 +53,7 @@ pub(super) fn survey(survey: &Survey) -> Vec<Findings> {
 fn ask_often(probe: &Probe) -> Findings {
     let mut answers: BTreeMap<(String, SocketAddr, std::net::IpAddr, SocketAddr), u32> =
         BTreeMap::new();
-    let mut failures: BTreeMap<(FailureKind, Step), u32> = BTreeMap::new();
+    let mut failures: BTreeMap<(FailureKind, Step, Option<IcmpError>), u32> = BTreeMap::new();
     let mut failed = 0;
     for _ in 0..probe.tries {
         let timeout_ms = if answers.is_empty() {
@@ -73,7 +73,8 @@ fn ask_often(probe: &Probe) -> Findings {
             }
             Err(failure) => {
                 failed += 1;
-                *failures.entry((failure.kind, failure.step)).or_default() += 1;
+                let key = (failure.kind, failure.step, failure.icmp);
+                *failures.entry(key).or_default() += 1;
             }
         }
         let limit = if answers.is_empty() {
@@ -98,7 +99,7 @@ fn ask_often(probe: &Probe) -> Findings {
             .collect(),
         failures: failures
             .into_iter()
-            .map(|((kind, step), count)| (kind, step, count))
+            .map(|((kind, step, icmp), count)| (kind, step, icmp, count))
             .collect(),
     }
 }
@@ -108,9 +109,10 @@ fn ask(probe: &Probe, timeout: Duration) -> Result<Answer, Failure> {
         Manner::Tcp => {
             Client::tcp(probe.to, 0, timeout).and_then(|client| who(client, None, timeout))
         }
-        Manner::UdpConnected => {
-            Client::udp(any(probe.to), Some(probe.to)).and_then(|client| who(client, None, timeout))
-        }
+        Manner::UdpConnected => Client::udp(any(probe.to), Some(probe.to)).and_then(|client| {
+            client.hear_errors()?;
+            who(client, None, timeout)
+        }),
         Manner::UdpUnconnected => Client::udp(any(probe.to), None).and_then(|client| {
             client.hear_errors()?;
             who(client, Some(probe.to), timeout)

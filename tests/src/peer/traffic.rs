@@ -119,6 +119,7 @@ fn count(tally: &mut Tally, outcome: Result<Answer, Failure>, number: u64, micro
                     kind,
                     step,
                     text,
+                    icmp: _,
                     micros,
                 } = failure;
                 tally.examples.push(format!(

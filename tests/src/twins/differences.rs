@@ -4,9 +4,12 @@
 //! A rule is tried only where two outcomes are unequal. It changes ours into what kube-proxy's would be if the
 //! difference were not, and no more.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::outcome::{Answered, Outcome};
+use lb_agent::snapshot::Family;
+
+use super::outcome::{Answered, Outcome, Refusal};
 use super::question::{Aim, Question};
 use super::stage::{Proxy, Who};
 use crate::address::{self, CLIENT, FAMILIES};
@@ -33,6 +36,8 @@ pub const RULES: &[(&str, Rule)] = &[
     ("self-source", self_source),
     ("own-server-source", own_server_source),
     ("client-kept", client_kept),
+    ("tcp-reset", tcp_reset),
+    ("refused-by-call", refused_by_call),
 ];
 
 /// The rules that make `ours` equal to `theirs`; `None` if they do not.
@@ -193,6 +198,35 @@ fn client_kept(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome
             && node_addresses(at).contains(&their.client)
             && own.contains(&our.client)
     });
+}
+
+/// TCP is refused as TCP does it.
+fn tcp_reset(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
+    if comparison.question.manner == Manner::Tcp {
+        adopt_refusals(comparison, theirs, ours, Refusal::Reset);
+    }
+}
+
+/// Where hooks run in its calls, no packet has to be sent for a client to be refused.
+fn refused_by_call(comparison: &Comparison<'_>, theirs: &Outcome, ours: &mut Outcome) {
+    let hooked = comparison.socket_lb == SocketLb::All && comparison.question.who() != Who::Outside;
+    if hooked && comparison.question.udp() {
+        adopt_refusals(comparison, theirs, ours, Refusal::Call);
+    }
+}
+
+/// Takes our way of refusing for theirs, which is "port unreachable".
+fn adopt_refusals(
+    comparison: &Comparison<'_>,
+    theirs: &Outcome,
+    ours: &mut Outcome,
+    our_way: Refusal,
+) {
+    let family = Family::of(comparison.question.to.ip());
+    let their_way = BTreeSet::from([Refusal::port_unreachable(family)]);
+    if theirs.refusals == their_way && ours.refusals == BTreeSet::from([our_way]) {
+        ours.refusals = their_way;
+    }
 }
 
 /// Gives our answers the client's address of theirs where `allowed` says so about the two.

@@ -4,16 +4,48 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use lb_agent::snapshot::Family;
 use serde::{Deserialize, Serialize};
 
 use super::question::{Aim, Question};
-use crate::peer::protocol::{Answer, FailureKind, Findings, plain};
+use crate::peer::protocol::{Answer, FailureKind, Findings, IcmpError, Manner, plain};
 
 /// What a client met at one address.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Outcome {
     pub answers: BTreeSet<Answered>,
     pub failures: BTreeSet<FailureKind>,
+    /// What told the client that it is refused.
+    pub refusals: BTreeSet<Refusal>,
+}
+
+/// What says "refused".
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Refusal {
+    Icmp(IcmpError),
+    /// A reset, or the call itself where hooks run in it: a TCP client cannot tell the two apart.
+    Reset,
+    /// The call itself.
+    Call,
+}
+
+impl Refusal {
+    /// ICMP's and ICMPv6's "port unreachable" (RFC 792, RFC 4443).
+    pub fn port_unreachable(family: Family) -> Self {
+        let (kind, code) = match family {
+            Family::V4 => (3, 3),
+            Family::V6 => (1, 4),
+        };
+        Self::Icmp(IcmpError { kind, code })
+    }
+
+    fn of(question: &Question, icmp: Option<IcmpError>) -> Self {
+        match (icmp, question.manner) {
+            (Some(icmp), _) => Self::Icmp(icmp),
+            (None, Manner::Tcp) => Self::Reset,
+            (None, _) => Self::Call,
+        }
+    }
 }
 
 /// A server that answered.
@@ -38,6 +70,12 @@ impl Outcome {
         Self {
             answers: answers.collect(),
             failures: findings.failures.iter().map(|(kind, ..)| *kind).collect(),
+            refusals: findings
+                .failures
+                .iter()
+                .filter(|(kind, ..)| *kind == FailureKind::Refused)
+                .map(|(_, _, icmp, _)| Refusal::of(question, *icmp))
+                .collect(),
         }
     }
 
@@ -110,6 +148,11 @@ impl fmt::Display for Outcome {
             })
             .collect();
         words.extend(self.failures.iter().map(|kind| format!("{kind:?}")));
+        words.extend(self.refusals.iter().map(|by| match by {
+            Refusal::Icmp(IcmpError { kind, code }) => format!("by ICMP {kind}/{code}"),
+            Refusal::Reset => "by a reset".into(),
+            Refusal::Call => "by its own call".into(),
+        }));
         f.write_str(&words.join(", "))
     }
 }
