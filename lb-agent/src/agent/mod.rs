@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
@@ -50,10 +51,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         warn!(%error, "could not raise the limit of open files; tables of many Services may need more");
     }
 
-    let datapath = Datapath::open(&datapath::Config {
+    // The cluster is read while the kernel checks the programs, which a first start waits for most.
+    let (events, mut inbox) = mpsc::channel(BACKLOG);
+    let mut source = tokio::spawn(follow_cluster(config.clone(), events, refused.clone()));
+    let settings = datapath::Config {
         bpffs: config.bpffs.clone(),
         packet_hook: None,
-    })?;
+    };
+    let datapath = spawn_blocking(move || Datapath::open(&settings))
+        .await
+        .context("opening the datapath panicked")??;
     // Loading takes the kernel's type information, many times what stays.
     memory::give_back();
     info!(
@@ -65,10 +72,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (grace, mut reusable) = Grace::start()?;
     let mut sync = Sync::new(&config, datapath, grace, health.clone(), metrics.clone())?;
     let shared = sync.gauges();
-    serve(&config, &health, &metrics, refused.clone(), shared);
+    serve(&config, &health, &metrics, refused, shared);
 
-    let (events, mut inbox) = mpsc::channel(BACKLOG);
-    let mut source = tokio::spawn(follow_cluster(config.clone(), events, refused));
     let (pictures, mut seen) = mpsc::channel(1);
     tokio::spawn(follow_node(pictures));
     let mut upkeep = interval_at(Instant::now() + UPKEEP, UPKEEP);

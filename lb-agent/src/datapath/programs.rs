@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use aya::EbpfLoader;
 use aya::programs::Program as AyaProgram;
@@ -17,6 +19,9 @@ use crate::sys::capability;
 
 /// Runs the sweeper's timer; see `sweep_arm` in the object.
 const SWEEP_ARM: &str = "sweep_arm";
+
+/// Programs that are loaded at the same time, at most: each takes the verifier some megabytes, which count as ours.
+const LOADERS: usize = 4;
 
 /// A timer's memory is allocated without waiting (Linux 6.18), which fails now and then where CPUs compete for it.
 const ARMING_TRIES: u32 = 20;
@@ -107,7 +112,7 @@ impl Programs {
                 }
                 _ => tries -= 1,
             }
-            std::thread::sleep(std::time::Duration::from_millis(10));
+            thread::sleep(std::time::Duration::from_millis(10));
         }
     }
 }
@@ -120,7 +125,6 @@ fn optional(name: &str) -> bool {
 /// Loads the object by aya over our pinned tables and pins its programs; which ones the kernel did not take, of those
 /// that may be missing.
 fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<BTreeMap<String, Error>> {
-    let mut without = BTreeMap::new();
     let paths: Vec<(&str, std::path::PathBuf)> = definitions
         .tables()
         .map(|table| (table.name.as_str(), pins.map(&table.name)))
@@ -132,34 +136,69 @@ fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<BTreeMa
     let mut object = loader
         .load(object)
         .map_err(|source| failed("the eBPF object", source))?;
-    for (name, program) in object.programs_mut() {
-        let loaded = match program {
-            AyaProgram::SchedClassifier(tc) => tc.load(),
-            AyaProgram::CgroupSockAddr(socket) => socket.load(),
-            AyaProgram::CgroupSock(socket) => socket.load(),
-            AyaProgram::Xdp(xdp) => xdp.load(),
-            _ => {
-                return Err(Error::Object(format!(
-                    "program {name} is of a kind that the agent cannot load"
-                )));
+    // Nearly all of a first start is the verifier's, which reads one program on one processor.
+    let loaders =
+        thread::available_parallelism().map_or(1, |processors| LOADERS.min(processors.get()));
+    let waiting = Mutex::new(object.programs_mut());
+    let next = || {
+        waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next()
+    };
+    let work = || {
+        let mut without = BTreeMap::new();
+        while let Some((name, program)) = next() {
+            if let Some(error) = load_one(pins, name, program)? {
+                without.insert(name.to_owned(), error);
             }
-        };
-        if let Err(source) = loaded {
-            let error = failed(&refused(name), readable(source));
-            if !optional(name) {
-                return Err(error);
-            }
-            warn!(%error, "the kernel does not take a program that this node can do without");
-            pin::remove(&pins.program(name))?;
-            without.insert(name.to_owned(), error);
-            continue;
         }
-        let fd = program
-            .fd()
-            .map_err(|source| failed(&format!("program {name}"), source))?;
-        pin::pin_over(fd.as_fd(), &pins.program(name))?;
+        Ok(without)
+    };
+    let results: Vec<Result<_>> = thread::scope(|scope| {
+        let others: Vec<_> = (1..loaders).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        let others = others.into_iter().map(|other| {
+            other
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        others.chain([own]).collect()
+    });
+    let mut without = BTreeMap::new();
+    for result in results {
+        without.extend(result?);
     }
     Ok(without)
+}
+
+/// Loads and pins a program; why the kernel does not take it, if this node can do without.
+fn load_one(pins: &Pins, name: &str, program: &mut AyaProgram) -> Result<Option<Error>> {
+    let loaded = match program {
+        AyaProgram::SchedClassifier(tc) => tc.load(),
+        AyaProgram::CgroupSockAddr(socket) => socket.load(),
+        AyaProgram::CgroupSock(socket) => socket.load(),
+        AyaProgram::Xdp(xdp) => xdp.load(),
+        _ => {
+            return Err(Error::Object(format!(
+                "program {name} is of a kind that the agent cannot load"
+            )));
+        }
+    };
+    if let Err(source) = loaded {
+        let error = failed(&refused(name), readable(source));
+        if !optional(name) {
+            return Err(error);
+        }
+        warn!(%error, "the kernel does not take a program that this node can do without");
+        pin::remove(&pins.program(name))?;
+        return Ok(Some(error));
+    }
+    let fd = program
+        .fd()
+        .map_err(|source| failed(&format!("program {name}"), source))?;
+    pin::pin_over(fd.as_fd(), &pins.program(name))?;
+    Ok(None)
 }
 
 /// What did not load, and what may help.
