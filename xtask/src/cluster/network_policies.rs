@@ -65,7 +65,7 @@ pub(super) fn build_image() -> Result<()> {
 fn image(manifest: &str) -> Option<&str> {
     let mut names = manifest
         .lines()
-        .filter_map(|line| line.trim().strip_prefix("image: "));
+        .filter_map(|line| line.trim_start_matches([' ', '-']).strip_prefix("image: "));
     match (names.next(), names.next()) {
         (Some(name), None) => Some(name.trim()),
         _ => None,
