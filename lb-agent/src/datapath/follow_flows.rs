@@ -30,6 +30,9 @@ const DEAR: Pace = Pace {
     flows: 4096,
 };
 
+/// The same where nothing came or went that the programs count; the agent itself may have removed flows.
+const IDLE: Duration = Duration::from_secs(10);
+
 /// Keeps the thread running; it ends with this value.
 #[derive(Debug)]
 pub struct Follower {
@@ -54,10 +57,12 @@ impl FlowShards {
         let (mut more, mut failed) = (false, false);
         while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
             let outcome = self.events().and_then(|now| {
+                let idle = (now.created, now.expired) == (known.created, known.expired);
+                let period = if idle { IDLE } else { pace.period };
                 let due = more
                     || now.refused != known.refused
                     || now.created.wrapping_sub(known.created) >= pace.flows
-                    || last.is_none_or(|last| last.elapsed() >= pace.period);
+                    || last.is_none_or(|last| last.elapsed() >= period);
                 // What was displaced before this agent began is no reason to make room.
                 if last.is_some() && now.displaced != known.displaced {
                     self.admit_more()?;

@@ -57,6 +57,7 @@ pub struct FlowUsage {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Events {
     pub created: u64,
+    pub expired: u64,
     /// For want of room.
     pub refused: u64,
     /// By newer ones.
@@ -131,17 +132,15 @@ impl FlowShards {
         for table in tables.iter_mut() {
             outcome = outcome.and(table.grow());
         }
+        if !moving(&tables) {
+            return outcome.map(|()| false);
+        }
         let mut clear = CLEARED_AT_ONCE;
         for table in tables.iter_mut() {
             outcome = outcome.and(table.settle(&mut clear));
         }
         outcome = outcome.and(self.measure(&mut tables));
-        outcome.map(|()| {
-            tables
-                .iter()
-                .flat_map(|table| &table.shards)
-                .any(|shard| shard.former.is_some())
-        })
+        outcome.map(|()| moving(&tables))
     }
 
     /// Lets more clients be unproven at a time; a flood displaces some.
@@ -159,6 +158,7 @@ impl FlowShards {
         let count = |number: u32| counts.get(number as usize).copied().unwrap_or(0);
         Ok(Events {
             created: count(counter::FLOW_CREATED),
+            expired: count(counter::FLOW_EXPIRED),
             refused: count(counter::FLOW_TABLE_FULL),
             displaced: count(counter::FLOW_DISPLACED),
         })
@@ -343,6 +343,12 @@ impl Shard {
         let next = wanted_size(self.used + self.more, capacity, limit);
         (next > capacity).then_some(next)
     }
+}
+
+/// Whether a shard has a former map.
+fn moving(tables: &[FlowTable]) -> bool {
+    let mut shards = tables.iter().flat_map(|table| &table.shards);
+    shards.any(|shard| shard.former.is_some())
 }
 
 fn wanted_size(wanted: usize, capacity: u32, limit: u32) -> u32 {

@@ -185,17 +185,6 @@ impl Map {
         &self.info.name
     }
 
-    /// Bytes the kernel accounts to this map.
-    pub fn memory(&self) -> Result<u64> {
-        let path = format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd());
-        let text =
-            std::fs::read_to_string(&path).map_err(|e| Error::new(format!("read {path}"), e))?;
-        let field = text.lines().find_map(|line| line.strip_prefix("memlock:"));
-        field
-            .and_then(|value| value.trim().parse().ok())
-            .ok_or_else(|| Error::refused(format!("read {path}"), "no field `memlock`"))
-    }
-
     /// The value under `key`, of the length of [`Map::value_bytes`].
     pub fn lookup(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         let mut value = vec![0; self.value_bytes];

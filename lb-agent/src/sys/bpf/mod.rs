@@ -13,6 +13,7 @@
 mod btf;
 mod command;
 mod map;
+mod memory;
 mod outer;
 pub mod pin;
 mod program;
