@@ -1,6 +1,4 @@
 //! Container images, made on the spot from built programs and Debian packages: no registry is asked.
-//!
-//! They go into archives of the form that `docker save` writes, which containerd imports.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -9,6 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::archive::{Archive, Start};
 use super::process::run;
 use super::{place, programs};
 use crate::progress::say;
@@ -72,7 +71,7 @@ pub(super) const COREDNS: &str = "localhost/coredns:cluster";
 const TOOLBOX: &str = "localhost/tools:cluster";
 pub(super) const PAUSE: &str = "localhost/pause:cluster";
 
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The archive of everything but Beeline.
 pub(super) fn archive() -> PathBuf {
@@ -82,96 +81,6 @@ pub(super) fn archive() -> PathBuf {
 /// The archive of Beeline alone.
 pub(super) fn beeline_archive() -> PathBuf {
     place::home().join("beeline.tar")
-}
-
-/// An archive while it is made.
-struct Archive {
-    work: PathBuf,
-    entries: Vec<String>,
-}
-
-/// What runs in an image.
-struct Start<'a> {
-    entrypoint: &'a [&'a str],
-    command: &'a [&'a str],
-    environment: &'a [&'a str],
-}
-
-impl Archive {
-    fn new(name: &str) -> Result<Self> {
-        let work = place::home().join(name);
-        if work.exists() {
-            fs::remove_dir_all(&work)?;
-        }
-        fs::create_dir_all(&work)?;
-        Ok(Self {
-            work,
-            entries: Vec::new(),
-        })
-    }
-
-    /// Adds an image of some layers; directories of these names below `roots`.
-    fn add(
-        &mut self,
-        reference: &str,
-        roots: &Path,
-        layers: &[&str],
-        start: &Start<'_>,
-    ) -> Result<()> {
-        let digests = layers
-            .iter()
-            .map(|layer| self.layer(roots, layer))
-            .collect::<Result<Vec<_>>>()?;
-        let files: Vec<String> = layers.iter().map(|layer| format!("{layer}.tar")).collect();
-        // Lists of plain words look the same in JSON as in Rust.
-        let config = format!(
-            r#"{{"architecture":"{}","os":"linux","config":{{"Entrypoint":{:?},"Cmd":{:?},"Env":{:?}}},"rootfs":{{"type":"layers","diff_ids":{digests:?}}}}}"#,
-            architecture(),
-            start.entrypoint,
-            start.command,
-            start.environment,
-        );
-        let name = format!("{}.json", reference.replace(['/', ':'], "_"));
-        fs::write(self.work.join(&name), config)?;
-        self.entries.push(format!(
-            r#"{{"Config":"{name}","RepoTags":["{reference}"],"Layers":{files:?}}}"#
-        ));
-        Ok(())
-    }
-
-    /// Packs a layer, once, so that the same files give the same digest, and returns that.
-    fn layer(&self, roots: &Path, name: &str) -> Result<String> {
-        let file = self.work.join(format!("{name}.tar"));
-        if !file.exists() {
-            let mut tar = Command::new("tar");
-            tar.args(["--create", "--sort=name", "--mtime=@0", "--numeric-owner"]);
-            tar.args(["--owner=0", "--group=0", "--file"]).arg(&file);
-            run(tar.arg("--directory").arg(roots.join(name)).arg("."))?;
-        }
-        let sum = run(Command::new("sha256sum").arg(&file))?;
-        let digest = sum.split(' ').next().unwrap_or_default();
-        Ok(format!("sha256:{digest}"))
-    }
-
-    fn finish(self, archive: &Path) -> Result<()> {
-        let list = format!("[{}]", self.entries.join(","));
-        fs::write(self.work.join("manifest.json"), list)?;
-        let new = archive.with_extension("new");
-        let mut tar = Command::new("tar");
-        tar.args(["--create", "--file"]).arg(&new);
-        run(tar.arg("--directory").arg(&self.work).arg("."))?;
-        fs::rename(new, archive)?;
-        fs::remove_dir_all(&self.work).context("tidying up after an archive")
-    }
-}
-
-/// As image configurations call it.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
 }
 
 /// What came of building.
@@ -383,11 +292,8 @@ fn link(to: &str, at: &Path) -> Result<()> {
 /// Files that agnhost looks for beside itself.
 fn agnhost(root: &Path) -> Result<()> {
     link("agnhost", &root.join("agnhost-2"))?;
-    let module = crate::root().join("tests/e2e/kubernetes");
-    let mut go = Command::new("go");
-    go.current_dir(module).env("PATH", crate::setup::path());
-    let sources = run(go.args(["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"]))?;
-    let porter = Path::new(sources.trim()).join("test/images/agnhost/porter");
+    let sources = programs::sources("kubernetes", "k8s.io/kubernetes")?;
+    let porter = sources.join("test/images/agnhost/porter");
     for file in ["localhost.crt", "localhost.key"] {
         // Read and written: the module cache is read-only, and a copy would be too.
         fs::write(root.join(file), fs::read(porter.join(file))?)?;

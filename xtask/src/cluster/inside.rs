@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::cgroups::{self, Hierarchy};
 use super::images;
+use super::network_policies;
 use super::place::{self, DNS4, LAN4, LAN6, PODS4, PODS6};
 use super::process::run;
 use super::settings::{Cni, Settings};
@@ -43,7 +44,10 @@ pub(super) fn run_node(number: u8) -> Result<()> {
     file_systems(number)?;
     kernel()?;
     pod_network(&settings, number)?;
-    start_runtime()?;
+    if settings.network_policies {
+        network_policies::prepare_kernel(number)?;
+    }
+    start_runtime(&settings)?;
     start_kubelet(&settings, number)?;
     // It collects the processes that end without a parent, as the first one of a namespace must.
     Err(Command::new(place::program("pause")).exec()).context("starting what keeps the node")
@@ -191,11 +195,17 @@ fn pod_network(settings: &Settings, number: u8) -> Result<()> {
         .context("writing the pod network's configuration")
 }
 
-fn start_runtime() -> Result<()> {
+fn start_runtime(settings: &Settings) -> Result<()> {
+    // Tells a policy engine a pod's addresses before the API server does.
+    let plugins = if settings.network_policies {
+        ""
+    } else {
+        "'io.containerd.nri.v1.nri', "
+    };
     let runc = place::host_tools().join("usr/sbin/runc");
     let configuration = format!(
         "version = 3
-disabled_plugins = ['io.containerd.nri.v1.nri', 'io.containerd.snapshotter.v1.btrfs', 'io.containerd.snapshotter.v1.zfs', 'io.containerd.snapshotter.v1.devmapper', 'io.containerd.snapshotter.v1.erofs', 'io.containerd.snapshotter.v1.blockfile']
+disabled_plugins = [{plugins}'io.containerd.snapshotter.v1.btrfs', 'io.containerd.snapshotter.v1.zfs', 'io.containerd.snapshotter.v1.devmapper', 'io.containerd.snapshotter.v1.erofs', 'io.containerd.snapshotter.v1.blockfile']
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
 sandbox = '{}'
 [plugins.'io.containerd.cri.v1.runtime']

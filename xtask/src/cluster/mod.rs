@@ -19,12 +19,14 @@ use crate::demo;
 use crate::progress::{elapsed, say};
 use crate::setup::{self, Need};
 
+mod archive;
 mod cgroups;
 mod control_plane;
 mod deploy;
 mod images;
 mod inside;
 mod network;
+mod network_policies;
 mod node;
 mod place;
 mod process;
@@ -145,6 +147,9 @@ pub(crate) fn up(settings: &Settings) -> Result<()> {
     programs::build()?;
     images::build()?;
     deploy::build_image(settings)?;
+    if settings.network_policies {
+        network_policies::build_image()?;
+    }
 
     let begun = elapsed();
     fs::create_dir_all(place::state().join("log"))?;
@@ -184,10 +189,13 @@ fn create(settings: &Settings) -> Result<()> {
     say("the nodes are ready");
     deploy::names()?;
     deploy::proxy(settings)?;
-    match settings.proxy {
-        settings::Proxy::None => Ok(()),
-        _ => deploy::wait_names(),
+    if settings.proxy == settings::Proxy::None {
+        return Ok(());
     }
+    if settings.network_policies {
+        network_policies::deploy(settings)?;
+    }
+    deploy::wait_names()
 }
 
 /// Removes whatever there is of a cluster.

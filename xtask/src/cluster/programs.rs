@@ -12,14 +12,21 @@ use crate::progress::say;
 use crate::setup;
 
 /// A Go program: its module below `tests/e2e`, its package, its name.
-struct Program {
+pub(super) struct Program {
     module: &'static str,
     package: &'static str,
-    name: &'static str,
+    pub(super) name: &'static str,
 }
 
 const KUBERNETES: &str = "kubernetes";
 const TESTS: &str = "k8s.io/kubernetes/test/e2e";
+
+/// Enforces NetworkPolicy, where a cluster is to have that.
+pub(super) const POLICY_ENGINE: Program = go(
+    "network-policies",
+    "sigs.k8s.io/kube-network-policies/cmd",
+    "kube-network-policies",
+);
 
 /// The large ones last: a fault shows early.
 const PROGRAMS: &[Program] = &[
@@ -148,7 +155,7 @@ fn module(name: &str) -> PathBuf {
     crate::root().join("tests/e2e").join(name)
 }
 
-fn build_go(program: &Program) -> Result<()> {
+pub(super) fn build_go(program: &Program) -> Result<()> {
     let module = module(program.module);
     let output = place::program(program.name);
     if is_current(&output, &module, program.package) {
@@ -188,6 +195,14 @@ fn go_command(module: &Path) -> Command {
         // Containers have no C library, or another one.
         .env("CGO_ENABLED", "0");
     command
+}
+
+/// Where the files of a Go module are that one of ours is made of.
+pub(super) fn sources(ours: &str, name: &str) -> Result<PathBuf> {
+    let mut go = Command::new("go");
+    go.current_dir(module(ours)).env("PATH", setup::path());
+    let place = run(go.args(["list", "-m", "-f", "{{.Dir}}", name]))?;
+    Ok(PathBuf::from(place.trim()))
 }
 
 /// Upstream puts its version in at link time; without it the programs call themselves v0.0.0.

@@ -26,6 +26,9 @@ pub(crate) struct Settings {
     /// A further flag of the agent, like --agent=--socket-lb=off; may be repeated.
     #[arg(long = "agent", value_name = "FLAG", allow_hyphen_values = true)]
     pub(crate) agent: Vec<String>,
+    /// Enforce NetworkPolicy objects, with upstream's kube-network-policies.
+    #[arg(long)]
+    pub(crate) network_policies: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
@@ -74,6 +77,9 @@ impl Settings {
         for flag in &self.agent {
             text.push_str(&format!("agent {flag}\n"));
         }
+        if self.network_policies {
+            text.push_str("network-policies enforced\n");
+        }
         fs::write(place::state().join("settings"), text).context("keeping the cluster's settings")
     }
 
@@ -103,6 +109,7 @@ impl Settings {
             family: Families::from_str(&one("family")?, false).ok()?,
             proxy: Proxy::from_str(&one("proxy")?, false).ok()?,
             agent: all("agent"),
+            network_policies: one("network-policies").is_some(),
         })
     }
 }
@@ -111,10 +118,10 @@ impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (cni, family, proxy) = (name(self.cni), name(self.family), name(self.proxy));
         write!(f, "{} nodes, {cni}, {family}, {proxy}", self.nodes)?;
-        if self.agent.is_empty() {
-            return Ok(());
+        if self.network_policies {
+            f.write_str(", network policies")?;
         }
-        write!(f, " {}", self.agent.join(" "))
+        self.agent.iter().try_for_each(|flag| write!(f, " {flag}"))
     }
 }
 
@@ -130,18 +137,25 @@ mod tests {
 
     #[test]
     fn settings_are_read_as_they_were_written() {
-        let text = "nodes 3\ncni bridge\nfamily ipv4\nproxy kube-proxy\nagent --socket-lb=off\nagent -x y\n";
+        let text = "nodes 3\ncni bridge\nfamily ipv4\nproxy kube-proxy\nagent --socket-lb=off\nagent -x y\n\
+                    network-policies enforced\n";
         let settings = Settings {
             nodes: 3,
             cni: Cni::Bridge,
             family: Families::Ipv4,
             proxy: Proxy::Upstream,
             agent: vec!["--socket-lb=off".into(), "-x y".into()],
+            network_policies: true,
         };
         assert_eq!(Settings::read(text), Some(settings.clone()));
         assert_eq!(
             settings.to_string(),
-            "3 nodes, bridge, ipv4, kube-proxy --socket-lb=off -x y"
+            "3 nodes, bridge, ipv4, kube-proxy, network policies --socket-lb=off -x y"
+        );
+        let without = text.replace("network-policies enforced\n", "");
+        assert_eq!(
+            Settings::read(&without).map(|settings| settings.network_policies),
+            Some(false)
         );
         assert_eq!(Settings::read("nodes 3\n"), None);
     }

@@ -20,9 +20,12 @@ mod report;
 
 use report::Results;
 
-/// Left out: what wants the cluster for itself, the internet, SCTP in the kernel or a network policy engine, and what
-/// measures or is about Ingress objects.
-const SKIP: &str = r"\[Disruptive\]|\[Serial\]|Feature:(NetworkPolicy|PerformanceDNS|SCTPConnectivity|Networking-Performance)|Netpol|Internet connection|Ingress";
+/// Left out: what wants the cluster for itself, the internet or SCTP in the kernel, and what measures or is about
+/// Ingress objects.
+const SKIP: &str = r"\[Disruptive\]|\[Serial\]|Feature:(PerformanceDNS|SCTPConnectivity|Networking-Performance)|Internet connection|Ingress(Class)? API";
+
+/// Left out, too, where nothing enforces policies.
+const SKIP_POLICIES: &str = "Feature:NetworkPolicy|Netpol";
 
 const ALL: &str = r"\[sig-network\]";
 
@@ -42,8 +45,8 @@ pub(crate) struct Options {
     #[arg(long, conflicts_with = "focus")]
     quick: bool,
     /// Leave out tests whose names match this, instead of those that the cluster has not what they need for.
-    #[arg(long, value_name = "EXPRESSION", default_value = SKIP)]
-    skip: String,
+    #[arg(long, value_name = "EXPRESSION")]
+    skip: Option<String>,
     /// Tests that run at the same time.
     #[arg(long, default_value_t = 6)]
     processes: u8,
@@ -127,6 +130,10 @@ fn judge(options: &Options, settings: &Settings, directory: &Path) -> Result<Res
         (None, true) => QUICK,
         (None, false) => ALL,
     };
+    let skip = match &options.skip {
+        Some(skip) => skip.clone(),
+        None => skipped(settings),
+    };
     let junit = directory.join("junit.xml");
     let log = directory.join("e2e.log");
     let output = fs::File::create(&log)?;
@@ -136,7 +143,7 @@ fn judge(options: &Options, settings: &Settings, directory: &Path) -> Result<Res
         .args(["--no-color", "--timeout=6h"])
         .arg(format!("--procs={}", options.processes))
         .arg(format!("--focus={focus}"))
-        .arg(format!("--skip={}", options.skip))
+        .arg(format!("--skip={skip}"))
         .arg(format!("--junit-report={}", junit.display()))
         .arg(cluster::program("e2e.test"))
         .arg("--")
@@ -170,6 +177,15 @@ fn judge(options: &Options, settings: &Settings, directory: &Path) -> Result<Res
     let text = fs::read_to_string(&junit)
         .with_context(|| format!("the tests left no report; their log is {}", log.display()))?;
     Ok(Results::from_junit(&text))
+}
+
+/// What a cluster of these settings has not what it needs for.
+fn skipped(settings: &Settings) -> String {
+    if settings.network_policies {
+        SKIP.to_owned()
+    } else {
+        format!("{SKIP}|{SKIP_POLICIES}")
+    }
 }
 
 /// Of the log, where each test that ended is a bullet.
