@@ -62,6 +62,10 @@ impl Settings {
         }
     }
 
+    pub(crate) fn has_one_family(&self) -> bool {
+        self.family != Families::Dual
+    }
+
     pub(super) fn numbers(&self) -> impl Iterator<Item = u8> + use<> {
         1..=self.nodes
     }

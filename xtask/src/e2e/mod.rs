@@ -27,6 +27,9 @@ const SKIP: &str = r"\[Disruptive\]|\[Serial\]|Feature:(PerformanceDNS|SCTPConne
 /// Left out, too, where nothing enforces policies.
 const SKIP_POLICIES: &str = "Feature:NetworkPolicy|Netpol";
 
+/// Left out, too, where pods and Services have one address family.
+const SKIP_DUAL_STACK: &str = "Feature:IPv6DualStack";
+
 const ALL: &str = r"\[sig-network\]";
 
 /// A verdict in about three minutes.
@@ -181,11 +184,14 @@ fn judge(options: &Options, settings: &Settings, directory: &Path) -> Result<Res
 
 /// What a cluster of these settings has not what it needs for.
 fn skipped(settings: &Settings) -> String {
-    if settings.network_policies {
-        SKIP.to_owned()
-    } else {
-        format!("{SKIP}|{SKIP_POLICIES}")
+    let mut expressions = vec![SKIP];
+    if !settings.network_policies {
+        expressions.push(SKIP_POLICIES);
     }
+    if settings.has_one_family() {
+        expressions.push(SKIP_DUAL_STACK);
+    }
+    expressions.join("|")
 }
 
 /// Of the log, where each test that ended is a bullet.
