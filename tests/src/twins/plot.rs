@@ -246,6 +246,8 @@ fn vip(family: Family, number: u8) -> IpAddr {
     address::load_balancer(family, number)
 }
 
+/// From the first 86 NodePorts, of which the API server gives none away by itself (KEP-3668): health checks are given
+/// ports of the same range.
 fn node_port(number: u8) -> u16 {
-    32_710 + u16::from(number)
+    30_000 + u16::from(number)
 }
