@@ -325,7 +325,13 @@ fn judge(
         }
     }
     if compare(stage, asked)?.disagreements.is_empty() {
-        println!("oracle: {}: not a second time", taken.note);
+        // For whoever looks into it: this state, and the one before it, as they were.
+        let path = place(taken, "once-")?;
+        taken.write(&path)?;
+        if let Some(before) = before {
+            before.write(&path.with_extension("before.json"))?;
+        }
+        println!("oracle: not a second time; kept in {}", path.display());
         report.passing.extend(texts);
         return Ok(());
     }
@@ -342,15 +348,7 @@ fn keep(
     disagreements: &[Disagreement],
     options: &Options,
 ) -> Result<PathBuf> {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/oracle");
-    fs::create_dir_all(&directory)?;
-    let name: String = state
-        .note
-        .chars()
-        .map(|c| if c.is_alphanumeric() { c } else { '-' })
-        .take(40)
-        .collect();
-    let path = directory.join(format!("{name}.json"));
+    let path = place(state, "")?;
     state.write(&path)?;
     if !options.no_shrink {
         let small = shrink::shrink(stage, state, disagreements)?;
@@ -366,6 +364,19 @@ fn keep(
         stage.put(state)?;
     }
     Ok(path)
+}
+
+/// The file of a state that disagrees.
+fn place(state: &State, prefix: &str) -> Result<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/oracle");
+    fs::create_dir_all(&directory)?;
+    let name: String = state
+        .note
+        .chars()
+        .map(|c| if c.is_alphanumeric() { c } else { '-' })
+        .take(40)
+        .collect();
+    Ok(directory.join(format!("{prefix}{name}.json")))
 }
 
 /// Asks all twins and compares; what differs is asked again, often.
