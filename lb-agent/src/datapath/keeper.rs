@@ -29,7 +29,8 @@ struct Kept {
 }
 
 impl Keeper {
-    /// In directories that are there, gives names back that were taken away, and looks at what has one now. Returns how many were given back.
+    /// In directories that are there, gives names back that were taken away, and looks at what has one now. Returns how
+    /// many were given back.
     ///
     /// Inner tables and programs also lose their names where they are replaced. Tables do not while an agent runs: one
     /// without a name tells that somebody was at it.

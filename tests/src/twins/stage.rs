@@ -304,8 +304,8 @@ impl Stage {
         })
     }
 
-    /// Addresses and client ports are used again after a while; what was tracked of their last life is no part of a state.
-    /// How flows live through changes is what stories ask.
+    /// Addresses and client ports are used again after a while; what was tracked of their last life is no part of a
+    /// state. How flows live through changes is what stories ask.
     fn forget_flows(&self) -> Result<()> {
         for twin in &self.twins {
             for node in twin.cluster.nodes() {
