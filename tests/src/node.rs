@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use std::{fs, io, ptr};
 
 use anyhow::{Context as _, Result, ensure};
@@ -16,7 +17,11 @@ use crate::pod::Pod;
 use crate::process::Place;
 use crate::scope::Scope;
 use crate::traffic::Peer;
+use crate::wait::eventually;
 use crate::{address, cgroup};
+
+/// Where many agents start at once, the kernel's verifier is what they wait for.
+const ATTACHED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A node of a cluster.
 #[derive(Debug)]
@@ -168,6 +173,16 @@ impl Node {
             .as_ref()
             .context("no agent was started on this node")?;
         Ok(agent.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Waits until the agent has its programs on a device that came after it: the first without a link-layer header
+    /// may have to wait for the kernel to take them.
+    pub fn wait_attached(&self, device: &str) -> Result<()> {
+        let told = format!("attached=[\"{device}\"]");
+        let what = format!("node {}'s device {device} has programs", self.number);
+        eventually(&what, ATTACHED_WITHIN, || {
+            Ok(self.agent()?.log_contains(&told).then_some(()))
+        })
     }
 }
 

@@ -158,7 +158,8 @@ impl Node {
             bpffs: Path::new(BPFFS).to_owned(),
             packet_hook: None,
         };
-        let datapath = open(&config)?;
+        let mut datapath = open(&config)?;
+        datapath.provide("out_xdp")?;
         let pins = Pins::new(Path::new(BPFFS));
         let mut programs = BTreeMap::new();
         for name in [
@@ -416,7 +417,7 @@ fn open(config: &Config) -> Result<Datapath> {
     let datapath = match env::var_os(OBJECT) {
         Some(file) => {
             let object = fs::read(&file).with_context(|| format!("reading {file:?}"))?;
-            Datapath::open_object(config, &object)
+            Datapath::open_object(config, object.leak())
         }
         None => Datapath::open(config),
     };

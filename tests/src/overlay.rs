@@ -29,7 +29,8 @@ pub struct Laid {
 }
 
 impl Overlay {
-    /// Lays a tunnel between nodes 1 and 2, and has them use it to reach each other's pods.
+    /// Lays a tunnel between nodes 1 and 2, and has them use it to reach each other's pods. Their agents serve it
+    /// then.
     pub fn lay(self, cluster: &Cluster) -> Result<Laid> {
         let ends = [cluster.node(1), cluster.node(2)];
         let tunnel = match self {
@@ -38,6 +39,9 @@ impl Overlay {
         };
         for (own, other) in [(ends[0], ends[1]), (ends[1], ends[0])] {
             own.namespace().ip(&self.end(own, other))?;
+        }
+        for node in ends {
+            node.wait_attached(DEVICE)?;
         }
         Ok(Laid { _tunnel: tunnel })
     }

@@ -130,6 +130,7 @@ in_both_layouts! {
             }
             namespace.ip(&lines)?;
         }
+        cluster.node(1).wait_attached("tunnel")?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1)];
         let _webs = (
             Web::start_as(&cluster, service(1), &pods)?,

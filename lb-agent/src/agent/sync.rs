@@ -63,6 +63,8 @@ pub(super) struct Sync {
     ready: bool,
     /// Kinds of objects whose changes cannot be followed at present.
     lost: HashSet<Kind>,
+    /// Programs that may come later were asked for.
+    prepared: bool,
     /// When the first event came in.
     first_event: Option<Instant>,
     /// A list was taken in: what it took on its way can go back to the system.
@@ -139,6 +141,7 @@ impl Sync {
             cidrs_changed: false,
             ready: false,
             lost: HashSet::new(),
+            prepared: false,
             first_event: None,
             took_list: false,
             gauges,
@@ -224,6 +227,7 @@ impl Sync {
             self.write(Instant::now())?;
         }
         self.restore();
+        self.prepare_programs();
         self.follow_xdp();
         self.measure();
         if std::mem::take(&mut self.took_list) {

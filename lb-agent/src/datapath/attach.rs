@@ -67,14 +67,17 @@ const fn on(
     }
 }
 
+/// Those for devices without a link-layer header.
+pub(super) const L3_PROGRAMS: [&str; 2] = ["l3_ingress", "l3_egress"];
+
 /// All of them.
 pub const PACKET_PROGRAMS: [PacketProgram; 7] = [
     on(POD, 14, Direction::Ingress, "pod_ingress"),
     on(POD, 14, Direction::Egress, "pod_egress"),
     on(UPLINK, 14, Direction::Ingress, "out_ingress"),
     on(UPLINK, 14, Direction::Egress, "out_egress"),
-    on(UPLINK, 0, Direction::Ingress, "l3_ingress"),
-    on(UPLINK, 0, Direction::Egress, "l3_egress"),
+    on(UPLINK, 0, Direction::Ingress, L3_PROGRAMS[0]),
+    on(UPLINK, 0, Direction::Egress, L3_PROGRAMS[1]),
     on(LOOPBACK, 14, Direction::Egress, "lo_egress"),
 ];
 
@@ -145,6 +148,13 @@ pub fn detach_sockets(pins: &Pins) -> Result<usize> {
         detached += usize::from(drop_link(&pins.link(name))?);
     }
     Ok(detached)
+}
+
+/// Names of the programs that a device's role asks for.
+pub(super) fn programs_of(chosen: &Chosen) -> impl Iterator<Item = &'static str> {
+    let all = PACKET_PROGRAMS.iter();
+    all.filter(|program| program.is_for(&chosen.device))
+        .map(|program| program.name)
 }
 
 /// Attaches the programs that a device's role asks for, in place of what a former agent attached.

@@ -10,17 +10,18 @@ use lb_ebpf::abi::settings::Settings;
 use super::apply::Applied;
 use super::attach::{self, Change, PacketHook};
 use super::keeper::Keeper;
+use super::late::Late;
 use super::object::{self, Definitions};
 use super::pins::Pins;
 use super::programs::Programs;
 use super::read::KernelState;
 use super::roles::Chosen;
 use super::tables::Tables;
-use super::xdp::{self, Abilities, Seat};
+use super::xdp::{self, Abilities, Seat, Wish};
 use super::{Error, Result};
 use crate::plan::Write;
 use crate::sys::bpf::WriteMode;
-use crate::sys::{memory, mount, netlink};
+use crate::sys::{mount, netlink};
 
 /// Where the datapath lives.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,14 +70,13 @@ pub struct DeviceChanges {
 impl Datapath {
     /// Opens or creates everything but attachments: those that a former agent made keep running meanwhile.
     pub fn open(config: &Config) -> Result<Self> {
-        let object = object::embedded()?;
-        let opened = Self::open_object(config, object);
-        memory::forget(object);
+        let opened = Self::open_object(config, object::embedded()?);
+        object::forget();
         opened
     }
 
     /// As [`Datapath::open`], with another object than the embedded one.
-    pub fn open_object(config: &Config, object: &[u8]) -> Result<Self> {
+    pub fn open_object(config: &Config, object: &'static [u8]) -> Result<Self> {
         mount::ensure_bpffs(&config.bpffs).map_err(|e| Error::io("find a BPF file system", e))?;
         let pins = Pins::new(&config.bpffs);
         pins.create_directories()?;
@@ -103,9 +103,20 @@ impl Datapath {
         self.programs.adopted()
     }
 
-    /// Why the kernel did not take a program that this node can do without, if it was seen refused.
-    pub fn refusal(&self, program: &str) -> Option<&Error> {
-        self.programs.refusal(program)
+    /// Sees to it that a program that may come later is there, unless the kernel does not take it; see
+    /// [`Datapath::refusal`].
+    pub fn provide(&mut self, program: &str) -> Result<()> {
+        self.programs.provide(&self.pins, program)
+    }
+
+    /// The programs that come later: they can be loaded by another thread meanwhile.
+    pub fn late(&self) -> &Arc<Late> {
+        self.programs.late()
+    }
+
+    /// Why the kernel did not take a program that may come later, if it was asked.
+    pub fn refusal(&self, program: &str) -> Option<String> {
+        self.programs.late().refusal(program)
     }
 
     /// How packet programs are attached.
@@ -242,6 +253,11 @@ impl Datapath {
     /// Makes the devices that are to have XDP have it, as far as they can now, and tells the programs which devices
     /// can send for it: that may change at any time, with another's program, too.
     pub fn follow_xdp(&mut self) -> Result<()> {
+        for chosen in self.devices.values() {
+            if let Wish::Mode(mode) = chosen.xdp {
+                self.programs.provide(&self.pins, mode.program())?;
+            }
+        }
         let mut seats = BTreeMap::new();
         for (&index, chosen) in &self.devices {
             let seat = match self.seats.get(&index) {
@@ -268,8 +284,11 @@ impl Datapath {
     }
 
     /// The record first: a program that runs finds what it needs.
-    fn add_device(&self, index: u32, chosen: &Chosen) -> Result<Change> {
+    fn add_device(&mut self, index: u32, chosen: &Chosen) -> Result<Change> {
         self.write_device(index, chosen)?;
+        for program in attach::programs_of(chosen) {
+            self.programs.provide(&self.pins, program)?;
+        }
         attach::attach_device(&self.pins, &self.programs, self.hook, (index, chosen))
     }
 

@@ -6,6 +6,7 @@ use aya_obj::{EbpfSectionKind, Object};
 
 use super::{Error, Result};
 use crate::sys::bpf::{self, Btf, Map, MapInfo, MapKind, MapSpec, Types};
+use crate::sys::memory;
 
 /// aya parses the object in place, which needs the alignment of an ELF header.
 #[repr(C, align(8))]
@@ -21,6 +22,11 @@ pub fn embedded() -> Result<&'static [u8]> {
         ));
     }
     Ok(&EMBEDDED.0)
+}
+
+/// Lets go of the embedded object's memory until it is read again.
+pub(super) fn forget() {
+    memory::forget(&EMBEDDED.0);
 }
 
 /// A table as the object defines it.

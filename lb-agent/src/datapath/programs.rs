@@ -1,37 +1,33 @@
 //! The programs: loaded and pinned, or adopted from an agent that loaded the very same object.
+//!
+//! The verifier reads for most of a first start. So programs for devices that few nodes have come later, see [`Late`].
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 
-use aya::EbpfLoader;
-use aya::programs::Program as AyaProgram;
-use tracing::warn;
+use tracing::info;
 
+use super::late::{Late, is_late};
+use super::load::load;
 use super::object::{Definition, Definitions};
 use super::pins::{Pins, check, list};
-use super::refusal::readable;
-use super::{Error, Result, xdp};
+use super::{Error, Result};
 use crate::sys::bpf::{Map, MapKind, Program, WriteMode, pin};
-use crate::sys::capability;
 
 /// Runs the sweeper's timer; see `sweep_arm` in the object.
 const SWEEP_ARM: &str = "sweep_arm";
 
-/// Programs that are loaded at the same time, at most: each takes the verifier some megabytes, which count as ours.
-const LOADERS: usize = 4;
-
 /// A timer's memory is allocated without waiting (Linux 6.18), which fails now and then where CPUs compete for it.
 const ARMING_TRIES: u32 = 20;
 
-/// Every program of the object, pinned.
+/// The object's programs, pinned.
 #[derive(Debug)]
 pub struct Programs {
     programs: BTreeMap<String, Pinned>,
-    /// Why the kernel did not take one that this node can do without; nothing is known of it once adopted.
-    refused: BTreeMap<String, Error>,
+    late: Arc<Late>,
     adopted: bool,
 }
 
@@ -42,34 +38,79 @@ struct Pinned {
 }
 
 impl Programs {
-    /// Adopts the pinned programs if they come from this object, else loads and pins them. The tables are pinned
-    /// already; programs that run keep running until their links are given the new ones.
-    pub fn open(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<Self> {
+    /// Adopts the pinned programs if they come from this object, else loads and pins them, but for those that wait for
+    /// their device. The tables are pinned already; programs that run keep running until their links are given the new
+    /// ones.
+    pub fn open(
+        pins: &Pins,
+        definitions: &Arc<Definitions>,
+        object: &'static [u8],
+    ) -> Result<Self> {
         let about = About::open(pins)?;
         let identity = identity(object);
-        if about.read()? == identity
-            && let Some(programs) = open_pinned(pins, definitions)?
-        {
-            tracing::info!(programs = programs.len(), "adopted the running programs");
-            return Ok(Self {
-                programs,
-                refused: BTreeMap::new(),
-                adopted: true,
-            });
+        let mut programs = Self {
+            programs: BTreeMap::new(),
+            late: Arc::new(Late::new(pins, definitions, object)),
+            adopted: true,
+        };
+        if about.read()? == identity && programs.open_pinned(pins, definitions)? {
+            let count = programs.programs.len();
+            info!(programs = count, "adopted the running programs");
+            return Ok(programs);
         }
+        programs.adopted = false;
         // A crash from here on leaves a record that equals no object.
         about.write([0; 2])?;
-        let refused = load(pins, definitions, object)?;
-        let programs = open_pinned(pins, definitions)?
-            .ok_or_else(|| Error::Object("a program vanished right after it was pinned".into()))?;
+        for late in definitions.programs().filter(|name| is_late(name)) {
+            // Another object's: where it is attached it runs on.
+            pin::remove(&pins.program(late))?;
+        }
+        let refused = load(pins, definitions, object, |name| !is_late(name))?;
+        if let Some((_, error)) = refused.into_iter().next() {
+            return Err(error);
+        }
+        if !programs.open_pinned(pins, definitions)? {
+            return Err(Error::Object(
+                "a program vanished right after it was pinned".into(),
+            ));
+        }
         about.write(identity)?;
         remove_strangers(pins, definitions)?;
-        tracing::info!(programs = programs.len(), "loaded the programs");
-        Ok(Self {
-            programs,
-            refused,
-            adopted: false,
-        })
+        let count = programs.programs.len();
+        info!(programs = count, "loaded the programs");
+        Ok(programs)
+    }
+
+    /// Sees to it that a program that may come later is there; one that the kernel does not take is told by
+    /// [`Late::refusal`].
+    pub(super) fn provide(&mut self, pins: &Pins, name: &str) -> Result<()> {
+        if !is_late(name) || self.programs.contains_key(name) {
+            return Ok(());
+        }
+        self.late.load(name)?;
+        if let Some(pinned) = Pinned::open(pins, name)? {
+            self.programs.insert(name.to_owned(), pinned);
+        }
+        Ok(())
+    }
+
+    /// The programs that come later, for whoever loads them meanwhile.
+    pub(super) fn late(&self) -> &Arc<Late> {
+        &self.late
+    }
+
+    /// Opens what is pinned; whether nothing is missing.
+    fn open_pinned(&mut self, pins: &Pins, definitions: &Definitions) -> Result<bool> {
+        for name in definitions.programs() {
+            match Pinned::open(pins, name)? {
+                Some(pinned) => {
+                    self.programs.insert(name.to_owned(), pinned);
+                }
+                None if is_late(name) => {}
+                None => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 
     /// Whether they were there already.
@@ -79,21 +120,16 @@ impl Programs {
 
     /// A program and its id.
     pub(super) fn get(&self, name: &str) -> Result<(&Program, u32)> {
-        self.programs
-            .get(name)
-            .map(|pinned| (&pinned.program, pinned.id))
-            .ok_or_else(|| Error::Object(format!("the eBPF object has no program {name}")))
+        self.find(name).ok_or_else(|| {
+            let refusal = self.late.refusal(name);
+            Error::Object(refusal.unwrap_or(format!("the eBPF object has no program {name}")))
+        })
     }
 
-    /// A program and its id, if the kernel took it.
+    /// A program and its id, if it was asked for and the kernel took it.
     pub(super) fn find(&self, name: &str) -> Option<(&Program, u32)> {
         let pinned = self.programs.get(name)?;
         Some((&pinned.program, pinned.id))
-    }
-
-    /// Why the kernel did not take a program, if this agent saw it refused.
-    pub fn refusal(&self, name: &str) -> Option<&Error> {
-        self.refused.get(name)
     }
 
     /// Starts the timer that sweeps expired flows, or hands it to this object's code. From then on the pin of its
@@ -117,117 +153,16 @@ impl Programs {
     }
 }
 
-/// Programs that older kernels do not take, whose work others do as well.
-fn optional(name: &str) -> bool {
-    xdp::PROGRAMS.contains(&name)
-}
-
-/// Loads the object by aya over our pinned tables and pins its programs; which ones the kernel did not take, of those
-/// that may be missing.
-fn load(pins: &Pins, definitions: &Definitions, object: &[u8]) -> Result<BTreeMap<String, Error>> {
-    let paths: Vec<(&str, std::path::PathBuf)> = definitions
-        .tables()
-        .map(|table| (table.name.as_str(), pins.map(&table.name)))
-        .collect();
-    let mut loader = EbpfLoader::new();
-    for (name, path) in &paths {
-        loader.map_pin_path(name, path.as_path());
-    }
-    let mut object = loader
-        .load(object)
-        .map_err(|source| failed("the eBPF object", source))?;
-    // Nearly all of a first start is the verifier's, which reads one program on one processor.
-    let loaders =
-        thread::available_parallelism().map_or(1, |processors| LOADERS.min(processors.get()));
-    let waiting = Mutex::new(object.programs_mut());
-    let next = || {
-        waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .next()
-    };
-    let work = || {
-        let mut without = BTreeMap::new();
-        while let Some((name, program)) = next() {
-            if let Some(error) = load_one(pins, name, program)? {
-                without.insert(name.to_owned(), error);
-            }
-        }
-        Ok(without)
-    };
-    let results: Vec<Result<_>> = thread::scope(|scope| {
-        let others: Vec<_> = (1..loaders).map(|_| scope.spawn(work)).collect();
-        let own = work();
-        let others = others.into_iter().map(|other| {
-            other
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        others.chain([own]).collect()
-    });
-    let mut without = BTreeMap::new();
-    for result in results {
-        without.extend(result?);
-    }
-    Ok(without)
-}
-
-/// Loads and pins a program; why the kernel does not take it, if this node can do without.
-fn load_one(pins: &Pins, name: &str, program: &mut AyaProgram) -> Result<Option<Error>> {
-    let loaded = match program {
-        AyaProgram::SchedClassifier(tc) => tc.load(),
-        AyaProgram::CgroupSockAddr(socket) => socket.load(),
-        AyaProgram::CgroupSock(socket) => socket.load(),
-        AyaProgram::Xdp(xdp) => xdp.load(),
-        _ => {
-            return Err(Error::Object(format!(
-                "program {name} is of a kind that the agent cannot load"
-            )));
-        }
-    };
-    if let Err(source) = loaded {
-        let error = failed(&refused(name), readable(source));
-        if !optional(name) {
-            return Err(error);
-        }
-        warn!(%error, "the kernel does not take a program that this node can do without");
-        pin::remove(&pins.program(name))?;
-        return Ok(Some(error));
-    }
-    let fd = program
-        .fd()
-        .map_err(|source| failed(&format!("program {name}"), source))?;
-    pin::pin_over(fd.as_fd(), &pins.program(name))?;
-    Ok(None)
-}
-
-/// What did not load, and what may help.
-fn refused(name: &str) -> String {
-    match capability::may_read_kernel_memory() {
-        // Later verifiers put a barrier where they once gave up (mainline 6.17).
-        Ok(false) => format!(
-            "program {name} (before Linux 6.18 this takes CAP_PERFMON, which this process lacks, beside CAP_BPF \
-             and CAP_NET_ADMIN: add it to the container's capabilities)"
-        ),
-        _ => format!("program {name}"),
-    }
-}
-
-/// The pinned programs, `None` if one is missing.
-fn open_pinned(pins: &Pins, definitions: &Definitions) -> Result<Option<BTreeMap<String, Pinned>>> {
-    let mut programs = BTreeMap::new();
-    for name in definitions.programs() {
+impl Pinned {
+    /// `None` if it is not pinned.
+    fn open(pins: &Pins, name: &str) -> Result<Option<Self>> {
         let Some(fd) = pin::get_if_present(&pins.program(name))? else {
-            if optional(name) {
-                continue;
-            }
             return Ok(None);
         };
         let program = Program::from_fd(fd);
         let id = program.info()?.id;
-        programs.insert(name.to_owned(), Pinned { program, id });
+        Ok(Some(Self { program, id }))
     }
-    Ok(Some(programs))
 }
 
 /// Removes pins of programs that this object does not have; links keep what is still attached.
@@ -242,13 +177,6 @@ fn remove_strangers(pins: &Pins, definitions: &Definitions) -> Result<()> {
         pin::remove(path)?;
     }
     Ok(())
-}
-
-fn failed(what: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
-    Error::Load {
-        what: what.to_owned(),
-        source: source.into(),
-    }
 }
 
 /// A pinned record of which object the pinned programs come from.

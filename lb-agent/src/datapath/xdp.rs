@@ -45,7 +45,7 @@ pub struct Abilities(Option<BTreeMap<u32, u64>>);
 impl XdpMode {
     const ALL: [Self; 2] = [Self::Native, Self::Generic];
 
-    fn program(self) -> &'static str {
+    pub(super) fn program(self) -> &'static str {
         match self {
             Self::Native => PROGRAMS[0],
             Self::Generic => PROGRAMS[1],
@@ -87,7 +87,7 @@ pub fn follow(pins: &Pins, programs: &Programs, (index, chosen): (u32, &Chosen))
     let Some((program, program_id)) = programs.find(mode.program()) else {
         remove(pins, index)?;
         // The verifier's last word is its verdict.
-        let verdict = programs.refusal(mode.program()).map(Error::to_string);
+        let verdict = programs.late().refusal(mode.program());
         let verdict = verdict.as_deref().and_then(|text| text.lines().last());
         let verdict = verdict.map_or(String::new(), |verdict| format!(": {verdict}"));
         return Ok(Seat::Refused(format!(

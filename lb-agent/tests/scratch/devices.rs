@@ -20,6 +20,7 @@ pub(crate) fn picture() -> Picture {
     })
 }
 
+#[allow(dead_code, reason = "each test binary uses its part of this module")]
 pub(crate) fn pod(name: &str) {
     ip(&format!(
         "link add {name} type veth peer name eth0 netns {}",
@@ -29,6 +30,7 @@ pub(crate) fn pod(name: &str) {
 }
 
 /// A process that keeps another network namespace while the test runs.
+#[allow(dead_code, reason = "each test binary uses its part of this module")]
 fn peer_namespace() -> u32 {
     use std::cell::OnceCell;
     struct Peer(std::process::Child);

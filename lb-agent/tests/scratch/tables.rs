@@ -17,6 +17,7 @@ pub(crate) fn open(bpffs: &Path, packet_hook: Option<PacketHook>) -> Datapath {
     .unwrap_or_else(|error| panic!("{error}"))
 }
 
+#[allow(dead_code, reason = "each test binary uses its part of this module")]
 pub(crate) fn frontend4(last: u8, service: u32) -> Write {
     let address = Address4 {
         octets: [10, 96, service.to_be_bytes()[2], last],

@@ -122,7 +122,7 @@ fn device(name: &str, mac: [u8; 6], addresses: &[&str]) -> Result<u32> {
 impl Kernel {
     /// Loads the object; the calling thread is one of [`isolated`].
     pub fn load(bpffs: &Path) -> Result<Self> {
-        let datapath = Datapath::open(&Config {
+        let mut datapath = Datapath::open(&Config {
             bpffs: bpffs.to_owned(),
             packet_hook: None,
         })?;
@@ -157,6 +157,7 @@ impl Kernel {
             .into_iter()
             .map(|hook| Ok((hook, Program::open(&pins.program(hook.program()))?)))
             .collect::<Result<_>>()?;
+        datapath.provide("out_xdp")?;
         let early = Program::open(&pins.program("out_xdp"))?;
         let on_uplink = early.attach_xdp(devices[1], XdpMode::Native)?;
         let shards = |name: &str| -> Result<Vec<Map>> {

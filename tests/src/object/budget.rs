@@ -49,11 +49,12 @@ pub fn load_with(capabilities: &[u32]) -> Result<Costs> {
             bpffs: BPFFS.into(),
             packet_hook: None,
         };
-        let datapath = super::open(&config)?;
+        let mut datapath = super::open(&config)?;
         let pins = Pins::new(Path::new(BPFFS));
         let mut costs = Costs::new();
         for name in Definitions::of(embedded()?)?.programs() {
-            // The agent can do without some programs; what it is to load here must load.
+            datapath.provide(name)?;
+            // The agent goes on without a program that waits for its device; here it must load.
             if let Some(refusal) = datapath.refusal(name) {
                 bail!("{refusal}");
             }

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tracing::{info, warn};
 
 use super::Sync;
 use crate::datapath::{self, Picture, Restored, Seat};
+use crate::sys::memory;
 
 impl Sync {
     /// Takes in a new picture of this node's devices and addresses.
@@ -83,6 +85,17 @@ impl Sync {
         }
         if let Err(error) = outcome {
             warn!(%error, "could not put back what somebody took away; trying again");
+        }
+    }
+
+    /// Loads programs that no device needs yet, aside, once everything else is done.
+    pub(super) fn prepare_programs(&mut self) {
+        if self.ready && !std::mem::replace(&mut self.prepared, true) {
+            let late = Arc::clone(self.datapath.late());
+            tokio::task::spawn_blocking(move || {
+                late.prepare();
+                memory::give_back();
+            });
         }
     }
 
