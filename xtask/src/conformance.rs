@@ -37,12 +37,16 @@ struct Upstream {
     title: String,
     kube_proxy: String,
     beeline: String,
+    /// How long it took here; empty if it was not run.
+    seconds: String,
 }
 
 /// What the page is made of.
 struct Sources {
     rules: Vec<Rule>,
     upstream: Vec<Upstream>,
+    /// Which run of upstream's tests that was.
+    run: String,
     quotes: Quotes,
 }
 
@@ -79,7 +83,11 @@ impl Sources {
                 Err(row) => bail!("{RULES}: a row has six columns: {}", row.join(" | ")),
             })
             .collect::<Result<_>>()?;
-        let mut upstream = ran(&text(UPSTREAM)?);
+        let results = text(UPSTREAM)?;
+        let run = run_of(&results)
+            .with_context(|| format!("{UPSTREAM} does not say of which commit its table is"))?
+            .to_owned();
+        let mut upstream = ran(&results);
         for row in rows(ELSEWHERE)? {
             let Ok([title, why]) = <[String; 2]>::try_from(row) else {
                 bail!("{ELSEWHERE}: a row has two columns");
@@ -88,11 +96,13 @@ impl Sources {
                 title,
                 kube_proxy: "not run".into(),
                 beeline: why,
+                seconds: String::new(),
             });
         }
         Ok(Self {
             rules,
             upstream,
+            run,
             quotes: Quotes::collect()?,
         })
     }
@@ -153,16 +163,20 @@ impl Sources {
                 named(&self.quotes.of_rule(&rule.id), "no test")
             );
         }
-        page.push_str(
-            "\n## Upstream's tests\n\n| test | kube-proxy | Beeline | in namespaces |\n| --- | --- | --- | --- |\n",
+        let _ = writeln!(
+            page,
+            "\n## Upstream's tests\n\n{}\n\n| test | kube-proxy | Beeline | seconds | in namespaces |\n\
+             | --- | --- | --- | --- | --- |",
+            self.run
         );
         for test in &self.upstream {
             let _ = writeln!(
                 page,
-                "| {} | {} | {} | {} |",
+                "| {} | {} | {} | {} | {} |",
                 test.title,
                 test.kube_proxy,
                 test.beeline,
+                test.seconds,
                 named(&self.quotes.of_title(&test.title), "")
             );
         }
@@ -197,6 +211,13 @@ fn named(tests: &[&Quote], nobody: &str) -> String {
     names.join(", ")
 }
 
+/// What `cargo xtask e2e --record` writes above its table: commit, how many passed, on which cluster.
+fn run_of(page: &str) -> Option<&str> {
+    page.lines()
+        .skip_while(|line| *line != "## Every test")
+        .find(|line| line.starts_with("Commit "))
+}
+
 /// The table that `cargo xtask e2e --record` writes.
 fn ran(page: &str) -> Vec<Upstream> {
     let cells = |line: &str| -> Option<[String; 4]> {
@@ -212,10 +233,11 @@ fn ran(page: &str) -> Vec<Upstream> {
         .skip_while(|line| *line != "## Every test")
         .filter_map(cells)
         .filter(|[title, ..]| title != "test" && title != "---")
-        .map(|[title, kube_proxy, beeline, _]| Upstream {
+        .map(|[title, kube_proxy, beeline, seconds]| Upstream {
             title,
             kube_proxy,
             beeline,
+            seconds,
         })
         .collect()
 }
@@ -242,11 +264,13 @@ mod tests {
 
     #[test]
     fn upstreams_results_are_read_from_its_table_alone() {
-        let page = "| a | b | c | d |\n## Every test\n| test | kube-proxy | Beeline | seconds |\n| --- | --- | --- | --- |\n\
+        let page = "Commit a\n| a | b | c | d |\n## Every test\nCommit b: 1 of 2\n| test | kube-proxy | Beeline | seconds |\n| --- | --- | --- | --- |\n\
                     | Services should | passed | failed | 3 |\n";
         let found = ran(page);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].title, "Services should");
         assert_eq!(found[0].beeline, "failed");
+        assert_eq!(found[0].seconds, "3");
+        assert_eq!(run_of(page), Some("Commit b: 1 of 2"));
     }
 }

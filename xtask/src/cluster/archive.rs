@@ -48,14 +48,7 @@ impl Archive {
             .map(|layer| self.layer(roots, layer))
             .collect::<Result<Vec<_>>>()?;
         let files: Vec<String> = layers.iter().map(|layer| format!("{layer}.tar")).collect();
-        // Lists of plain words look the same in JSON as in Rust.
-        let config = format!(
-            r#"{{"architecture":"{}","os":"linux","config":{{"Entrypoint":{:?},"Cmd":{:?},"Env":{:?}}},"rootfs":{{"type":"layers","diff_ids":{digests:?}}}}}"#,
-            architecture(),
-            start.entrypoint,
-            start.command,
-            start.environment,
-        );
+        let config = configuration(start, &digests);
         let name = format!("{}.json", reference.replace(['/', ':'], "_"));
         fs::write(self.work.join(&name), config)?;
         self.entries.push(format!(
@@ -68,14 +61,9 @@ impl Archive {
     fn layer(&self, roots: &Path, name: &str) -> Result<String> {
         let file = self.work.join(format!("{name}.tar"));
         if !file.exists() {
-            let mut tar = Command::new("tar");
-            tar.args(["--create", "--sort=name", "--mtime=@0", "--numeric-owner"]);
-            tar.args(["--owner=0", "--group=0", "--file"]).arg(&file);
-            run(tar.arg("--directory").arg(roots.join(name)).arg("."))?;
+            pack(&roots.join(name), &file)?;
         }
-        let sum = run(Command::new("sha256sum").arg(&file))?;
-        let digest = sum.split(' ').next().unwrap_or_default();
-        Ok(format!("sha256:{digest}"))
+        digest(&file)
     }
 
     pub(super) fn finish(self, archive: &Path) -> Result<()> {
@@ -88,6 +76,33 @@ impl Archive {
         fs::rename(new, archive)?;
         fs::remove_dir_all(&self.work).context("tidying up after an archive")
     }
+}
+
+/// Packs a directory as a layer.
+pub(super) fn pack(directory: &Path, file: &Path) -> Result<()> {
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--sort=name", "--mtime=@0", "--numeric-owner"]);
+    tar.args(["--owner=0", "--group=0", "--file"]).arg(file);
+    run(tar.arg("--directory").arg(directory).arg(".")).map(drop)
+}
+
+/// A file's digest, as images name it.
+pub(super) fn digest(file: &Path) -> Result<String> {
+    let sum = run(Command::new("sha256sum").arg(file))?;
+    let digest = sum.split(' ').next().unwrap_or_default();
+    Ok(format!("sha256:{digest}"))
+}
+
+/// The configuration of an image of layers with these digests.
+pub(super) fn configuration(start: &Start<'_>, digests: &[impl std::fmt::Debug]) -> String {
+    // Lists of plain words look the same in JSON as in Rust.
+    format!(
+        r#"{{"architecture":"{}","os":"linux","config":{{"Entrypoint":{:?},"Cmd":{:?},"Env":{:?}}},"rootfs":{{"type":"layers","diff_ids":{digests:?}}}}}"#,
+        architecture(),
+        start.entrypoint,
+        start.command,
+        start.environment,
+    )
 }
 
 /// As image configurations call it.

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use super::archive::{Archive, Start};
 use super::process::run;
-use super::{place, programs};
+use super::{place, programs, registry};
 use crate::progress::say;
 
 /// What one of upstream's images is here. Its name is as `e2e.test --list-images` prints it.
@@ -106,11 +106,11 @@ pub(super) fn build() -> Result<Made> {
     let newest = programs
         .filter_map(|program| age(&place::program(program)))
         .max();
-    if made.is_some() && made >= newest {
+    let roots = place::home().join("root");
+    if made.is_some() && made >= newest && registry::is_in(&roots.join("agnhost")) {
         return Ok(Made::Before);
     }
     say("making images");
-    let roots = place::home().join("root");
     let packages = programs::container_packages()?;
     base(&roots.join("base"), &packages)?;
     busybox(&roots.join("busybox"), &packages)?;
@@ -119,14 +119,16 @@ pub(super) fn build() -> Result<Made> {
         fs::create_dir_all(&directory)?;
         fs::copy(place::program(program), directory.join(program))?;
     }
-    agnhost(&roots.join("agnhost"))?;
-
-    let mut archive = Archive::new("images")?;
     let start = |entrypoint, command| Start {
         entrypoint,
         command,
         environment: &[PATH],
     };
+    agnhost(&roots.join("agnhost"))?;
+    let pause = start(&["/pause"], &[]);
+    registry::lay_out(&roots.join("agnhost"), &roots, "pause", &pause)?;
+
+    let mut archive = Archive::new("images")?;
     for reference in upstream()? {
         let Some(what) = SUBSTITUTES
             .iter()
@@ -148,7 +150,7 @@ pub(super) fn build() -> Result<Made> {
         &[TOOLS, &["asker"]].concat(),
         &start(&["/agnhost"], &["pause"]),
     )?;
-    archive.add(PAUSE, &roots, &["pause"], &start(&["/pause"], &[]))?;
+    archive.add(PAUSE, &roots, &["pause"], &pause)?;
     archive.finish(&self::archive())?;
     Ok(Made::Anew)
 }

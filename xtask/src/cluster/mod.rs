@@ -31,6 +31,7 @@ mod node;
 mod place;
 mod process;
 pub(crate) mod programs;
+mod registry;
 mod settings;
 mod trial;
 
