@@ -14,6 +14,7 @@ use super::load::load;
 use super::object::{self, Definitions};
 use super::pins::Pins;
 use super::{Error, Result, xdp};
+use crate::sys::memory;
 
 /// What it takes to load them.
 #[derive(Debug)]
@@ -49,6 +50,8 @@ impl Late {
         let wanted = |other: &str| other == name;
         let refusals = load(&self.pins, &self.definitions, self.object, wanted)?;
         object::forget();
+        // As at a start: the kernel's type information is many times what stays.
+        memory::give_back();
         if refusals.is_empty() {
             info!(
                 program = name,

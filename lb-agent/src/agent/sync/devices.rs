@@ -9,7 +9,6 @@ use tracing::{info, warn};
 
 use super::Sync;
 use crate::datapath::{self, Picture, Restored, Seat};
-use crate::sys::memory;
 
 impl Sync {
     /// Takes in a new picture of this node's devices and addresses.
@@ -92,10 +91,7 @@ impl Sync {
     pub(super) fn prepare_programs(&mut self) {
         if self.ready && !std::mem::replace(&mut self.prepared, true) {
             let late = Arc::clone(self.datapath.late());
-            tokio::task::spawn_blocking(move || {
-                late.prepare();
-                memory::give_back();
-            });
+            tokio::task::spawn_blocking(move || late.prepare());
         }
     }
 
