@@ -2,17 +2,22 @@
 //!
 //! A program that read the old frontend may still be reading the old block. Setting a slot of a table of tables
 //! makes the kernel wait until every program that was running then has ended (about 10 ms), which is exactly
-//! that. It happens on a thread of its own, once for everything retired meanwhile, never on the event path.
+//! that. It happens on a thread of its own, once for everything retired meanwhile, never on the event path; and not at
+//! once, as nobody waits for the room: change after change would wake two threads for nothing.
 
 use std::os::fd::AsFd as _;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use tokio::sync::mpsc as report;
 
 use super::Result;
 use super::object::Definition;
 use crate::sys::bpf::{Map, MapKind, MapSpec, Outer};
+
+/// How long what is retired waits for more.
+const TOGETHER: Duration = Duration::from_millis(100);
 
 /// Waits for running programs on behalf of retired things of type `T`.
 #[derive(Debug)]
@@ -30,6 +35,7 @@ impl<T: Send + 'static> Grace<T> {
             .name("grace".into())
             .spawn(move || {
                 while let Ok(first) = pending.recv() {
+                    thread::sleep(TOGETHER);
                     let mut batch = vec![first];
                     batch.extend(pending.try_iter());
                     if let Err(error) = barrier.wait() {
