@@ -29,7 +29,7 @@ pub(crate) fn pod(name: &str) {
     ip(&format!("link set {name} up"));
 }
 
-/// A process that keeps another network namespace while the test runs.
+/// A process that keeps another network namespace while the test runs, on an emulated processor too.
 #[allow(dead_code, reason = "each test binary uses its part of this module")]
 fn peer_namespace() -> u32 {
     use std::cell::OnceCell;
@@ -44,7 +44,7 @@ fn peer_namespace() -> u32 {
     PEER.with(|peer| {
         peer.get_or_init(|| {
             let child = Command::new("unshare")
-                .args(["--net", "sleep", "60"])
+                .args(["--net", "sleep", "3600"])
                 .spawn()
                 .expect("unshare");
             std::thread::sleep(std::time::Duration::from_millis(200));
