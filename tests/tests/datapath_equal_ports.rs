@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::flow::{DIRECT, ESTABLISHED};
+use lb_ebpf::abi::settings::SNAT_LOCAL;
 use lb_tests::object::{Net, Node, Outcome, POOL, in_both_families, tcp_service, udp_service};
 use lb_tests::packet::{Packet, port_unreachable, tcp, udp};
 
@@ -187,6 +188,79 @@ fn a_flow_that_is_over_leaves_its_port_to_a_direct_connection() {
         node.let_flows_rest(31);
         node.pod_sends(&udp(net.client, net.endpoint))
             .is_untouched();
+        assert!(node.flows().is_empty());
+    });
+}
+
+/// A UDP port of the endpoint's address left a Service: for some time the address is looked at for that.
+fn retire_datagrams(node: &mut Node, net: &Net, endpoint: SocketAddr) {
+    let service = || udp_service("dns", net.family).cluster_ip(net.service);
+    node.serve(service().endpoint(endpoint));
+    node.serve(service().endpoint(net.other_endpoint));
+}
+
+#[test]
+fn what_an_endpoint_was_before_changes_nothing() {
+    in_both_families(|node, net| {
+        retire_datagrams(node, net, net.endpoint);
+        let web = tcp_service("web", net.family).cluster_ip(net.service);
+        node.serve(web.endpoint(net.endpoint));
+        node.pod_sends(&tcp(net.client, net.service).syn());
+        let direct = tcp(net.client, net.endpoint).syn();
+        let outcome = node.pod_sends(&direct);
+        outcome.becomes(&direct.clone().from(renumbered(net.client, &outcome)));
+    });
+}
+
+/// The other node's client had a flow here, through a pool port that the other node gives to a flow of its own later.
+#[test]
+fn a_port_of_the_pool_that_a_flow_left_is_free_for_direct_connections() {
+    for retired in [false, true] {
+        in_both_families(|node, net| {
+            node.route_packets(false);
+            node.set(|settings| settings.flags |= SNAT_LOCAL);
+            if retired {
+                retire_datagrams(node, net, net.local_endpoint);
+            }
+            let web = tcp_service("web", net.family).node_port(net.node_port.port());
+            node.serve(web.local_endpoint(net.local_endpoint));
+            let request = tcp(net.outside, net.node_port);
+            let open = |node: &Node| {
+                let syn = request.clone().syn();
+                let between = renumbered(net.outside, &node.comes_in(&syn));
+                let masked = SocketAddr::new(net.node, between.port());
+                let arrives = syn.from(between).to(net.local_endpoint);
+                node.pod_gets(&arrives)
+                    .becomes(&arrives.clone().from(masked));
+                node.comes_in(&request.clone().rst());
+                between
+            };
+            let direct = tcp(open(node), net.local_endpoint).syn();
+            node.comes_in(&direct).is_untouched();
+            node.pod_gets(&direct).is_untouched();
+            assert_eq!(node.halves(), (0, 0));
+
+            // Where the answer is all that is seen.
+            let client = open(node);
+            node.goes_out(&tcp(net.local_endpoint, client).syn_ack())
+                .is_untouched();
+            assert_eq!(node.halves(), (0, 0));
+        });
+    }
+}
+
+#[test]
+fn a_direct_connection_that_has_its_port_to_itself_again_keeps_it() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        let (through, direct) = (tcp(net.client, net.service), tcp(net.client, net.endpoint));
+        node.pod_sends(&through.clone().syn());
+        let other = renumbered(net.client, &node.pod_sends(&direct.clone().syn()));
+        for port in [net.client, other] {
+            node.pod_gets(&tcp(net.endpoint, port).rst());
+        }
+        node.pod_sends(&direct.clone().syn()).is_untouched();
+        node.pod_sends(&direct).is_untouched();
         assert!(node.flows().is_empty());
     });
 }

@@ -11,9 +11,9 @@ use lb_ebpf::tcp_state::is_clean_syn;
 
 use crate::NEXT;
 use crate::answer::Answer;
-use crate::flow::{has_expired, remove, write_turned};
+use crate::flow::{end, has_expired, write_turned};
 use crate::header::{Part, transport};
-use crate::ingress::{step, unknown_address};
+use crate::ingress::{has_left, step, unknown_address};
 use crate::lookup::{now, settings};
 use crate::report::count;
 use crate::service_cidr::ServiceCidrs;
@@ -26,6 +26,7 @@ pub(crate) fn passes<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };
+    work.ended = false;
     let network = &work.network;
     let protocol = network.protocol;
     if protocol == F::ICMP && target::at::<F>(&network.destination).direct != 0 {
@@ -42,22 +43,26 @@ pub(crate) fn passes<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32
     };
     work.transport = transport;
     work.set_key(SCOPE);
-    work.ended = false;
     let now = now();
     let target = target::at::<F>(&work.network.destination);
     if target.direct != 0 && work.goes_on(settings, transport.flags, now) {
         return step::TO_ENDPOINT;
     }
+    if has_left(work, work.uses) {
+        return step::REJECT;
+    }
     if protocol == TCP && !is_clean_syn(transport.flags) {
         return unknown_address::<F>(settings, &work.network);
     }
     write_turned(&mut work.reply, &work.key);
-    if work.find_reply().is_none() || work.flow.flags & HAIRPIN != 0 {
+    let in_the_way = work.find_reply().is_some() && work.flow.flags & HAIRPIN == 0;
+    if in_the_way && (work.flow.state == CLOSED || has_expired(&work.flow, settings, protocol, now))
+    {
+        // Nothing but its record is left, which would take this conversation's answers for its own.
+        end(work);
         return unknown_address::<F>(settings, &work.network);
     }
-    if work.flow.state == CLOSED || has_expired(&work.flow, settings, protocol, now) {
-        // Nothing but its record is left, which would take this conversation's answers for its own.
-        remove(&work.forward, &work.flow, &mut work.reply);
+    if !in_the_way {
         return unknown_address::<F>(settings, &work.network);
     }
     work.own = false;

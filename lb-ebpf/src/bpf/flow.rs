@@ -141,11 +141,10 @@ pub(crate) fn remove<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut Fl
     release_replies(key, flow, reply);
 }
 
-/// Removes the flow at hand and the reply entry that led to it. Out of line for the caller's stack.
+/// Removes the flow at hand, which a reply's key led to. Out of line for the caller's stack.
 #[inline(never)]
-pub(crate) fn end<F: Tables>(work: &Work<F>) {
-    shard::remove(F::flows(), slot(key_check(&work.forward)), &work.forward);
-    shard::remove(F::replies(), slot(key_check(&work.reply)), &work.reply);
+pub(crate) fn end<F: Tables>(work: &mut Work<F>) {
+    remove(&work.forward, &work.flow, &mut work.reply);
 }
 
 impl<F: Tables> Place<F> {
@@ -173,7 +172,8 @@ impl<F: Tables> Place<F> {
         unsafe { write_volatile(&raw mut (*self.0).new_source_port, port) };
     }
 
-    /// Notes a packet: its time, at most once a second, and what its flags say. `flow` is the copy.
+    /// Notes a packet: its time, at most once a second, and what its flags say. `flow` is the copy. The state is read once
+    /// more: another CPU may have seen the connection end meanwhile, and a flow that ended must not live on.
     #[inline(always)]
     pub(crate) fn touch(
         &self,
@@ -183,11 +183,12 @@ impl<F: Tables> Place<F> {
         speaker: Speaker,
         now: u32,
     ) {
-        let state = next(flow.state, protocol, flags, speaker);
         // SAFETY: the element may have been reused for another flow; then that one lives a little longer or
         // shorter, which its own next packet puts right.
         unsafe {
-            if state != flow.state {
+            let former = read_volatile(&raw const (*self.0).state);
+            let state = next(former, protocol, flags, speaker);
+            if state != former {
                 write_volatile(&raw mut (*self.0).state, state);
             }
             if flow.last_seen != now && flow.state != CLOSED {
@@ -275,6 +276,15 @@ impl<F: Tables> Work<F> {
         }
         remove(&self.key, &self.other, &mut self.reply);
         false
+    }
+
+    /// Removes the record of the connection that ended, if the packet at hand came upon one and is not translated: the
+    /// record would take what follows for its own.
+    #[inline(always)]
+    pub(crate) fn forget_ended(&mut self) {
+        if self.ended && find(&self.key, &mut self.other).is_some() {
+            remove(&self.key, &self.other, &mut self.reply);
+        }
     }
 
     /// The packet's key in `scope`.

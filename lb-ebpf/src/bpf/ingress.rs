@@ -21,7 +21,7 @@ use crate::forward::{back, to_endpoint};
 use crate::header::{IPV4, IPV6, Network, packet_at, transport};
 use crate::icmp_error;
 use crate::lookup::{address_use, dialled_frontend, now, settings};
-use crate::maps::TOMBSTONES;
+use crate::maps::{TOMBSTONES, Tables};
 use crate::masquerade::{self, Origin, returns};
 use crate::opening::{Claim, Opening};
 use crate::own::{OWN, OWN_LOOPBACK};
@@ -62,9 +62,15 @@ fn run<F: Answer + Claim + Hop + ServiceCidrs, const SCOPE: u8, const LINK: u32>
     let mut action = known_flow::<F, SCOPE, LINK>(skb);
     if action == step::NEW_FLOW {
         action = new_flow::<F, SCOPE>();
+        if action == NEXT {
+            F::forget_ended();
+        }
     }
     if action == step::DIRECT {
         action = direct::passes::<F, SCOPE>(skb);
+        if action == NEXT {
+            F::forget_ended();
+        }
     }
     if action == step::OTHER_PROTOCOL {
         action = other_protocol::<F, SCOPE>(skb);
@@ -115,16 +121,16 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8, const LINK: u32>(
     }
     let Some(work) = F::work() else { return NEXT };
     work.network = network;
-    if uses == 0 {
-        return step::DIRECT;
-    }
+    work.uses = uses;
     let network = &work.network;
-    if F::is_martian(&network.source) {
+    if uses != 0 && F::is_martian(&network.source) {
         count(counter::MALFORMED);
         return NEXT;
     }
+    if uses & !TOMBSTONE == 0 {
+        return step::DIRECT;
+    }
     if network.protocol != TCP && network.protocol != UDP {
-        work.uses = uses;
         return step::OTHER_PROTOCOL;
     }
     let Some(transport) = transport(&skb, network, SCOPE) else {
@@ -141,7 +147,6 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8, const LINK: u32>(
     if work.goes_on(settings, transport.flags, now()) {
         return step::TO_ENDPOINT;
     }
-    work.uses = uses;
     step::NEW_FLOW
 }
 
@@ -275,29 +280,38 @@ fn no_frontend<F: ServiceCidrs>(work: &Work<F>, uses: u32, settings: &Settings) 
         return step::REJECT;
     }
     let network = &work.network;
-    if uses & TOMBSTONE != 0 && network.protocol == UDP {
-        let key = TombstoneKey {
-            address: F::wide(network.destination),
-            port: work.transport.destination_port,
-            protocol: UDP,
-            zero: 0,
-        };
-        // Not in its first second: a datagram may have been sent before.
-        let found = TOMBSTONES.get(0).and_then(|table| table.get_ptr(key));
-        let lapsed = found.is_some_and(|found| {
-            // SAFETY: an element of the table; reused, it tells another's time, seconds off at worst.
-            let since = unsafe { core::ptr::read_volatile(&raw const (*found).since) };
-            now().saturating_sub(since) > 1
-        });
-        if lapsed {
-            count(counter::TOMBSTONE_REJECTED);
-            return step::REJECT;
-        }
+    if has_left(work, uses) {
+        return step::REJECT;
     }
     if uses & (EXTERNAL | NODE) != 0 {
         return NEXT;
     }
     unknown_address::<F>(settings, network)
+}
+
+/// Whether a datagram goes to where an endpoint was that has left every Service.
+#[inline(never)]
+pub(crate) fn has_left<F: Tables>(work: &Work<F>, uses: u32) -> bool {
+    if uses & TOMBSTONE == 0 || work.network.protocol != UDP {
+        return false;
+    }
+    let key = TombstoneKey {
+        address: F::wide(work.network.destination),
+        port: work.transport.destination_port,
+        protocol: UDP,
+        zero: 0,
+    };
+    // Not in its first second: a datagram may have been sent before.
+    let found = TOMBSTONES.get(0).and_then(|table| table.get_ptr(key));
+    let lapsed = found.is_some_and(|found| {
+        // SAFETY: an element of the table; reused, it tells another's time, seconds off at worst.
+        let since = unsafe { core::ptr::read_volatile(&raw const (*found).since) };
+        now().saturating_sub(since) > 1
+    });
+    if lapsed {
+        count(counter::TOMBSTONE_REJECTED);
+    }
+    lapsed
 }
 
 /// Not TCP or UDP.

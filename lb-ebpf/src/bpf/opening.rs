@@ -61,6 +61,8 @@ pub(crate) trait Claim: Tables {
     fn claim_key(now: u32) -> Opening;
     /// Gives the flow at hand the record of the one that ended before, see [`Work::succeed`].
     fn succeed() -> bool;
+    /// Removes it, see [`Work::forget_ended`].
+    fn forget_ended();
 }
 
 /// The flow keeps its client's port if that is free.
@@ -83,6 +85,11 @@ impl Claim for V4 {
     fn succeed() -> bool {
         succeed4() != 0
     }
+
+    #[inline(always)]
+    fn forget_ended() {
+        forget_ended4();
+    }
 }
 
 impl Claim for V6 {
@@ -99,6 +106,11 @@ impl Claim for V6 {
     #[inline(always)]
     fn succeed() -> bool {
         succeed6() != 0
+    }
+
+    #[inline(always)]
+    fn forget_ended() {
+        forget_ended6();
     }
 }
 
@@ -142,8 +154,20 @@ pub(crate) extern "C" fn succeed4() -> u32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
+pub(crate) extern "C" fn forget_ended4() -> u32 {
+    V4::work().map(Work::forget_ended).is_some().into()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
 pub(crate) extern "C" fn succeed6() -> u32 {
     V6::work().is_some_and(Work::succeed).into()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn forget_ended6() -> u32 {
+    V6::work().map(Work::forget_ended).is_some().into()
 }
 
 #[inline(always)]

@@ -92,6 +92,8 @@ pub(crate) fn leaves<F: Answer + Claim + Hop + ServiceCidrs, const WHERE: u8>(sk
         action = new_flow::<F, WHERE>();
         if action == step::OPEN {
             action = open_flow::<F>(skb);
+        } else if action == NEXT {
+            F::forget_ended();
         }
     }
     match action {

@@ -13,7 +13,7 @@ use core::ffi::c_void;
 use core::ptr::{addr_of_mut, read_volatile};
 use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
 use lb_ebpf::abi::family::{V4, V6};
-use lb_ebpf::abi::flow::{Flow, FlowKey};
+use lb_ebpf::abi::flow::{Flow, FlowKey, key_check};
 use lb_ebpf::abi::fragment::{self, Fragment, FragmentKey};
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::socket::{SocketMore, SocketMoreKey};
@@ -223,6 +223,12 @@ unsafe extern "C" fn flow<F: Tables>(
         let Some(work) = F::work() else { return STOP };
         core::ptr::copy_nonoverlapping(key, &raw mut work.key, 1);
         core::ptr::copy_nonoverlapping(flow, &raw mut work.flow, 1);
+        if work.flow.check != key_check(&work.key)
+            || !has_expired(&work.flow, settings, work.key.protocol, now)
+        {
+            // Removed by its own packet just now, and already another flow's.
+            return GO_ON;
+        }
         bpf_map_delete_elem(table, (&raw const work.key).cast_mut().cast());
         release_replies(&work.key, &work.flow, &mut work.reply);
     }

@@ -5,7 +5,7 @@
 use lb_ebpf::abi::counter;
 
 use super::flows::{Flow, FlowKey, State, is_clean_syn};
-use super::ingress::continues;
+use super::ingress::{continues, refused};
 use super::wire::{Frame, UDP};
 use super::{Judgement, Met, OPENED, Oracle};
 
@@ -22,6 +22,9 @@ impl Oracle {
                 return self.goes_on(met, flow);
             }
             self.flows.close(&key);
+        }
+        if self.has_vanished(&key) {
+            return refused(met);
         }
         let holder = self.flows.reply(&(side, protocol, tuple.reversed()));
         let Some(holder) = holder.filter(|flow| opens && !flow.hairpin) else {

@@ -23,7 +23,12 @@ impl Oracle {
             return self.judge_unknown_protocol(met);
         };
         let key = (met.hook.side(), packet.protocol, tuple);
-        if self.tables.uses(tuple.destination) == Use::default() {
+        let uses = self.tables.uses(tuple.destination);
+        let none = Use {
+            tombstone: uses.tombstone,
+            ..Use::default()
+        };
+        if uses == none {
             return self.judge_direct(met, key);
         }
         if let Some(flow) = self.hairpin_reply(&key) {
@@ -93,11 +98,13 @@ impl Oracle {
         let tables = self.tables.clone();
         let dialled = tables.dialled(tuple.destination, tuple.destination_port, protocol);
         let Some((service, frontend)) = dialled else {
-            let vanished = (tuple.destination, tuple.destination_port);
-            if protocol == UDP && tables.tombstones.contains(&vanished) {
-                self.count(counter::TOMBSTONE_REJECTED);
-                self.count(counter::PACKET_REJECTED);
+            if self.has_vanished(&key) {
                 return refused(met);
+            }
+            let uses = tables.uses(tuple.destination);
+            if !uses.cluster_ip && !tables.is_nobodys(tuple.destination) {
+                // What comes now is somebody else's from its first packet on.
+                self.flows.close(&key);
             }
             return self.judge_unknown_protocol(met);
         };
@@ -123,6 +130,17 @@ impl Oracle {
             return met.is_dropped();
         }
         self.judge_choice(met, key, (service, frontend), (local, &set, sender))
+    }
+
+    /// Whether this goes to where an endpoint was that no Service has any more; counts it.
+    pub(super) fn has_vanished(&mut self, &(_, protocol, tuple): &FlowKey) -> bool {
+        let place = (tuple.destination, tuple.destination_port);
+        let vanished = protocol == UDP && self.tables.tombstones.contains(&place);
+        if vanished {
+            self.count(counter::TOMBSTONE_REJECTED);
+            self.count(counter::PACKET_REJECTED);
+        }
+        vanished
     }
 
     /// Which set, and who is seen (§1.E.1, D13-D16).
@@ -332,7 +350,7 @@ pub(super) fn continues(met: &Met<'_>, flow: &Flow) -> Judgement {
     }
 }
 
-fn refused(met: &Met<'_>) -> Judgement {
+pub(super) fn refused(met: &Met<'_>) -> Judgement {
     match met.seen.action {
         REDIRECT => answer::check(met.frame, &met.seen.frame),
         NEXT | DROP => Err("must be refused, but was passed or dropped".into()),
