@@ -23,6 +23,7 @@ fn main() -> ExitCode {
 
 fn agent(args: &AgentArgs) -> anyhow::Result<()> {
     logging::start(args.log_format);
+    lb_agent::sys::memory::keep_no_large_blocks();
     let config = args.config()?;
     if args.init_only {
         lb_agent::agent::initialise(&config);

@@ -61,7 +61,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let datapath = spawn_blocking(move || Datapath::open(&settings))
         .await
         .context("opening the datapath panicked")??;
-    // Loading takes the kernel's type information, many times what stays.
+    // Loading takes many times what stays.
     memory::give_back();
     info!(
         adopted = datapath.adopted(),

@@ -50,7 +50,7 @@ impl Late {
         let wanted = |other: &str| other == name;
         let refusals = load(&self.pins, &self.definitions, self.object, wanted)?;
         object::forget();
-        // As at a start: the kernel's type information is many times what stays.
+        // As at a start: what loading takes is many times what stays.
         memory::give_back();
         if refusals.is_empty() {
             info!(

@@ -30,6 +30,8 @@ pub(super) fn load(
         .map(|table| (table.name.as_str(), pins.map(&table.name)))
         .collect();
     let mut loader = EbpfLoader::new();
+    // Nothing of the object depends on how this kernel lays out its own types: they need not be read.
+    loader.btf(None);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }

@@ -12,6 +12,21 @@ pub fn give_back() {
     }
 }
 
+/// Has every large block given back to the system as soon as it is freed.
+///
+/// glibc does so until the first such block is freed, and keeps ever larger ones from then on. Ours are few and do not
+/// come again: buffers of lists, and what loading programs takes.
+pub fn keep_no_large_blocks() {
+    /// Its first threshold.
+    #[cfg(target_env = "gnu")]
+    const LARGE: libc::c_int = 128 * 1024;
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes numbers alone and locks the heap by itself.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+    }
+}
+
 /// Lets go of the pages of a constant that is not needed for now; reading it brings them back from the file.
 pub fn forget(constant: &'static [u8]) {
     // SAFETY: asks for a number.
