@@ -14,17 +14,10 @@ use lb_agent::cleanup::cleanup;
 use lb_agent::config::Xdp;
 use lb_agent::datapath::attach::PacketHook;
 use lb_agent::datapath::pins::Pins;
-use lb_agent::datapath::{Config, Datapath, Seat, Selection, object};
+use lb_agent::datapath::{Config, Datapath, Seat, Selection};
 use lb_agent::sys::bpf::{Attach, Program, XdpMode, attached_programs};
 use scratch::ip;
-use tables::open;
-
-/// The embedded object, as another build would have it.
-fn rebuilt() -> &'static [u8] {
-    let mut object = object::embedded().expect("built").to_vec();
-    object.extend_from_slice(b"another build");
-    object.leak()
-}
+use tables::{open, rebuilt};
 
 /// The id of a pinned program.
 fn pinned(bpffs: &Path, name: &str) -> Option<u32> {

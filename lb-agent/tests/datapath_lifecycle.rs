@@ -13,12 +13,12 @@ use devices::{picture, pod};
 use lb_agent::cleanup::cleanup;
 use lb_agent::datapath::attach::{PacketHook, SOCKET_HOOKS};
 use lb_agent::datapath::pins::Pins;
-use lb_agent::datapath::{Config, Datapath, Interfaces, Reader, Selection, object};
+use lb_agent::datapath::{Config, Datapath, Interfaces, Reader, Selection};
 use lb_agent::plan::Write;
 use lb_agent::sys::bpf::{Attach, Link, Map, MapKind, MapSpec, Program, attached_programs, pin};
 use lb_ebpf::abi::settings::Settings;
 use scratch::{Cgroup, ip};
-use tables::{frontend4, open};
+use tables::{frontend4, open, rebuilt};
 
 fn link_ids(bpffs: &Path) -> BTreeMap<&'static str, (u32, u32)> {
     let pins = Pins::new(bpffs);
@@ -41,13 +41,6 @@ fn map_ids(bpffs: &Path) -> BTreeSet<u32> {
         .iter()
         .map(|path| Map::open(path).expect("a map").info().id)
         .collect()
-}
-
-/// An object that is another one only by name: its bytes differ behind what is read.
-fn rebuilt() -> &'static [u8] {
-    let mut object = object::embedded().expect("built").to_vec();
-    object.extend_from_slice(b"another build");
-    object.leak()
 }
 
 /// Spec J2.

@@ -106,7 +106,7 @@ impl Datapath {
     /// Sees to it that a program that may come later is there, unless the kernel does not take it; see
     /// [`Datapath::refusal`].
     pub fn provide(&mut self, program: &str) -> Result<()> {
-        self.programs.provide(&self.pins, program)
+        self.programs.provide(program)
     }
 
     /// The programs that come later: they can be loaded by another thread meanwhile.
@@ -255,7 +255,7 @@ impl Datapath {
     pub fn follow_xdp(&mut self) -> Result<()> {
         for chosen in self.devices.values() {
             if let Wish::Mode(mode) = chosen.xdp {
-                self.programs.provide(&self.pins, mode.program())?;
+                self.programs.provide(mode.program())?;
             }
         }
         let mut seats = BTreeMap::new();
@@ -287,7 +287,7 @@ impl Datapath {
     fn add_device(&mut self, index: u32, chosen: &Chosen) -> Result<Change> {
         self.write_device(index, chosen)?;
         for program in attach::programs_of(chosen) {
-            self.programs.provide(&self.pins, program)?;
+            self.programs.provide(program)?;
         }
         attach::attach_device(&self.pins, &self.programs, self.hook, (index, chosen))
     }

@@ -41,6 +41,11 @@ impl Late {
         }
     }
 
+    /// Where it pins them.
+    pub(super) fn pins(&self) -> &Pins {
+        &self.pins
+    }
+
     /// Loads and pins one, if that was not done yet.
     pub(super) fn load(&self, name: &str) -> Result<()> {
         let mut refused = self.refused();

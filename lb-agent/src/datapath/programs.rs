@@ -83,12 +83,12 @@ impl Programs {
 
     /// Sees to it that a program that may come later is there; one that the kernel does not take is told by
     /// [`Late::refusal`].
-    pub(super) fn provide(&mut self, pins: &Pins, name: &str) -> Result<()> {
+    pub(super) fn provide(&mut self, name: &str) -> Result<()> {
         if !is_late(name) || self.programs.contains_key(name) {
             return Ok(());
         }
         self.late.load(name)?;
-        if let Some(pinned) = Pinned::open(pins, name)? {
+        if let Some(pinned) = Pinned::open(self.late.pins(), name)? {
             self.programs.insert(name.to_owned(), pinned);
         }
         Ok(())

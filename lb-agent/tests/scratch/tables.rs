@@ -1,9 +1,9 @@
-//! Tables of a fresh datapath, and something to write into them.
+//! A fresh datapath, another build's object for it, and something to write into its tables.
 
 use std::path::Path;
 
 use lb_agent::datapath::attach::PacketHook;
-use lb_agent::datapath::{Config, Datapath};
+use lb_agent::datapath::{Config, Datapath, object};
 use lb_agent::plan::Write;
 use lb_ebpf::abi::address::Address4;
 use lb_ebpf::abi::family::V4;
@@ -15,6 +15,14 @@ pub(crate) fn open(bpffs: &Path, packet_hook: Option<PacketHook>) -> Datapath {
         packet_hook,
     })
     .unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// An object that is another one only by name: its bytes differ behind what is read.
+#[allow(dead_code, reason = "each test binary uses its part of this module")]
+pub(crate) fn rebuilt() -> &'static [u8] {
+    let mut object = object::embedded().expect("built").to_vec();
+    object.extend_from_slice(b"another build");
+    object.leak()
 }
 
 #[allow(dead_code, reason = "each test binary uses its part of this module")]
