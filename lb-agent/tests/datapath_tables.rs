@@ -52,6 +52,26 @@ fn frontends_grow_and_every_one_is_there_for_a_new_agent() {
 }
 
 #[test]
+fn flows_of_an_agent_that_knew_no_clients_keep_their_answers() {
+    scratch::run("clients", |bpffs| {
+        let path = Pins::new(bpffs).map(table::CLIENTS);
+        let known = || {
+            let clients = Table::<u32, u32>::open(&path).expect("open");
+            let entries = clients.entries().expect("read");
+            let marked = entries.iter().filter(|(_, seen)| *seen != 0).count();
+            (marked, entries.len())
+        };
+        drop(open(bpffs, None));
+        let (marked, all) = known();
+        assert_eq!(marked, 0, "nobody has flows on a fresh node");
+        std::fs::remove_file(&path).expect("unpinned");
+        drop(open(bpffs, None));
+        assert_eq!(known(), (all, all), "anybody may be in the flows that are there");
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
 fn blocks_and_states_land_where_they_are_read() {
     scratch::run("blocks", |bpffs| {
         let mut datapath = open(bpffs, None);

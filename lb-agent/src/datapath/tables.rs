@@ -21,7 +21,8 @@ use super::pins::Pins;
 use super::segments::Segments;
 use super::shards::{FlowShards, FlowTable};
 use super::{Error, Result};
-use crate::sys::bpf::{Counters, Map, MapKind, Outer, Table, pin};
+use crate::sys::bpf::{Counters, Map, MapKind, Outer, Table, WriteMode, pin};
+use crate::sys::clock;
 
 /// The tables the agent writes to or reads from. The programs' others exist, too, but are theirs alone.
 #[derive(Debug)]
@@ -48,9 +49,13 @@ impl Tables {
     /// of code decides about layouts.
     pub fn open(pins: &Pins, definitions: &Arc<Definitions>) -> Result<Self> {
         let mut created = 0;
+        let flows_are_there = pins.map(table::FLOWS4).exists();
         for definition in definitions.tables() {
             if pins.open(definition)?.is_none() {
                 let map = definitions.create(definition)?;
+                if definition.name == table::CLIENTS && flows_are_there {
+                    take_all_for_clients(&map)?;
+                }
                 pin::pin(map.as_fd(), &pins.map(&definition.name))?;
                 created += 1;
             }
@@ -97,7 +102,7 @@ impl Tables {
             return Ok(false);
         }
         self.settings
-            .put(&0, settings, crate::sys::bpf::WriteMode::Any)?;
+            .put(&0, settings, WriteMode::Any)?;
         Ok(true)
     }
 }
@@ -127,6 +132,16 @@ impl Tables {
         );
         Ok(usage)
     }
+}
+
+/// Notes every address as one that flows come from, as the flows of an older agent are not noted: the sweep finds the
+/// addresses that really are, and forgets the others.
+fn take_all_for_clients(clients: &Map) -> Result<()> {
+    let now = clock::seconds().to_ne_bytes();
+    for index in 0..clients.info().max_entries {
+        clients.update(&index.to_ne_bytes(), &now, WriteMode::Any)?;
+    }
+    Ok(())
 }
 
 struct Opener<'a> {

@@ -80,6 +80,8 @@ pub mod table {
     pub const NEWCOMERS6: &str = "newcomers6";
     /// Array of `Target`, by a hash of the address.
     pub const TARGETS: &str = "targets";
+    /// Array of `u32`, by a hash of the address: when a flow of its was last seen alive, seconds; 0: it has none.
+    pub const CLIENTS: &str = "clients";
     /// Hash: `AffinityKey` → `Affinity`.
     pub const AFFINITY: &str = "affinity";
     /// Outer, one slot: `TombstoneKey` → `Tombstone`.

@@ -1,5 +1,5 @@
-//! Which addresses flows lead to, as good as a hash can tell: what goes to any other address cannot meet a flow's
-//! ports, and pays no more than one look here to know it.
+//! Which addresses flows lead to, and from which they come, as good as a hash can tell: what goes to any other address,
+//! or comes from any other, cannot meet a flow's ports, and pays no more than a look or two here to know it.
 
 use super::family::Family;
 
@@ -13,11 +13,12 @@ pub struct Target {
     pub direct: u32,
 }
 
-/// Hashes told apart. 32 KiB; of 1,000 endpoints of a node's flows each hides one address in five.
+/// Hashes told apart, of targets and, in a table of its own, of clients: there an element is when a flow of one of
+/// them was last seen alive, as [`Target::flows`]. 32 KiB and 16; of 1,000 endpoints of a node's flows each hides one address in five.
 pub const TARGETS: u32 = 4096;
 
-/// Seconds after which a target that no flow was seen to lead to is forgotten. Rounds of the sweep take seconds.
-pub const LIFETIME: u32 = 600;
+/// Seconds after which an address that no flow was seen to have is forgotten. Rounds of the sweep take seconds.
+pub const LIFETIME: u32 = 120;
 
 /// Index of an address.
 #[inline(always)]

@@ -6,9 +6,11 @@
 
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::OUTSIDE;
+use lb_ebpf::abi::target::Target;
 use lb_ebpf::abi::{TCP, UDP};
+use lb_ebpf::tcp_state::is_clean_syn;
 
-use crate::header::{ICMPV6, Ipv4, Ipv6, NETWORK, Wire};
+use crate::header::{ICMPV6, Ipv4, Ipv6, NETWORK, Tcp, Wire};
 use crate::lookup::{may_be_known, settings};
 use crate::masquerade::pooled;
 use crate::packet::Packet as _;
@@ -69,17 +71,39 @@ impl Door for V6 {
     }
 }
 
-/// Whether a packet that comes in is certainly none of ours. Out of line for the stack of what follows.
+/// Whether a packet that comes in is certainly none of ours: nobody's address is its destination, and no flow can be in
+/// its way there. Out of line for the stack of what follows.
 #[inline(never)]
 pub(crate) fn lets_in<F: Door, const LINK: u32>(skb: Skb) -> bool {
     let Some(seen) = F::glance::<LINK>(&skb) else {
         return false;
     };
-    target::at::<F>(&seen.destination).flows == 0 && belongs_to_nobody::<F>(&seen.destination)
+    let target = target::at::<F>(&seen.destination);
+    if target.flows != 0 && may_meet::<F, LINK>(&skb, &seen, target) {
+        return false;
+    }
+    belongs_to_nobody::<F>(&seen.destination)
 }
 
-/// Whether a packet that goes out is certainly none of ours: it comes from where no flow leads to, and so is no answer,
-/// and it goes where none leads to, or not from a port of our pool, and so wants no other source.
+/// Whether a packet to where flows lead may have to do with one: it is of a flow without a service itself, or an error
+/// about one, which any router may send; or it opens a conversation, and its sender has flows.
+#[inline(always)]
+fn may_meet<F: Door, const LINK: u32>(skb: &Skb, seen: &Glance<F>, target: Target) -> bool {
+    if target.direct != 0 || seen.fragment {
+        return true;
+    }
+    target::is_client::<F>(&seen.source)
+        && !(LINK == NETWORK && seen.protocol == TCP && goes_on::<F>(skb))
+}
+
+/// Whether a TCP segment with a plain header in front asks for no new connection.
+#[inline(always)]
+fn goes_on<F: Door>(skb: &Skb) -> bool {
+    F::plain_transport::<Tcp>(skb).is_some_and(|tcp| !is_clean_syn(tcp.flags))
+}
+
+/// Whether a packet that goes out is certainly none of ours: it comes from where no flow leads to, or goes to where none
+/// came from, and so is no answer, and it goes where none leads to, or not from a port of our pool, and so wants no other source.
 #[inline(never)]
 pub(crate) fn lets_out<F: Door, const SCOPE: u8, const LINK: u32>(skb: Skb) -> bool {
     let Some(seen) = F::glance::<LINK>(&skb) else {
@@ -88,7 +112,7 @@ pub(crate) fn lets_out<F: Door, const SCOPE: u8, const LINK: u32>(skb: Skb) -> b
     if (seen.protocol != TCP && seen.protocol != UDP) || seen.fragment {
         return false;
     }
-    if target::at::<F>(&seen.source).flows != 0 {
+    if target::at::<F>(&seen.source).flows != 0 && target::is_client::<F>(&seen.destination) {
         return false;
     }
     if target::at::<F>(&seen.destination).flows != 0 && may_be_masked::<F, LINK>(&skb) {

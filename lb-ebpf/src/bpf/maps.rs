@@ -99,6 +99,8 @@ pub(crate) static NEWCOMERS4: NewcomerShards<V4> = NewcomerShards::new();
 pub(crate) static NEWCOMERS6: NewcomerShards<V6> = NewcomerShards::new();
 #[btf_map(name = "targets")]
 pub(crate) static TARGETS: Array<Target, { TARGET_SLOTS as usize }> = Array::new();
+#[btf_map(name = "clients")]
+pub(crate) static CLIENTS: Array<u32, { TARGET_SLOTS as usize }> = Array::new();
 #[btf_map(name = "fragments")]
 pub(crate) static FRAGMENTS: HashMap<FragmentKey, Fragment, 8192, GROW> = HashMap::new();
 

@@ -312,7 +312,8 @@ impl<F: Claim> Work<F> {
     #[inline(always)]
     fn note(&mut self, now: u32) {
         count(counter::FLOW_CREATED);
-        target::mark::<F>(&self.flow.new_destination, self.flow.flags, now);
+        let flow = &self.flow;
+        target::mark::<F>(&self.key.source, &flow.new_destination, flow.flags, now);
         newcomer::enrol(self, now);
     }
 }

@@ -23,7 +23,9 @@ use lb_ebpf::abi::{FLOW_SHARDS, counter};
 use crate::atomic::add;
 use crate::flow::{has_expired, release_replies};
 use crate::lookup::{now, settings};
-use crate::maps::{AFFINITY, FRAGMENTS, SOCKET_MORE, SWEEPER, Sweeper, TARGETS, Tables};
+use crate::maps::{
+    AFFINITY, CLIENTS, FRAGMENTS, SOCKET_MORE, SWEEPER, Sweeper, TARGETS, Tables,
+};
 use crate::report::count;
 use crate::shard::slot;
 use crate::target;
@@ -79,7 +81,7 @@ unsafe extern "C" fn tick(_table: *mut c_void, _key: *mut u32, sweeper: *mut Swe
     // SAFETY: the kernel calls this with an element of `sweeper`.
     unsafe {
         let cursor = read_volatile(&raw const (*sweeper).cursor);
-        let next = if cursor >= 2 * FLOW_SHARDS + 3 {
+        let next = if cursor >= 2 * FLOW_SHARDS + 4 {
             0
         } else {
             cursor + 1
@@ -99,6 +101,8 @@ unsafe extern "C" fn tick(_table: *mut c_void, _key: *mut u32, sweeper: *mut Swe
             fragments(&mut walk);
         } else if cursor == 2 * FLOW_SHARDS + 2 {
             targets(&mut walk);
+        } else if cursor == 2 * FLOW_SHARDS + 3 {
+            clients(&mut walk);
         } else {
             pairs(&mut walk);
         }
@@ -173,6 +177,19 @@ fn targets(walk: &mut Walk) -> i32 {
 }
 
 #[inline(never)]
+fn clients(walk: &mut Walk) -> i32 {
+    // SAFETY: the callback is for this table's elements.
+    unsafe {
+        each(
+            (&raw const CLIENTS).cast(),
+            forget_client as *const c_void,
+            walk,
+        );
+    }
+    0
+}
+
+#[inline(never)]
 fn pairs(walk: &mut Walk) -> i32 {
     // SAFETY: the callback is for this table's elements.
     unsafe { each((&raw const SOCKET_MORE).cast(), pair as *const c_void, walk) };
@@ -212,7 +229,8 @@ unsafe extern "C" fn flow<F: Tables>(
     unsafe {
         let now = (*walk).now;
         if !has_expired(&*flow, settings, (*key).protocol, now) {
-            target::mark::<F>(&(*flow).new_destination, (*flow).flags, now);
+            let (client, target) = (&(*key).source, &(*flow).new_destination);
+            target::mark::<F>(client, target, (*flow).flags, now);
             return GO_ON;
         }
         if !spend(walk) {
@@ -248,6 +266,17 @@ unsafe extern "C" fn forget(
         forget_old(&raw mut (*target).flows, now);
         forget_old(&raw mut (*target).direct, now);
     }
+    GO_ON
+}
+
+unsafe extern "C" fn forget_client(
+    _table: *mut c_void,
+    _index: *const u32,
+    seen: *mut u32,
+    walk: *mut Walk,
+) -> i64 {
+    // SAFETY: the kernel calls this with an element of `clients`, and with our walk.
+    unsafe { forget_old(seen, (*walk).now) };
     GO_ON
 }
 

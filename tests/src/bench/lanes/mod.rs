@@ -174,6 +174,7 @@ fn publish(sides: &[Side], kube: Option<&Kube>, numbers: std::ops::Range<usize>)
 fn settle(sides: &mut [Side], services: usize, processor: usize) -> Result<()> {
     let last = IpAddr::from(objects::address(services - 1));
     for side in sides.iter() {
+        side.knows(last)?;
         let to = side.dialled(Path::ClusterIp, Work::Connect, last);
         served(side, Path::ClusterIp, Work::Connect, to, processor)?;
     }

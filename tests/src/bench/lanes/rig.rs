@@ -13,13 +13,14 @@ use anyhow::{Context as _, Result};
 use lb_agent::snapshot::Family;
 
 use super::kube::{self, Kube};
-use super::objects;
+use super::{SOON, objects};
 use super::worker::Work;
 use crate::agent::{Agent, SocketLb};
 use crate::cluster::Cluster;
 use crate::kube_proxy::{KubeProxy, Mode};
 use crate::link::Layout;
 use crate::process::{Place, output};
+use crate::wait::eventually;
 
 /// Who serves Services in a cluster.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -159,6 +160,20 @@ impl Side {
             .into_iter()
             .filter_map(|(place, index)| Some((place, (*places.get(index)?).into())))
             .collect())
+    }
+
+    /// Waits until a Beeline has this ClusterIP. Who dials it before sends a SYN that no hook has translated, and its
+    /// repetition opens a flow of the packet path beside what is measured.
+    pub(super) fn knows(&self, vip: IpAddr) -> Result<()> {
+        if !matches!(self.proxy, Proxy::Sockets | Proxy::Packets) {
+            return Ok(());
+        }
+        let wanted = vip.to_string();
+        let agent = self.cluster.node(1).agent()?;
+        eventually("the agent knows the Service", SOON, || {
+            let list = agent.command(&["service", "list"])?;
+            Ok(list.contains(&wanted).then_some(()))
+        })
     }
 
     /// Where the client of a path is.
