@@ -66,7 +66,11 @@ fn flows_of_an_agent_that_knew_no_clients_keep_their_answers() {
         assert_eq!(marked, 0, "nobody has flows on a fresh node");
         std::fs::remove_file(&path).expect("unpinned");
         drop(open(bpffs, None));
-        assert_eq!(known(), (all, all), "anybody may be in the flows that are there");
+        assert_eq!(
+            known(),
+            (all, all),
+            "anybody may be in the flows that are there"
+        );
         assert!(cleanup(bpffs).is_complete());
     });
 }

@@ -13,6 +13,9 @@ use lb_tests::packet::{Packet, tcp, udp};
 const NEWCOMERS: usize = 256 * FLOW_SHARDS as usize;
 /// Flows that all shards of a family have room for at first.
 const ROOM: usize = 1024 * FLOW_SHARDS as usize;
+/// Unproven flows that may leave their queues unseen before a flood is noticed. One in eight is looked at: more than this
+/// are missed in a row once in some 600,000 times.
+const OVERLOOKED: usize = 100;
 
 fn serve(node: &mut Node, net: &Net) {
     for service in [
@@ -67,7 +70,7 @@ fn a_syn_flood_displaces_itself_and_nobody_who_talks() {
         }
         let states = states(node);
         assert_eq!(states[&ESTABLISHED], 500);
-        assert!(states[&NEW] <= NEWCOMERS, "{states:?}");
+        assert!(states[&NEW] <= NEWCOMERS + OVERLOOKED, "{states:?}");
         let kept = states[&NEW] as u64;
         assert_eq!(
             node.count_of(counter::FLOW_DISPLACED),
@@ -98,7 +101,7 @@ fn a_flood_that_the_endpoint_answers_is_no_better() {
             node.goes_out(&packets[1]);
         }
         let states = states(node);
-        assert!(states[&ANSWERED] <= NEWCOMERS, "{states:?}");
+        assert!(states[&ANSWERED] <= NEWCOMERS + OVERLOOKED, "{states:?}");
         assert_eq!(states.len(), 1, "{states:?}");
         // Nor does it stay for as long as those who talk.
         node.let_flows_rest(31);
@@ -164,8 +167,10 @@ fn in_full_shards_the_unproven_make_room_and_nobody_else() {
             talks(node, net, number);
         }
         let states = states(node);
-        assert_eq!(states.get(&NEW), None, "{states:?}");
-        assert_eq!(states[&ESTABLISHED], ROOM);
+        // But for those that left their queue before the processor met the first of them.
+        let overlooked = states.get(&NEW).copied().unwrap_or(0);
+        assert!(overlooked <= OVERLOOKED, "{states:?}");
+        assert_eq!(states[&ESTABLISHED], ROOM - overlooked);
         assert_eq!(node.halves(), (ROOM, ROOM));
         assert!(node.count_of(counter::FLOW_TABLE_FULL) > 0);
         // Everybody who was let in is served.
@@ -174,7 +179,7 @@ fn in_full_shards_the_unproven_make_room_and_nobody_else() {
             let segment = tcp(client(net, number), net.vip);
             served += usize::from(!node.comes_in(&segment).goes_on_untouched());
         }
-        assert_eq!(served, ROOM);
+        assert_eq!(served, ROOM - overlooked);
     });
 }
 

@@ -101,8 +101,7 @@ impl Tables {
         if self.settings.get(&0)?.as_ref() == Some(settings) {
             return Ok(false);
         }
-        self.settings
-            .put(&0, settings, WriteMode::Any)?;
+        self.settings.put(&0, settings, WriteMode::Any)?;
         Ok(true)
     }
 }

@@ -3,7 +3,11 @@
 //! Each shard has a queue of the flows opened last. When it is full, the oldest of them that is still unproven ends:
 //! a flood displaces itself and leaves the rest of the shard to those who talk. Nothing else ends a flow before its
 //! time.
+//!
+//! Without a flood whoever comes out of the queue has long grown up, and to look at his record is to wait for memory that
+//! is in no cache. So a processor looks at one in [`LOOKS_AT`], until it meets an unproven one.
 
+use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::helpers::generated::{bpf_map_pop_elem, bpf_map_push_elem};
 use lb_ebpf::abi::FLOW_SHARDS;
 use lb_ebpf::abi::counter;
@@ -18,18 +22,35 @@ use crate::work::Work;
 /// Flows looked at to find one that can make room.
 const LOOKS: u32 = 4;
 
+/// Of so many flows that leave a queue without a flood one is looked at; a power of two.
+const LOOKS_AT: u32 = 8;
+
+/// Seconds that a processor looks at all of them after it has ended one.
+const ALERT: u16 = 4;
+
+/// `BPF_EXIST`: of a full queue the oldest leaves.
+const PUSH_OUT: u64 = 2;
+
 /// Enters the flow at hand, just opened, into its shard's queue.
 #[inline(always)]
 pub(crate) fn enrol<F: Tables>(work: &mut Work<F>, now: u32) {
     let Some(queue) = F::newcomers().get(work.flow.check & (FLOW_SHARDS - 1)) else {
         return;
     };
-    if push(queue, work) {
+    // SAFETY: the helper has no preconditions.
+    let chosen = unsafe { bpf_get_prandom_u32() } & (LOOKS_AT - 1) == 0;
+    if !chosen && (now as u16).wrapping_sub(work.displaced) > ALERT {
+        push(queue, work, PUSH_OUT);
+        return;
+    }
+    if push(queue, work, 0) {
         return;
     }
     // Full. What comes out has grown up, has ended, or makes room.
-    displace_oldest(queue, work, now);
-    push(queue, work);
+    if displace_oldest(queue, work, now) {
+        work.displaced = now as u16;
+    }
+    push(queue, work, 0);
 }
 
 /// Ends the oldest unproven flow in the shard of the flow at hand; whether there was one.
@@ -47,7 +68,7 @@ pub(crate) fn make_room<F: Tables>(work: &mut Work<F>, now: u32) -> bool {
 }
 
 #[inline(always)]
-fn push<F: Tables>(queue: &Newcomers<F>, work: &mut Work<F>) -> bool {
+fn push<F: Tables>(queue: &Newcomers<F>, work: &mut Work<F>, flags: u64) -> bool {
     work.newcomer.key = work.key;
     work.newcomer.created = work.flow.created;
     // SAFETY: a queue of newcomers, and one of them.
@@ -55,7 +76,7 @@ fn push<F: Tables>(queue: &Newcomers<F>, work: &mut Work<F>) -> bool {
         bpf_map_push_elem(
             (&raw const *queue).cast_mut().cast(),
             (&raw const work.newcomer).cast(),
-            0,
+            flags,
         ) == 0
     }
 }

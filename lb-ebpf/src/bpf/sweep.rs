@@ -23,9 +23,7 @@ use lb_ebpf::abi::{FLOW_SHARDS, counter};
 use crate::atomic::add;
 use crate::flow::{has_expired, release_replies};
 use crate::lookup::{now, settings};
-use crate::maps::{
-    AFFINITY, CLIENTS, FRAGMENTS, SOCKET_MORE, SWEEPER, Sweeper, TARGETS, Tables,
-};
+use crate::maps::{AFFINITY, CLIENTS, FRAGMENTS, SOCKET_MORE, SWEEPER, Sweeper, TARGETS, Tables};
 use crate::report::count;
 use crate::shard::slot;
 use crate::target;

@@ -33,6 +33,8 @@ pub(crate) struct Work<F: Family> {
     pub(crate) ended: bool,
     /// Whether the new flow may take its port from one that is unproven.
     pub(crate) pressed: bool,
+    /// The second, its low half, in which this processor last ended an unproven flow to make room.
+    pub(crate) displaced: u16,
     /// Address of this node that a new flow is to be masqueraded with.
     pub(crate) masquerade_address: F::Addr,
     /// The packet's own key.

@@ -13,8 +13,8 @@ use anyhow::{Context as _, Result};
 use lb_agent::snapshot::Family;
 
 use super::kube::{self, Kube};
-use super::{SOON, objects};
 use super::worker::Work;
+use super::{SOON, objects};
 use crate::agent::{Agent, SocketLb};
 use crate::cluster::Cluster;
 use crate::kube_proxy::{KubeProxy, Mode};
