@@ -1,6 +1,7 @@
 //! From events to writes.
 
 mod devices;
+mod ready;
 mod report;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -15,7 +16,7 @@ use super::adoption::kernel_state;
 use super::gauges::{Gauges, without_local_endpoints};
 use super::node::{self, Addresses};
 use super::settings::settings;
-use crate::config::{Config, LocalPods, SocketLb, SourceConfig};
+use crate::config::{Config, LocalPods, SourceConfig};
 use crate::datapath::{self, Datapath, Grace, Picture, Seat, Selection};
 use crate::health::Health;
 use crate::health::service::{HealthPort, ServiceHealth};
@@ -23,7 +24,7 @@ use crate::metrics::{Extent, Metrics, Policy};
 use crate::model::{self, HealthCheck, NodeView, Options};
 use crate::plan::{Ledger, NodeAddresses, Plan, Retired, Timing, Write};
 use crate::snapshot::{Event, Family, Kind, ObjectName, Snapshot};
-use crate::sys::{cgroup, clock, memory, netns, sock_diag};
+use crate::sys::{clock, memory, netns, sock_diag};
 
 /// How long a Service that could not be written waits for another try.
 const RETRY: Duration = Duration::from_secs(5);
@@ -257,7 +258,9 @@ impl Sync {
         }
         if self.node_changed || !self.ready {
             self.node_changed = false;
-            self.follow_devices()?;
+            if self.ready {
+                self.follow_devices()?;
+            }
             plans.push((None, self.follow_node()));
         }
         if !self.ready {
@@ -428,49 +431,6 @@ impl Sync {
         let shown = shown(service);
         self.health
             .describe(|status| status.refused(&shown, reason));
-    }
-
-    /// The first complete picture is written: take away what the cluster no longer has, and start serving.
-    fn become_ready(&mut self, received: Instant) -> anyhow::Result<()> {
-        let seen: HashSet<ObjectName> = self
-            .snapshot
-            .services()
-            .map(|service| service.name.clone())
-            .collect();
-        let plan = self.ledger.finish_adoption(&seen);
-        if !plan.is_empty() {
-            self.execute(vec![(None, plan)]);
-        }
-        match self.config.socket_lb {
-            SocketLb::Off => {
-                self.datapath.detach_sockets()?;
-            }
-            SocketLb::All | SocketLb::Host => {
-                let directory = match &self.config.cgroup {
-                    Some(directory) => cgroup::hierarchy(directory),
-                    None => cgroup::root()
-                        .context("find the cgroup v2 hierarchy; name it with --cgroup")?,
-                };
-                self.datapath.attach_sockets(&directory)?;
-            }
-        }
-        self.ready = true;
-        let eligible = match self.snapshot.node() {
-            Some(node) => !node.draining,
-            None => matches!(self.config.source, SourceConfig::Manifests(_)),
-        };
-        self.health.set_node_eligible(eligible);
-        self.health.set_ready();
-        self.metrics.set_ready();
-        self.measure();
-        info!(
-            services = seen.len(),
-            service_ports = self.ledger.service_ports(),
-            loaded_us = micros(self.first_event.unwrap_or(received)),
-            written_us = micros(received),
-            "serving"
-        );
-        Ok(())
     }
 }
 

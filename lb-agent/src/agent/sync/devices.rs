@@ -25,7 +25,10 @@ impl Sync {
         self.own_addresses = own;
         self.picture = Some(picture);
         if self.complete() {
-            self.follow_devices()?;
+            // Before the first write, they come with it.
+            if self.ready {
+                self.follow_devices()?;
+            }
             if self.node_changed {
                 self.write(Instant::now())?;
             }
