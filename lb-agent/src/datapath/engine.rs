@@ -81,8 +81,12 @@ impl Datapath {
         let pins = Pins::new(&config.bpffs);
         pins.create_directories()?;
         let definitions = Arc::new(Definitions::of(object)?);
+        let flows_may_be_there = Tables::were_there(&pins);
         let tables = Tables::open(&pins, &definitions)?;
         let programs = Programs::open(&pins, &definitions, object)?;
+        if flows_may_be_there && !programs.adopted() {
+            Tables::take_all_for_clients(&pins)?;
+        }
         programs.arm_sweeper()?;
         let hook = config.packet_hook.unwrap_or_else(PacketHook::probe);
         Ok(Self {

@@ -49,13 +49,9 @@ impl Tables {
     /// of code decides about layouts.
     pub fn open(pins: &Pins, definitions: &Arc<Definitions>) -> Result<Self> {
         let mut created = 0;
-        let flows_are_there = pins.map(table::FLOWS4).exists();
         for definition in definitions.tables() {
             if pins.open(definition)?.is_none() {
                 let map = definitions.create(definition)?;
-                if definition.name == table::CLIENTS && flows_are_there {
-                    take_all_for_clients(&map)?;
-                }
                 pin::pin(map.as_fd(), &pins.map(&definition.name))?;
                 created += 1;
             }
@@ -96,6 +92,22 @@ impl Tables {
         })
     }
 
+    /// Whether somebody had tables before. Asked before [`Tables::open`].
+    pub fn were_there(pins: &Pins) -> bool {
+        pins.map(table::FLOWS4).exists()
+    }
+
+    /// Notes every address as one that flows come from, as other programs than these may not have noted theirs: the
+    /// sweep finds the addresses that really are, and forgets the others.
+    pub fn take_all_for_clients(pins: &Pins) -> Result<()> {
+        let clients = Table::<u32, u32>::open(&pins.map(table::CLIENTS))?;
+        let all: Vec<u32> = (0..clients.max_entries()).collect();
+        clients
+            .put_many(&all, &vec![clock::seconds(); all.len()])
+            .map_err(|stopped| stopped.error)?;
+        Ok(())
+    }
+
     /// Writes the settings if they differ from what the programs read now; whether they did.
     pub fn set_settings(&self, settings: &Settings) -> Result<bool> {
         if self.settings.get(&0)?.as_ref() == Some(settings) {
@@ -131,16 +143,6 @@ impl Tables {
         );
         Ok(usage)
     }
-}
-
-/// Notes every address as one that flows come from, as the flows of an older agent are not noted: the sweep finds the
-/// addresses that really are, and forgets the others.
-fn take_all_for_clients(clients: &Map) -> Result<()> {
-    let now = clock::seconds().to_ne_bytes();
-    for index in 0..clients.info().max_entries {
-        clients.update(&index.to_ne_bytes(), &now, WriteMode::Any)?;
-    }
-    Ok(())
 }
 
 struct Opener<'a> {

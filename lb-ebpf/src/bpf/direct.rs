@@ -48,7 +48,7 @@ pub(crate) fn passes<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32
     if target.direct != 0 && work.goes_on(settings, transport.flags, now) {
         return step::TO_ENDPOINT;
     }
-    if has_left(work, work.uses) {
+    if has_left::<F, SCOPE>(work, work.uses) {
         return step::REJECT;
     }
     if protocol == TCP && !is_clean_syn(transport.flags) {

@@ -105,6 +105,7 @@ fn known_flow<F: Hop>(packet: Xdp<0>) -> i32 {
     };
     work.network = network;
     work.transport = transport;
+    work.uses = uses;
     if returns(settings, uses, transport.destination_port) && find_answered(work) {
         let other = work.forward.scope != OUTSIDE;
         if other || work.flow.flags & (LOCAL_ENDPOINT | OWN_CLIENT) != 0 {
@@ -120,6 +121,5 @@ fn known_flow<F: Hop>(packet: Xdp<0>) -> i32 {
         // Nothing to open, or perhaps something to refuse.
         return NEXT;
     }
-    work.uses = uses;
     step::NEW_FLOW
 }

@@ -4,6 +4,7 @@
 //! record is no flow. See `docs/maps.md` for life and size.
 
 use core::ptr::{copy_nonoverlapping, read_volatile, write_volatile};
+use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::{
     ANSWERED, CLOSED, DIRECT, ESTABLISHED, Flow, FlowKey, MASQUERADE, MASQUERADED, NEW,
     OWN_ADDRESS, key_check,
@@ -14,7 +15,7 @@ use lb_ebpf::flow_keys::{write_reply_key, write_returning_key};
 use lb_ebpf::tcp_state::{Speaker, is_clean_syn, next, timeout};
 
 use crate::header::{Network, Transport};
-use crate::lookup::endpoint_serves;
+use crate::lookup::{endpoint_serves, still_means};
 use crate::maps::Tables;
 use crate::report::count;
 use crate::shard::{self, slot};
@@ -248,6 +249,26 @@ pub(crate) fn has_pooled_port(flags: u8) -> bool {
     flags & (MASQUERADE | DIRECT | OWN_ADDRESS) != 0
 }
 
+/// For [`Work::has_moved`]. Like its sister a function that the verifier looks at once, not wherever it is called.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn has_moved4() -> u32 {
+    V4::work().is_some_and(|work| means_another(work)).into()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(crate) extern "C" fn has_moved6() -> u32 {
+    V6::work().is_some_and(|work| means_another(work)).into()
+}
+
+/// Whether what the packet at hand was sent to is not the flow's service port any more.
+#[inline(always)]
+fn means_another<F: Tables>(work: &Work<F>) -> bool {
+    let (key, service) = (&work.key, work.flow.service);
+    !still_means::<F>(work.uses, &key.destination, key.destination_port, service)
+}
+
 /// Seconds by which the clocks of two processors can differ, and more.
 const SWEEP_MAY_COME: u32 = 2;
 
@@ -309,7 +330,7 @@ impl<F: Tables> Work<F> {
         let Some(place) = find(&self.key, &mut self.flow) else {
             return false;
         };
-        if lives(&self.flow, settings, protocol, flags, now) {
+        if lives(&self.flow, settings, protocol, flags, now) && !self.has_moved(now) {
             place.touch(&self.flow, protocol, flags, Speaker::Client, now);
             return true;
         }
@@ -323,6 +344,22 @@ impl<F: Tables> Work<F> {
         }
         remove(&self.key, &self.flow, &mut self.reply);
         false
+    }
+
+    /// Whether what the client of the UDP flow at hand dials has become another service port's, or nobody's. It is looked at
+    /// once a second.
+    #[inline(always)]
+    fn has_moved(&self, now: u32) -> bool {
+        let (key, flow) = (&self.key, &self.flow);
+        if key.protocol != UDP || flow.last_seen == now || flow.flags & DIRECT != 0 {
+            return false;
+        }
+        let moved = if size_of::<F::Addr>() == size_of::<<V4 as Family>::Addr>() {
+            has_moved4()
+        } else {
+            has_moved6()
+        };
+        moved != 0
     }
 
     /// The flow whose replies have `reply`: its forward key and record.

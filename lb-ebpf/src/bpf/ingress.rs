@@ -184,7 +184,7 @@ pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
         dialled_frontend::<F>(uses, dialled, work.transport.destination_port, protocol)
     };
     let Some(found) = found else {
-        return no_frontend(work, uses, settings);
+        return no_frontend::<F, SCOPE>(work, uses, settings);
     };
     // A segment of a connection we never saw open belongs to somebody else, such as the proxy that ran here
     // before us.
@@ -275,12 +275,16 @@ pub(crate) fn open_flow<F: Answer + Claim>(skb: impl Packet) -> i32 {
 
 /// A service's address, but no service port there; or an address with another past.
 #[inline(always)]
-fn no_frontend<F: ServiceCidrs>(work: &Work<F>, uses: u32, settings: &Settings) -> i32 {
+fn no_frontend<F: ServiceCidrs, const SCOPE: u8>(
+    work: &Work<F>,
+    uses: u32,
+    settings: &Settings,
+) -> i32 {
     if uses & CLUSTER_IP != 0 {
         return step::REJECT;
     }
     let network = &work.network;
-    if has_left(work, uses) {
+    if has_left::<F, SCOPE>(work, uses) {
         return step::REJECT;
     }
     if uses & (EXTERNAL | NODE) != 0 {
@@ -289,12 +293,15 @@ fn no_frontend<F: ServiceCidrs>(work: &Work<F>, uses: u32, settings: &Settings) 
     unknown_address::<F>(settings, network)
 }
 
-/// Whether a datagram goes to where an endpoint was that has left every Service.
+/// Whether a pod's datagram goes to where an endpoint was that has left every Service. Only pods have sockets that the
+/// hooks connected there and nobody can tell.
+#[inline(always)]
+pub(crate) fn has_left<F: Tables, const SCOPE: u8>(work: &Work<F>, uses: u32) -> bool {
+    SCOPE == POD && uses & TOMBSTONE != 0 && work.network.protocol == UDP && has_tombstone(work)
+}
+
 #[inline(never)]
-pub(crate) fn has_left<F: Tables>(work: &Work<F>, uses: u32) -> bool {
-    if uses & TOMBSTONE == 0 || work.network.protocol != UDP {
-        return false;
-    }
+fn has_tombstone<F: Tables>(work: &Work<F>) -> bool {
     let key = TombstoneKey {
         address: F::wide(work.network.destination),
         port: work.transport.destination_port,

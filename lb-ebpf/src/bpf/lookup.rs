@@ -2,14 +2,15 @@
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use core::ptr::read_volatile;
-use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, NODE};
+use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LOOPBACK, NODE};
 use lb_ebpf::abi::address_filter;
 use lb_ebpf::abi::counter;
-use lb_ebpf::abi::endpoint::{EndpointState, SERVING};
+use lb_ebpf::abi::endpoint::{EndpointState, IN_CLUSTER, IN_LOCAL, SERVING};
 use lb_ebpf::abi::frontend::{Frontend, FrontendKey, key_check};
 use lb_ebpf::abi::settings::Settings;
-use lb_ebpf::abi::{SEGMENT_RECORDS, SEGMENT_SHIFT};
+use lb_ebpf::abi::{SEGMENT_RECORDS, SEGMENT_SHIFT, UDP};
 use lb_ebpf::clock;
+use lb_ebpf::volatile::read;
 
 use crate::maps::{ENDPOINT_STATE, SETTINGS, Tables};
 use crate::report::count;
@@ -113,6 +114,27 @@ pub(crate) fn dialled_frontend<F: Tables>(
     frontend(&key)
 }
 
+/// Whether a UDP port of an address with these uses is still that of the service port that somebody remembered.
+#[inline(always)]
+pub(crate) fn still_means<F: Tables>(
+    uses: u32,
+    address: &F::Addr,
+    port: u16,
+    service: u32,
+) -> bool {
+    // Who remembers something on a loopback address is this node itself.
+    let uses = if uses & LOOPBACK != 0 {
+        uses | NODE
+    } else {
+        uses
+    };
+    let Some(found) = dialled_frontend::<F>(uses, F::read(address), port, UDP) else {
+        return false;
+    };
+    // From memory: else the compiler compares also what was not found, which the verifier refuses.
+    read(&found.service) == service
+}
+
 /// Life of an endpoint id.
 #[inline(always)]
 pub(crate) fn endpoint_state(id: u32) -> EndpointState {
@@ -130,12 +152,13 @@ pub(crate) fn endpoint_state(id: u32) -> EndpointState {
     }
 }
 
-/// Whether the endpoint that somebody remembered as `(id, generation)` still serves.
+/// Whether the endpoint that somebody remembered as `(id, generation)` still serves, or is still chosen: one that is
+/// published though it is not ready (`publishNotReadyAddresses`) never says that it serves.
 ///
-/// The flag counts too: who chose an endpoint in the moment of its removal may have read the generation
+/// The flags count too: who chose an endpoint in the moment of its removal may have read the generation
 /// that already says "gone".
 #[inline(always)]
 pub(crate) fn endpoint_serves(id: u32, generation: u32) -> bool {
     let state = endpoint_state(id);
-    state.generation == generation && state.flags & SERVING != 0
+    state.generation == generation && state.flags & (SERVING | IN_CLUSTER | IN_LOCAL) != 0
 }

@@ -50,7 +50,8 @@ pub(crate) fn enrol<F: Tables>(work: &mut Work<F>, now: u32) {
     if displace_oldest(queue, work, now) {
         work.displaced = now as u16;
     }
-    push(queue, work, 0);
+    // Another processor may have taken the place.
+    push(queue, work, PUSH_OUT);
 }
 
 /// Ends the oldest unproven flow in the shard of the flow at hand; whether there was one.

@@ -96,6 +96,15 @@ impl Described {
         this
     }
 
+    /// An endpoint elsewhere that is not ready, of a Service with `publishNotReadyAddresses`.
+    pub fn published_endpoint(self, at: SocketAddr) -> Self {
+        let mut this = self.with_endpoint(at, false, false);
+        for endpoint in &mut this.0.endpoints {
+            endpoint.serving &= (endpoint.address, endpoint.port) != (at.ip(), at.port());
+        }
+        this
+    }
+
     /// A server of this node itself.
     pub fn host_endpoint(self, at: SocketAddr) -> Self {
         self.with_endpoint(at, true, true)

@@ -22,7 +22,7 @@ use lb_ebpf::abi::{UDP, address, counter};
 
 use self::call::{ALLOW, Call};
 use self::remember::{find, pair, remember, same, sender, service_of};
-use crate::lookup::{address_use, dialled_frontend, endpoint_serves, settings};
+use crate::lookup::{address_use, dialled_frontend, endpoint_serves, settings, still_means};
 use crate::maps::Tables;
 use crate::report::count;
 use crate::select::{Set, Verdict, choose};
@@ -217,7 +217,8 @@ fn sendmsg<F: Tables>(call: &Call, address: F::Addr, write: impl FnOnce(&Call, F
         port: call.port(),
         protocol: UDP,
     };
-    if address_use::<F>(&dialled.address) & SERVED == 0 {
+    let uses = address_use::<F>(&dialled.address);
+    if uses & SERVED == 0 {
         return ALLOW;
     }
     let pairs = call.pairs(false);
@@ -231,7 +232,10 @@ fn sendmsg<F: Tables>(call: &Call, address: F::Addr, write: impl FnOnce(&Call, F
                 known.service_port == dialled.port && same(&known.service_address, &service)
             });
             if !known.is_null() {
-                if endpoint_serves((*known).endpoint, (*known).endpoint_generation) {
+                let service = (*known).service;
+                if endpoint_serves((*known).endpoint, (*known).endpoint_generation)
+                    && still_means::<F>(uses, &dialled.address, dialled.port, service)
+                {
                     write(call, F::narrow((*known).endpoint_address));
                     call.set_port((*known).endpoint_port);
                     count(counter::SENDMSG_TRANSLATED);

@@ -132,10 +132,11 @@ impl Oracle {
         self.judge_choice(met, key, (service, frontend), (local, &set, sender))
     }
 
-    /// Whether this goes to where an endpoint was that no Service has any more; counts it.
-    pub(super) fn has_vanished(&mut self, &(_, protocol, tuple): &FlowKey) -> bool {
+    /// Whether this is a pod's and goes to where an endpoint was that no Service has any more; counts it.
+    pub(super) fn has_vanished(&mut self, &(side, protocol, tuple): &FlowKey) -> bool {
         let place = (tuple.destination, tuple.destination_port);
-        let vanished = protocol == UDP && self.tables.tombstones.contains(&place);
+        let told = side == Side::Pod && protocol == UDP;
+        let vanished = told && self.tables.tombstones.contains(&place);
         if vanished {
             self.count(counter::TOMBSTONE_REJECTED);
             self.count(counter::PACKET_REJECTED);

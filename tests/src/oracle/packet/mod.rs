@@ -277,13 +277,16 @@ impl Oracle {
         flow.protocol() == UDP && self.is_gone(flow)
     }
 
-    /// The endpoint does not serve any more.
+    /// The endpoint neither serves nor is chosen any more.
     fn is_gone(&self, flow: &flows::Flow) -> bool {
         if flow.direct {
             return false;
         }
         let endpoint = self.tables.endpoint(flow.endpoint);
-        endpoint.is_none_or(|e| e.generation != flow.generation || !e.serving)
+        endpoint.is_none_or(|e| {
+            let chosen = e.in_cluster || e.in_local;
+            e.generation != flow.generation || !(e.serving || chosen)
+        })
     }
 }
 
