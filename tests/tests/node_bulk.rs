@@ -10,6 +10,10 @@ use lb_tests::scenario::{TARGET, Web};
 /// wrong offload handling costs a factor of hundreds.
 const SLOWER_AT_MOST: f64 = 4.0;
 
+/// Pairs of transfers, of which one must be as fast as that: what else the machine does may fall on one of a tenth of a
+/// second, wrong handling falls on all.
+const PAIRS: usize = 4;
+
 fn transfers_are_intact_and_fast(builder: Builder, mebibytes: u32) -> anyhow::Result<()> {
     let cluster = builder.build()?;
     for pod in [cluster.pod(1, 2), cluster.pod(2, 1)] {
@@ -18,16 +22,24 @@ fn transfers_are_intact_and_fast(builder: Builder, mebibytes: u32) -> anyhow::Re
         web.wait_for(&client, &[pod])?;
         for family in FAMILIES {
             for direction in [Direction::Push, Direction::Pull] {
-                let direct = client.bulk(pod.socket(family, TARGET), direction, mebibytes)?;
-                let through = client.bulk(web.vip(family)?, direction, mebibytes)?;
+                let mut met = Vec::new();
+                let fast = (0..PAIRS).try_fold(false, |fast, _| {
+                    if fast {
+                        return anyhow::Ok(true);
+                    }
+                    let direct = client.bulk(pod.socket(family, TARGET), direction, mebibytes)?;
+                    let through = client.bulk(web.vip(family)?, direction, mebibytes)?;
+                    assert!(
+                        through.intact && through.server == pod.name(),
+                        "{through:?}"
+                    );
+                    let rates = (direct.mebibytes_per_second, through.mebibytes_per_second);
+                    met.push(rates);
+                    Ok(rates.1 * SLOWER_AT_MOST > rates.0)
+                })?;
                 assert!(
-                    through.intact && through.server == pod.name(),
-                    "{through:?}"
-                );
-                let (fast, slow) = (direct.mebibytes_per_second, through.mebibytes_per_second);
-                assert!(
-                    slow * SLOWER_AT_MOST > fast,
-                    "{family:?} {direction:?} to {}: {through:?}, directly {direct:?}",
+                    fast,
+                    "{family:?} {direction:?} to {}: MiB/s directly and through the Service {met:?}",
                     pod.name()
                 );
             }
