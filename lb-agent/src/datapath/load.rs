@@ -42,8 +42,8 @@ pub(super) fn load(
         .programs_mut()
         .filter(|(name, _)| is_wanted(name))
         .collect();
-    // Those that take long are not begun last: the loaders end together.
-    wanted.sort_by_key(|(_, program)| matches!(program, AyaProgram::SchedClassifier(_)));
+    // Those that take long are begun first: the loaders end together.
+    wanted.sort_by_key(|(name, _)| definitions.length(name));
     // The verifier reads one program on one processor.
     let loaders = thread::available_parallelism()
         .map_or(1, |processors| LOADERS.min(processors.get()))

@@ -21,7 +21,7 @@ use lb_ebpf::abi::settings::{SOCKETS_ALL, SOCKETS_HOST, Settings, TCP_PEER_SERVI
 use lb_ebpf::abi::{UDP, address, counter};
 
 use self::call::{ALLOW, Call};
-use self::remember::{find, pair, remember, same, sender, service_of};
+use self::remember::{difference, find, pair, remember, sender, service_of};
 use crate::lookup::{address_use, dialled_frontend, endpoint_serves, settings, still_means};
 use crate::maps::Tables;
 use crate::report::count;
@@ -229,7 +229,8 @@ fn sendmsg<F: Tables>(call: &Call, address: F::Addr, write: impl FnOnce(&Call, F
         // endpoint id and generation then do not fit.
         unsafe {
             let known = find(pairs, |known| {
-                known.service_port == dialled.port && same(&known.service_address, &service)
+                u32::from(known.service_port ^ dialled.port)
+                    | difference(&known.service_address, &service)
             });
             if !known.is_null() {
                 let service = (*known).service;
