@@ -49,6 +49,8 @@ pub struct Config {
     pub masquerade_all: bool,
     /// Whether endpoints of this node see their clients' addresses.
     pub snat_local: SnatLocal,
+    /// Whether masqueraded flows to other nodes may pass by the host's stack.
+    pub forwarding: Forwarding,
     /// What netfilter is set to.
     pub conntrack: Conntrack,
     /// Address of `/healthz`, `/livez` and `/readyz`.
@@ -102,6 +104,17 @@ pub enum SnatLocal {
     Preserve,
     /// As with kube-proxy: they see an address of this node.
     KubeProxy,
+}
+
+/// How masqueraded flows to other nodes' endpoints go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Forwarding {
+    /// Straight to the next hop wherever that can be done.
+    #[default]
+    Fast,
+    /// Through the host's stack, whose forward rules and IPsec policies then see them.
+    Stack,
 }
 
 /// Devices the packet programs sit on.
@@ -192,6 +205,18 @@ impl FromStr for SnatLocal {
             "preserve" => Ok(SnatLocal::Preserve),
             "kube-proxy" => Ok(SnatLocal::KubeProxy),
             _ => Err(Refused("expected preserve or kube-proxy".into())),
+        }
+    }
+}
+
+impl FromStr for Forwarding {
+    type Err = Refused;
+
+    fn from_str(text: &str) -> Result<Self, Refused> {
+        match text {
+            "fast" => Ok(Forwarding::Fast),
+            "stack" => Ok(Forwarding::Stack),
+            _ => Err(Refused("expected fast or stack".into())),
         }
     }
 }

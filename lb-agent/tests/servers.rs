@@ -8,8 +8,8 @@ use std::time::Duration;
 use clap::Parser as _;
 use lb_agent::cli::{self, Cli, Exit};
 use lb_agent::config::{
-    BindAddress, Config, Conntrack, Devices, LocalPods, NodePortAddresses, SnatLocal, SocketLb,
-    SocketPeer, SourceConfig, Xdp,
+    BindAddress, Config, Conntrack, Devices, Forwarding, LocalPods, NodePortAddresses, SnatLocal,
+    SocketLb, SocketPeer, SourceConfig, Xdp,
 };
 use lb_agent::health::http::{self, Reach};
 use lb_agent::health::service::{HealthPort, ServiceHealth};
@@ -73,6 +73,7 @@ fn config() -> Config {
         local_pods: LocalPods::Devices,
         masquerade_all: false,
         snat_local: SnatLocal::Preserve,
+        forwarding: Forwarding::Fast,
         conntrack: Conntrack::default(),
         healthz_bind: BindAddress(None),
         metrics_bind: BindAddress(None),

@@ -396,6 +396,11 @@ impl Node {
         self.flows.halves().expect("the flow tables")
     }
 
+    /// Datagrams whose fragments are remembered.
+    pub fn fragmented(&self) -> usize {
+        self.flows.fragmented().expect("the table of fragments")
+    }
+
     /// Makes every flow look as if its last packet had passed `seconds` ago.
     pub fn let_flows_rest(&self, seconds: u32) {
         self.flows.rest(seconds).expect("written");
@@ -424,7 +429,8 @@ fn open(config: &Config) -> Result<Datapath> {
     datapath.context("loading the object")
 }
 
-/// A pod's veth, an uplink with addresses and a router, and a way to another network, whose router is known, too.
+/// A pod's veth, an uplink with addresses and a router, a way to another network, whose router is known, too, and one
+/// that takes small packets alone.
 fn lay_wires() -> Result<()> {
     let lines = [
         "link add pod0 type veth peer name pod0-inside",
@@ -445,6 +451,8 @@ fn lay_wires() -> Result<()> {
         "route add default via 2001:db8::fe dev out0",
         "route add 10.3.0.0/16 via 192.0.3.254",
         "route add fd03::/64 via 2001:db8:3::fe dev out1",
+        "route add 10.4.0.0/16 via 192.0.2.254 mtu lock 1300",
+        "route add fd04::/64 via 2001:db8::fe dev out0 mtu lock 1300",
         "neighbour add 192.0.2.254 lladdr 02:00:00:00:00:fe dev out0 nud permanent",
         "neighbour add 2001:db8::fe lladdr 02:00:00:00:00:fe dev out0 nud permanent",
         "neighbour add 192.0.3.254 lladdr 02:00:00:00:03:fe dev out1 nud permanent",

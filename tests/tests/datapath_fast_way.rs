@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use lb_ebpf::abi::flow::{ANSWERED, MASQUERADE};
+use lb_ebpf::abi::settings::STACK_FORWARDS;
 use lb_tests::object::{
     Net, Node, Outcome, POOL, Received, in_both_families, tcp_service, udp_service,
 };
@@ -116,6 +117,47 @@ fn a_packet_larger_than_the_way_out_is_the_stacks() {
         let outcome = node.comes_in(&request);
         let client = SocketAddr::new(net.outside.ip(), outcome.ports().0);
         outcome.becomes(&request.from(client).to(net.endpoint));
+    });
+}
+
+/// Spec E16: a route may take less than its device.
+#[test]
+fn a_packet_larger_than_the_route_takes_is_the_stacks() {
+    in_both_families(|node, net| {
+        let narrow: SocketAddr = if net.is_v4() {
+            "10.4.0.7:8080"
+        } else {
+            "[fd04::7]:8080"
+        }
+        .parse()
+        .expect("an address");
+        let web = udp_service("web", net.family).load_balancer(net.vip);
+        node.serve(web.endpoint(narrow));
+        let largest = 1300 - 8 - if net.is_v4() { 20 } else { 40 };
+        let request = |length| udp(net.outside, net.vip).carrying(&vec![1; length]);
+        let outcome = node.comes_in(&request(largest));
+        let masked = masked(net, &outcome);
+        outcome.is_sent_out_as(&request(largest).from(masked).to(narrow).ttl(63));
+        let client = SocketAddr::new(net.outside.ip(), masked.port());
+        node.comes_in(&request(largest + 1))
+            .becomes(&request(largest + 1).from(client).to(narrow));
+    });
+}
+
+/// `--forwarding=stack`
+#[test]
+fn where_the_stack_is_to_forward_nothing_passes_it_by() {
+    in_both_families(|node, net| {
+        node.set(|settings| settings.flags |= STACK_FORWARDS);
+        serve(node, net);
+        for request in requests(net.vip, net) {
+            let outcome = node.comes_in(&request);
+            let masked = masked(net, &outcome);
+            let client = SocketAddr::new(net.outside.ip(), masked.port());
+            outcome.becomes(&request.clone().from(client).to(net.endpoint));
+            let answer = answer(&request, net, masked);
+            node.comes_in(&answer).becomes(&answer.clone().to(client));
+        }
     });
 }
 

@@ -68,6 +68,45 @@ fn later_fragments_may_come_in_any_order_and_twice() {
     });
 }
 
+/// More datagrams than the table has room for, none of which ever comes to an end.
+#[test]
+fn many_that_are_never_whole_are_in_nobodys_way() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        for identification in 0..5_000 {
+            let mut request = large(net);
+            request.identification = identification;
+            node.pod_sends(&request.fragments(104)[0]);
+        }
+        let request = large(net);
+        for (piece, arrives) in pieces(&request, &request.clone().to(net.endpoint), 104) {
+            node.pod_sends(&piece).becomes(&arrives);
+        }
+    });
+}
+
+#[test]
+fn what_leaves_for_elsewhere_is_not_remembered() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        node.pod_sends(&udp(net.client, net.service));
+        for piece in udp(net.client, net.stranger)
+            .carrying(&[1; 300])
+            .fragments(104)
+        {
+            node.goes_out(&piece).is_untouched();
+        }
+        for piece in udp(net.stranger, net.client)
+            .carrying(&[1; 300])
+            .fragments(104)
+        {
+            node.pod_gets(&piece).is_untouched();
+        }
+        assert_eq!(node.fragmented(), 0);
+        assert_eq!(node.count_of(counter::FRAGMENT_UNKNOWN), 0);
+    });
+}
+
 #[test]
 fn a_fragment_whose_first_was_not_seen_is_left_to_the_stack_and_counted() {
     in_both_families(|node, net| {

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::flow::{ANSWERED, MASQUERADE};
+use lb_ebpf::abi::settings::SNAT_LOCAL;
 use lb_tests::object::{
     Net, Node, Outcome, POOL, Received, in_both_families, tcp_service, udp_service,
 };
@@ -261,6 +262,33 @@ fn a_clients_error_about_a_masqueraded_answer_reaches_the_endpoint_in_two_steps(
         // Where it leaves, its own source and the quote's destination become this node's.
         let known = port_unreachable(net.node, &answer.with_checksum_of(&arrived));
         node.goes_out(&halfway).becomes(&known);
+    });
+}
+
+/// Spec E16, with `--snat-local=kube-proxy`: an endpoint of this node knows this node, too, and no client.
+#[test]
+fn an_error_about_a_masqueraded_answer_reaches_an_endpoint_of_this_node_in_two_steps() {
+    in_both_families(|node, net| {
+        node.set(|settings| settings.flags |= SNAT_LOCAL);
+        let dns = udp_service("dns", net.family).load_balancer(net.vip);
+        node.serve(dns.local_endpoint(net.local_endpoint));
+        let request = udp(net.outside, net.vip);
+        let client = renumbered(net, &node.comes_in(&request));
+        let masked = SocketAddr::new(net.node, client.port());
+        let between = request.from(client).to(net.local_endpoint);
+        node.pod_gets(&between)
+            .becomes(&between.clone().from(masked));
+        let answer = udp(net.local_endpoint, masked);
+        let between = udp(net.local_endpoint, client);
+        node.pod_sends(&answer).becomes(&between);
+        let arrived = between.clone().from(net.vip).to(net.outside);
+        node.goes_out(&between).becomes(&arrived);
+
+        let halfway = too_big(net.router, 1300, &between.with_checksum_of(&arrived));
+        node.comes_in(&too_big(net.router, 1300, &arrived))
+            .becomes(&halfway);
+        let known = too_big(net.node, 1300, &answer.with_checksum_of(&arrived));
+        node.pod_gets(&halfway).becomes(&known);
     });
 }
 

@@ -67,6 +67,28 @@ fn a_request_leaves_translated_and_its_answer_comes_in_as_the_services() {
     });
 }
 
+/// A host that checks sources (`rp_filter`) takes the service's address from the device alone that leads to it.
+#[test]
+fn an_answer_that_comes_by_another_device_than_leads_to_the_service_is_handed_over() {
+    in_both_families(|node, net| {
+        let elsewhere = if net.is_v4() {
+            "10.3.0.9:443"
+        } else {
+            "[fd03::9]:443"
+        };
+        let vip: SocketAddr = elsewhere.parse().expect("an address");
+        for service in services(net) {
+            node.serve(service.load_balancer(vip).endpoint(net.endpoint));
+        }
+        for request in requests(vip, net) {
+            let masked = open(node, net, &request);
+            let answer = answer(&request, net.endpoint, masked);
+            let expected = answer.clone().from(vip).to(own(net));
+            node.comes_in(&answer).is_sent_out_as(&expected);
+        }
+    });
+}
+
 #[test]
 fn an_error_about_a_request_is_about_what_was_sent() {
     in_both_families(|node, net| {

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::config::{Config, LocalPods, SocketLb};
+use crate::config::{Config, Forwarding, LocalPods, SocketLb, Xdp};
 use crate::datapath::{OwnTraffic, PodDevices, Selection};
 use crate::snapshot::{Cidr, Family, Node};
 
@@ -69,7 +69,11 @@ pub(super) fn pod_cidrs(config: &Config, node: Option<&Node>) -> Option<Vec<Cidr
 pub(super) fn selection(config: &Config) -> Selection {
     Selection {
         names: config.devices.names().map(<[String]>::to_vec),
-        xdp: config.xdp,
+        xdp: match config.forwarding {
+            Forwarding::Fast => config.xdp,
+            // It has no other way than the fast one.
+            Forwarding::Stack => Xdp::Off,
+        },
         pods: match &config.local_pods {
             LocalPods::Bridge(name) => PodDevices::Bridge(name.clone()),
             LocalPods::Prefix(prefix) => PodDevices::Prefix(prefix.clone()),

@@ -7,12 +7,12 @@ use std::ops::RangeInclusive;
 use lb_ebpf::abi::address::{Address4, Address6};
 use lb_ebpf::abi::settings::{
     MASQUERADE_ALL, PODS_BY_ADDRESS, PREFIXES, Prefix4, Prefix6, SNAT_LOCAL, SOCKETS_ALL,
-    SOCKETS_HOST, Settings, TCP_PEER_SERVICE,
+    SOCKETS_HOST, STACK_FORWARDS, Settings, TCP_PEER_SERVICE,
 };
 use tracing::warn;
 
 use super::timeouts::Timeouts;
-use crate::config::{Config, SnatLocal, SocketLb, SocketPeer};
+use crate::config::{Config, Forwarding, SnatLocal, SocketLb, SocketPeer};
 use crate::snapshot::Cidr;
 
 /// Kubernetes' default NodePorts.
@@ -40,6 +40,9 @@ pub(super) fn settings(
     }
     if config.snat_local == SnatLocal::KubeProxy {
         flags |= SNAT_LOCAL;
+    }
+    if config.forwarding == Forwarding::Stack {
+        flags |= STACK_FORWARDS;
     }
     if pod_cidrs.is_some() {
         flags |= PODS_BY_ADDRESS;

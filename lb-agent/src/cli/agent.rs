@@ -10,8 +10,8 @@ use super::api_server::ApiServerArgs;
 use super::conntrack::ConntrackArgs;
 use super::logging::LogFormat;
 use crate::config::{
-    self, BindAddress, Config, DetectLocalMode, Detection, Devices, NodePortAddresses, PodCidrs,
-    Refused, SnatLocal, SocketLb, SocketPeer, SourceConfig, Xdp,
+    self, BindAddress, Config, DetectLocalMode, Detection, Devices, Forwarding, NodePortAddresses,
+    PodCidrs, Refused, SnatLocal, SocketLb, SocketPeer, SourceConfig, Xdp,
 };
 
 /// Where a BPF file system usually is.
@@ -79,6 +79,10 @@ pub struct AgentArgs {
     /// Whether endpoints of this node see their clients' addresses (preserve), or this node's (kube-proxy)
     #[arg(long, value_name = "HOW", default_value = "preserve")]
     snat_local: SnatLocal,
+    /// How masqueraded flows to other nodes' endpoints go on: straight to the next hop (fast), or through this host's
+    /// stack (stack), for whose forward rules and IPsec policies the fast way is none; stack also means --xdp=off
+    #[arg(long, value_name = "WAY", default_value = "fast")]
+    forwarding: Forwarding,
     #[command(flatten)]
     conntrack: ConntrackArgs,
     /// Only change the system's settings that need privileges (--conntrack-…), then end
@@ -142,6 +146,7 @@ impl AgentArgs {
             local_pods,
             masquerade_all: self.masquerade_all,
             snat_local: self.snat_local,
+            forwarding: self.forwarding,
             conntrack: (&self.conntrack).into(),
             healthz_bind: self.healthz_bind_address,
             metrics_bind: self.metrics_bind_address,
@@ -226,7 +231,7 @@ mod tests {
     fn flags_become_settings() {
         let config = config(
             "--manifests /m --hostname-override n2 --socket-lb off --socket-lb-peer endpoint --devices a,b --xdp native \
-             --cgroup /c --healthz-bind-address off --conntrack-max-per-core 0 --conntrack-udp-timeout 10s \
+             --cgroup /c --forwarding stack --healthz-bind-address off --conntrack-max-per-core 0 --conntrack-udp-timeout 10s \
              --conntrack-tcp-timeout-close-wait 0 --conntrack-tcp-be-liberal",
         );
         assert_eq!(config.source, SourceConfig::Manifests("/m".into()));
@@ -237,6 +242,7 @@ mod tests {
         );
         assert_eq!(config.devices, Devices::List(vec!["a".into(), "b".into()]));
         assert_eq!(config.xdp, Xdp::Native);
+        assert_eq!(config.forwarding, Forwarding::Stack);
         assert_eq!(config.cgroup, Some("/c".into()));
         assert_eq!(config.healthz_bind, BindAddress(None));
         let conntrack = Conntrack {
@@ -256,6 +262,7 @@ mod tests {
             "--socket-lb some",
             "--devices a/b",
             "--xdp fast",
+            "--forwarding slow",
             "--node-name a_b",
             "--healthz-bind-address host:80",
             "--conntrack-udp-timeout 10",

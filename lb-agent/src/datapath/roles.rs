@@ -79,7 +79,7 @@ mod reason {
         "it is a member of another device, which sees its packets: name that one";
     pub(super) const POD_BRIDGE: &str = "its ports lead to pods and get the programs themselves";
     pub(super) const ABSENT: &str = "there is no such device now";
-    pub(super) const XDP_OFF: &str = "switched off by --xdp=off";
+    pub(super) const XDP_OFF: &str = "switched off by --xdp=off or --forwarding=stack";
     pub(super) const XDP_NO_UPLINK: &str = "it is no uplink";
     pub(super) const XDP_NO_HEADER: &str = "it has no Ethernet header";
     pub(super) const XDP_NO_CARD: &str =

@@ -103,7 +103,7 @@ pub mod table {
     /// Hash: `SocketMoreKey` → `SocketMore`, the pairs that do not fit into `SocketPairs`.
     pub const SOCKET_MORE: &str = "socket_more";
     /// Hash: `FragmentKey` → `Fragment`.
-    pub const FRAGMENTS: &str = "fragments";
+    pub const FRAGMENTS: &str = "fragment_ports";
     /// Array of one `Sweeper`: the timer that removes what expired.
     pub const SWEEPER: &str = "sweeper";
     /// Per-CPU array of one buffer: headers of packets we answer ourselves.

@@ -72,5 +72,7 @@ pub const SNAT_LOCAL: u32 = 16;
 /// Local pods are told by source address (`pod_cidrs4`, `pod_cidrs6`) instead of by device; a family without a
 /// prefix has none (spec E6, E7, E10).
 pub const PODS_BY_ADDRESS: u32 = 32;
+/// `--forwarding=stack`: masqueraded flows never take the fast way.
+pub const STACK_FORWARDS: u32 = 64;
 
 crate::assert_layout!(Prefix4 = 8, Prefix6 = 32, Settings = 360);

@@ -11,7 +11,7 @@ use lb_ebpf::tcp_state::Speaker;
 use crate::answer::Answer;
 use crate::fast::{Hop, was_sent};
 use crate::flow::{end, key, reply_entry};
-use crate::header::{ACK, FIN, IPV4, IPV6, RST, SYN, Wire, packet_at, transport};
+use crate::header::{ACK, FIN, IPV4, IPV6, Part, RST, SYN, Wire, packet_at, transport};
 use crate::icmp_error::{self, Quoted};
 use crate::lookup::{address_use, now, settings};
 use crate::masquerade;
@@ -59,11 +59,7 @@ fn run<F: Answer + Claim + Hop + Quoted + ServiceCidrs, const SCOPE: u8, const L
         if action != icmp_error::NOT_OURS {
             return action;
         }
-        return if SCOPE == OUTSIDE {
-            icmp_error::about_answer(skb, work)
-        } else {
-            NEXT
-        };
+        return icmp_error::about_answer(skb, work);
     }
     action
 }
@@ -104,6 +100,14 @@ fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8, const LIN
         let Some(work) = F::work() else { return NEXT };
         work.network = network;
         return MESSAGE;
+    }
+    // What has nothing to do with a flow need not be remembered for its later fragments.
+    if network.part != Part::Whole
+        && !own
+        && target::at::<F>(&network.source).flows == 0
+        && target::at::<F>(&network.destination).flows == 0
+    {
+        return NEXT;
     }
     let Some(transport) = transport(&skb, &network, SCOPE) else {
         return no_answer;

@@ -2,14 +2,17 @@
 //!
 //! Only where nothing is left for the stack to do: there is a route that an ordinary device serves, the packet
 //! fits it, and its TTL allows a hop. Everything else (fragmentation, ICMP errors, tunnels that want metadata)
-//! takes the stack's way, with the same flow.
+//! takes the stack's way, with the same flow. So does all where the operator says so (`--forwarding=stack`), as netfilter's
+//! forward hook and IPsec policies see nothing of what goes here.
 
 use core::mem::zeroed;
 use lb_ebpf::abi::flow::{OUTSIDE, OWN_CLIENT};
+use lb_ebpf::abi::settings::STACK_FORWARDS;
 
 use crate::DROP;
 use crate::forward::Route;
 use crate::header::{Network, Part, Wire};
+use crate::lookup::settings;
 use crate::packet::Packet;
 use crate::rewrite::{Rewrite, rewrite_and_hop};
 use crate::skb::Skb;
@@ -38,6 +41,8 @@ fn way_out<F: Hop, P: Packet>(
     };
     F::fill(route, source, destination);
     route.ifindex = skb.device();
+    // So that the lookup minds the route's own MTU. A packet of more than this fits no device but as many small ones.
+    route.__bindgen_anon_1.tot_len = skb.datagram(&work.network).min(u32::from(u16::MAX)) as u16;
     let answer = skb.route(route, 0);
     let manner = skb.way(answer, route);
     let (network, _) = P::headers(&work.network);
@@ -81,7 +86,12 @@ fn translate<F: Hop, P: Packet>(
     source: (&F::Addr, u16),
     destination: (&F::Addr, u16),
 ) -> i32 {
-    let Some(way) = F::way() else { return NO };
+    let (Some(way), Some(settings)) = (F::way(), settings()) else {
+        return NO;
+    };
+    if settings.flags & STACK_FORWARDS != 0 {
+        return NO;
+    }
     let manner = way_out(&skb, work, F::read(destination.0), way);
     if manner == 0 {
         return NO;

@@ -393,7 +393,7 @@ fn learn<F: Wire>(network: &Network<F>, found: &Transport, scope: u8) {
         destination_port: found.destination_port,
         seen: now(),
     };
-    // Full: the later fragments go untranslated to the stack, which drops them; the sweep makes room.
+    // A full table gives up the oldest entry, whose packet is through or lost by then.
     let _ = FRAGMENTS.insert(fragment_key(network, scope), value, 0);
 }
 

@@ -5,7 +5,9 @@
 //! verifier checks against; sizes of hashes may differ from it.
 
 use aya_ebpf::bindings::bpf_timer;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, Queue, SkStorage};
+use aya_ebpf::btf_maps::{
+    Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, SkStorage,
+};
 use aya_ebpf::macros::btf_map;
 use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
 use lb_ebpf::abi::address_filter::WORDS as FILTER_WORDS;
@@ -101,8 +103,8 @@ pub(crate) static NEWCOMERS6: NewcomerShards<V6> = NewcomerShards::new();
 pub(crate) static TARGETS: Array<Target, { TARGET_SLOTS as usize }> = Array::new();
 #[btf_map(name = "clients")]
 pub(crate) static CLIENTS: Array<u32, { TARGET_SLOTS as usize }> = Array::new();
-#[btf_map(name = "fragments")]
-pub(crate) static FRAGMENTS: HashMap<FragmentKey, Fragment, 8192, GROW> = HashMap::new();
+#[btf_map(name = "fragment_ports")]
+pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 4096> = LruHashMap::new();
 
 #[btf_map(name = "affinity")]
 pub(crate) static AFFINITY: HashMap<AffinityKey, Affinity, 65536, GROW> = HashMap::new();

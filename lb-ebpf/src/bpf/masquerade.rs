@@ -110,8 +110,7 @@ pub(crate) fn answered<F: Hop, const SCOPE: u8>(skb: Skb, work: &mut Work<F>) ->
         if !rewrite_answer(&skb, work) {
             return DROP;
         }
-        // The service's address is no source that a host which checks sources expects from a pod's device.
-        return if work.flow.flags & OWN_ADDRESS != 0 || SCOPE == POD {
+        return if work.flow.flags & OWN_ADDRESS != 0 || SCOPE == POD || !expected(skb, work) {
             skb.hand_over(work.network.offset)
         } else {
             NEXT
@@ -131,6 +130,21 @@ pub(crate) fn answered<F: Hop, const SCOPE: u8>(skb: Skb, work: &mut Work<F>) ->
         (&work.forward.source, ports.1),
     );
     if done { NEXT } else { DROP }
+}
+
+/// Whether a host which checks sources (`rp_filter`) expects the service's address, the source of the answer at hand, from
+/// the device where the answer came in: tunnels and second uplinks bring those of endpoints, but do not lead to services.
+#[inline(always)]
+fn expected<F: Hop>(skb: Skb, work: &Work<F>) -> bool {
+    let Some(way) = F::way() else { return false };
+    let route = &mut way.route;
+    // SAFETY: all fields may be zero.
+    *route = unsafe { zeroed() };
+    F::fill(route, F::UNSPECIFIED, F::read(&work.forward.destination));
+    route.ifindex = skb.device();
+    let answer = skb.route(route, 0);
+    (answer == FOUND || answer == NO_NEIGHBOUR || answer == TOO_BIG)
+        && route.ifindex == skb.device()
 }
 
 /// Puts this node's address into a packet of a masqueraded flow that leaves. `None`: the packet is something

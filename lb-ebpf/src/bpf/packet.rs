@@ -73,6 +73,10 @@ pub(crate) trait Packet: Copy {
     /// How the packet can leave by a route, given what the lookup answered; 0 if it cannot.
     fn way(&self, answer: i64, route: &FibLookup) -> i32;
 
+    /// Bytes that a route must take in one piece, from the network header on: the packet, or the largest of those that
+    /// it is to be cut into.
+    fn datagram<F: Wire>(&self, network: &Network<F>) -> u32;
+
     /// Whether the MTU of a route's device lets the packet pass, whose network header is at `network`. `answer` is what
     /// the lookup answered.
     fn fits(&self, answer: i64, route: &FibLookup, network: u32) -> bool;

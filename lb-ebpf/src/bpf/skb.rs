@@ -12,6 +12,7 @@ use core::arch::asm;
 use core::mem::MaybeUninit;
 use core::ptr::{addr_of, null_mut, read_volatile};
 
+use lb_ebpf::abi::TCP;
 use lb_ebpf::abi::family::Family;
 
 use crate::extension::{Led, walk_skb};
@@ -36,6 +37,10 @@ const ROOM_AFTER_MAC: u32 = 1;
 
 /// `BPF_MTU_CHK_SEGS`: look at the segments of a GSO packet.
 const SEGMENTS: u64 = 1;
+
+/// Where in a TCP header its length is, in words, and how long a UDP header is.
+const TCP_DATA_OFFSET: u32 = 12;
+const UDP_HEADER: u32 = 8;
 
 /// Handle of a packet. Helpers that move data need no care here: nothing keeps pointers into the packet.
 #[derive(Clone, Copy)]
@@ -389,8 +394,24 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn datagram<F: Wire>(&self, network: &Network<F>) -> u32 {
+        if !self.is_segmented() {
+            return self.length() - network.offset;
+        }
+        // SAFETY: a field of the context.
+        let payload = unsafe { read_volatile(addr_of!((*self.0).gso_size)) };
+        let header = match network.protocol {
+            TCP => self
+                .load::<u8>(network.transport + TCP_DATA_OFFSET)
+                .map_or(0, |byte| u32::from(byte >> 4) * 4),
+            _ => UDP_HEADER,
+        };
+        network.transport - network.offset + header + payload
+    }
+
+    #[inline(always)]
     fn fits(&self, answer: i64, route: &FibLookup, network: u32) -> bool {
-        // The lookup tells the device's MTU where it names a neighbour; one that takes more than 16 bits reads as another.
+        // The lookup tells the route's MTU where it names a neighbour; one that takes more than 16 bits reads as another.
         // SAFETY: the field that the lookup writes.
         let known = u32::from(unsafe { route.__bindgen_anon_1.mtu_result });
         if answer == FOUND && !self.is_segmented() && self.length() - network <= known {

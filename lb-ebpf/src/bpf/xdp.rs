@@ -196,6 +196,11 @@ impl<const PROTOCOL: u8> Packet for Xdp<PROTOCOL> {
     }
 
     #[inline(always)]
+    fn datagram<F: Wire>(&self, _: &Network<F>) -> u32 {
+        self.length().wrapping_sub(ETHERNET)
+    }
+
+    #[inline(always)]
     fn fits(&self, _: i64, route: &FibLookup, _: u32) -> bool {
         // The kernel would count the first piece of a frame in pieces alone.
         let mut length = self.length().wrapping_sub(ETHERNET);

@@ -77,6 +77,10 @@ impl FlowTables {
         Ok((flows, entries(&self.replies4)? + entries(&self.replies6)?))
     }
 
+    pub(super) fn fragmented(&self) -> Result<usize> {
+        Ok(self.fragments.entries()?.len())
+    }
+
     pub(super) fn rest(&self, seconds: u32) -> Result<()> {
         let second = ago(seconds);
         age(&self.flows4, second)?;
