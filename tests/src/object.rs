@@ -404,6 +404,7 @@ impl Node {
     /// Makes every flow look as if its last packet had passed `seconds` ago.
     pub fn let_flows_rest(&self, seconds: u32) {
         self.flows.rest(seconds).expect("written");
+        self.flows.rest_outbound(seconds).expect("written");
     }
 
     /// Remembers as many other clients as the affinity table has room for.

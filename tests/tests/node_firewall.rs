@@ -72,6 +72,40 @@ table inet guard {{
         Ok(())
     }
 
+    /// Spec E15: with `--forwarding=stack` the rules also decide about endpoints of other nodes. On the fast way they are
+    /// not asked.
+    fn they_also_decide_about_other_nodes_endpoints_where_the_stack_forwards(layout: Layout) {
+        for (forwarding, heard) in [("stack", false), ("fast", true)] {
+            let cluster = Cluster::builder()
+                .layout(layout)
+                .agent_arguments(&["--forwarding", forwarding])
+                .build()?;
+            let far = cluster.pod(2, 1);
+            let service = Service::cluster_ip("far", 1).node_port(NODE_PORT);
+            let _web = Web::start_as(&cluster, service, &[far])?;
+            let client = cluster.client()?;
+            let mut table = Table::new();
+            for family in FAMILIES {
+                let masked = Outcome::answered([(far.name(), cluster.node(1).address(family))]);
+                table.soon("external → far", &client, node_port(cluster.node(1), family, 0), &masked);
+            }
+            cluster.node(1).namespace().nft("
+table inet guard {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+    }
+}
+")?;
+            for family in FAMILIES {
+                let masked = Outcome::answered([(far.name(), cluster.node(1).address(family))]);
+                let expected = if heard { masked } else { Outcome::Silent };
+                table.row("external → far, barred", &client, node_port(cluster.node(1), family, 0), &expected);
+            }
+            table.finish()?;
+        }
+        Ok(())
+    }
+
     /// Spec H14, E4: the agent opens no port and makes no rule, also not for health checks.
     fn no_rule_is_made(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;

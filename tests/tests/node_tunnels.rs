@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use lb_agent::snapshot::Family;
 use lb_tests::address::{self, FAMILIES};
+use lb_tests::agent::SocketLb;
 use lb_tests::cluster::Cluster;
+use lb_tests::guards::Guards;
 use lb_tests::in_both_layouts;
 use lb_tests::link::Layout;
 use lb_tests::manifests::Service;
@@ -112,6 +114,24 @@ in_both_layouts! {
 
     fn an_endpoint_behind_a_tun(layout: Layout) {
         through(Overlay::Tun, layout)
+    }
+
+    /// Answers come by the tunnel, which leads to endpoints alone: a host that checks sources would not take a service's
+    /// address from it.
+    fn the_nodes_own_packets_on_a_strict_host(layout: Layout) {
+        let strict = Guards { strict: true, ..Guards::default() };
+        let cluster = Cluster::builder().layout(layout).guards(strict).socket_lb(SocketLb::Off).build()?;
+        let _laid = Overlay::Vxlan.lay(&cluster)?;
+        let far = cluster.pod(2, 1);
+        let _web = Web::start_as(&cluster, service(1), &[far])?;
+        let node = cluster.node(1).peer()?;
+        let mut table = Table::new();
+        for family in FAMILIES {
+            let masked = Outcome::answered([(far.name(), inside(family, cluster.node(1)))]);
+            let service = SocketAddr::new(address::service(family, 1), PORT);
+            table.soon("node → ClusterIP", &node, service, &masked);
+        }
+        table.finish()
     }
 
     /// Endpoints here and elsewhere, every verdict, and their answers back into the tunnel.

@@ -20,6 +20,7 @@ use lb_ebpf::abi::table;
 
 use super::addresses::Addresses;
 use super::growing::Growing;
+use super::node_ports::udp_node_port;
 use super::stage::{Changes, Progress, Staged, steps};
 use super::tables::Tables;
 use crate::plan::Write;
@@ -166,6 +167,12 @@ impl Tables {
         );
         run.changes(table::TOMBSTONES, &mut self.tombstones, tombstones);
         run.changes(table::SOURCE_RANGES, &mut self.source_ranges, source_ranges);
+        let ports4 = frontends4.keys().filter_map(udp_node_port);
+        let ports6 = frontends6.keys().filter_map(udp_node_port);
+        // An array takes what it is given; without the bit, answers to this node's own questions may be taken for clients'.
+        if let Err(error) = self.node_ports.announce(ports4.chain(ports6)) {
+            tracing::warn!(%error, "could not note which ports are UDP NodePorts");
+        }
         run.changes(table::FRONTENDS4, &mut self.frontends4, frontends4);
         run.changes(table::FRONTENDS6, &mut self.frontends6, frontends6);
         run.changes(table::ADDRESSES4, &mut self.addresses4, addresses4);

@@ -14,6 +14,7 @@ pub mod keeper;
 mod late;
 mod load;
 pub mod newcomers;
+mod node_ports;
 pub mod object;
 pub mod pins;
 pub mod programs;

@@ -16,6 +16,7 @@ use lb_ebpf::abi::table;
 use super::addresses::Addresses;
 use super::growing::Growing;
 use super::newcomers::Newcomers;
+use super::node_ports::{NodePorts, udp_node_port};
 use super::object::{Definition, Definitions};
 use super::pins::Pins;
 use super::segments::Segments;
@@ -29,6 +30,7 @@ use crate::sys::clock;
 pub struct Tables {
     pub frontends4: Growing<FrontendKey<V4>, Frontend>,
     pub frontends6: Growing<FrontendKey<V6>, Frontend>,
+    pub(super) node_ports: NodePorts,
     pub addresses4: Addresses<V4>,
     pub addresses6: Addresses<V6>,
     pub endpoints4: Segments<Endpoint<V4>>,
@@ -74,9 +76,16 @@ impl Tables {
             .map(|name| Newcomers::open(name, opener.outer(name)?, definitions))
             .collect::<Result<_>>()?;
         let counters = || -> Result<_> { Ok(Counters::new(opener.map(table::COUNTERS)?)?) };
+        let frontends4: Growing<FrontendKey<V4>, Frontend> = opener.growing(table::FRONTENDS4)?;
+        let frontends6: Growing<FrontendKey<V6>, Frontend> = opener.growing(table::FRONTENDS6)?;
+        let (known4, known6) = (frontends4.table().entries()?, frontends6.table().entries()?);
+        let known4 = known4.iter().filter_map(|(key, _)| udp_node_port(key));
+        let known6 = known6.iter().filter_map(|(key, _)| udp_node_port(key));
+        let node_ports = NodePorts::open(opener.map(table::UDP_NODE_PORTS)?, known4.chain(known6))?;
         Ok(Self {
-            frontends4: opener.growing(table::FRONTENDS4)?,
-            frontends6: opener.growing(table::FRONTENDS6)?,
+            frontends4,
+            frontends6,
+            node_ports,
             addresses4: opener.addresses(table::ADDRESSES4, table::ADDRESS_FILTER4)?,
             addresses6: opener.addresses(table::ADDRESSES6, table::ADDRESS_FILTER6)?,
             endpoints4: opener.segments(table::ENDPOINTS4)?,

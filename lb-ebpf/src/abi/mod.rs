@@ -15,6 +15,7 @@ pub mod flow;
 pub mod fragment;
 pub mod frontend;
 pub mod name;
+pub mod outbound;
 pub mod settings;
 pub mod socket;
 pub mod source_range;
@@ -104,6 +105,10 @@ pub mod table {
     pub const SOCKET_MORE: &str = "socket_more";
     /// Hash: `FragmentKey` → `Fragment`.
     pub const FRAGMENTS: &str = "fragment_ports";
+    /// LRU hash: `OutboundKey` → `Outbound`.
+    pub const OUTBOUND: &str = "outbound";
+    /// Array of `u64`: a bit for each port that is a UDP NodePort of either family.
+    pub const UDP_NODE_PORTS: &str = "udp_node_ports";
     /// Array of one `Sweeper`: the timer that removes what expired.
     pub const SWEEPER: &str = "sweeper";
     /// Per-CPU array of one buffer: headers of packets we answer ourselves.

@@ -16,7 +16,7 @@ use crate::masquerade::pooled;
 use crate::packet::Packet as _;
 use crate::service_cidr::ServiceCidrs;
 use crate::skb::Skb;
-use crate::target;
+use crate::{outbound, target};
 
 /// What the first look sees.
 pub(crate) struct Glance<F: Family> {
@@ -118,6 +118,9 @@ pub(crate) fn lets_out<F: Door, const SCOPE: u8, const LINK: u32>(skb: Skb) -> b
     if target::at::<F>(&seen.destination).flows != 0 && may_be_masked::<F, LINK>(&skb) {
         return false;
     }
+    if SCOPE == OUTSIDE && seen.protocol == UDP && may_leave_from_node_port::<F, LINK>(&skb) {
+        return false;
+    }
     SCOPE != OUTSIDE || belongs_to_nobody::<F>(&seen.destination)
 }
 
@@ -131,6 +134,17 @@ fn may_be_masked<F: Door, const LINK: u32>(skb: &Skb) -> bool {
         (Some([source, _]), Some(settings)) => pooled(settings, u16::from_be(source)),
         _ => true,
     }
+}
+
+/// Whether a datagram with a plain header may have a NodePort for its source.
+#[inline(always)]
+fn may_leave_from_node_port<F: Door, const LINK: u32>(skb: &Skb) -> bool {
+    let ports = if LINK == NETWORK {
+        F::plain_transport::<[u16; 2]>(skb)
+    } else {
+        skb.load(LINK + F::HEADER)
+    };
+    ports.is_none_or(|[source, _]| outbound::may_be_node_port(u16::from_be(source)))
 }
 
 /// Whether an address is no service's, and none that a service could have.

@@ -20,7 +20,7 @@ use crate::report::count;
 use crate::rewrite::{Rewrite, rewrite_answer};
 use crate::service_cidr::{ServiceCidrs, must_stay};
 use crate::skb::Skb;
-use crate::{DROP, NEXT, door, own, target};
+use crate::{DROP, NEXT, door, outbound, own, target};
 
 /// The caller is to take the packet for one of this node's own, or for an ICMP message, so that stacks do not add up.
 /// Far from any action's number.
@@ -112,6 +112,16 @@ fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8, const LIN
     let Some(transport) = transport(&skb, &network, SCOPE) else {
         return no_answer;
     };
+    if SCOPE == OUTSIDE
+        && network.protocol == UDP
+        && network.part == Part::Whole
+        && outbound::may_be_node_port(transport.source_port)
+        && let Some(work) = F::work()
+    {
+        work.network = network;
+        work.transport = transport;
+        outbound::note(work);
+    }
     // Most packets come from where no flow leads to and pay for this one look.
     let pooled = !own
         && masquerade::pooled(settings, transport.source_port)

@@ -7,7 +7,7 @@ use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LOOPBACK, NODE, NODE_LOCAL, TO
 use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, OUTSIDE, POD};
-use lb_ebpf::abi::frontend::{KIND, LOCAL_POLICY, SOURCE_RANGES};
+use lb_ebpf::abi::frontend::{KIND, LOCAL_POLICY, NODE_PORT, SOURCE_RANGES};
 use lb_ebpf::abi::settings::{PODS_BY_ADDRESS, Settings};
 use lb_ebpf::abi::socket::TombstoneKey;
 use lb_ebpf::abi::{TCP, UDP, counter, frontend};
@@ -24,6 +24,7 @@ use crate::lookup::{address_use, dialled_frontend, now, settings};
 use crate::maps::{TOMBSTONES, Tables};
 use crate::masquerade::{self, Origin, returns};
 use crate::opening::{Claim, Opening};
+use crate::outbound;
 use crate::own::{OWN, OWN_LOOPBACK};
 use crate::packet::Packet;
 use crate::report::count;
@@ -191,11 +192,16 @@ pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
     if protocol == TCP && !is_clean_syn(flags) {
         return NEXT;
     }
+    let kind = found.flags & KIND;
+    if SCOPE == OUTSIDE && protocol == UDP && kind == NODE_PORT && outbound::returns(settings, work)
+    {
+        return NEXT;
+    }
     if found.flags & SOURCE_RANGES != 0 && !admitted::<F>(found.service, work.network.source) {
         count(counter::SOURCE_RANGE_DROPPED);
         return DROP;
     }
-    let internal = found.flags & KIND == frontend::CLUSTER_IP;
+    let internal = kind == frontend::CLUSTER_IP;
     let local_policy = found.flags & LOCAL_POLICY != 0;
     let origin = origin::<F, SCOPE>(settings, work.network.source);
     // The external policy binds neither local pods nor the node itself (spec D13, D14), but on loopback (G9).

@@ -26,6 +26,7 @@ mod maps;
 mod masquerade;
 mod newcomer;
 mod opening;
+mod outbound;
 mod own;
 mod packet;
 mod report;

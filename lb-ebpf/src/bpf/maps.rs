@@ -20,6 +20,7 @@ use lb_ebpf::abi::flow::{Flow, FlowKey, Newcomer};
 use lb_ebpf::abi::fragment::{Fragment, FragmentKey};
 use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
 use lb_ebpf::abi::name::ServiceName;
+use lb_ebpf::abi::outbound::{Outbound, OutboundKey, PORT_WORDS};
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::socket::{
     SLOTS, SocketMore, SocketMoreKey, SocketPairs, SocketPeer, SocketSlot, Tombstone, TombstoneKey,
@@ -105,6 +106,10 @@ pub(crate) static TARGETS: Array<Target, { TARGET_SLOTS as usize }> = Array::new
 pub(crate) static CLIENTS: Array<u32, { TARGET_SLOTS as usize }> = Array::new();
 #[btf_map(name = "fragment_ports")]
 pub(crate) static FRAGMENTS: LruHashMap<FragmentKey, Fragment, 4096> = LruHashMap::new();
+#[btf_map(name = "outbound")]
+pub(crate) static OUTBOUND: LruHashMap<OutboundKey, Outbound, 4096> = LruHashMap::new();
+#[btf_map(name = "udp_node_ports")]
+pub(crate) static UDP_NODE_PORTS: Array<u64, { PORT_WORDS as usize }> = Array::new();
 
 #[btf_map(name = "affinity")]
 pub(crate) static AFFINITY: HashMap<AffinityKey, Affinity, 65536, GROW> = HashMap::new();

@@ -33,7 +33,7 @@ pub struct Kernel {
     devices: [u32; 2],
     written: Vec<Write>,
     shards: [Vec<Map>; 4],
-    timed: [Map; 2],
+    timed: [Map; 3],
     /// Flows opened last: whoever is still in one could take another's of the same second for itself.
     queues: Vec<Map>,
     output: Vec<u8>,
@@ -190,6 +190,7 @@ impl Kernel {
             timed: [
                 Map::open(&pins.map(table::AFFINITY))?,
                 Map::open(&pins.map(table::FRAGMENTS))?,
+                Map::open(&pins.map(table::OUTBOUND))?,
             ],
             output: vec![0; 70_000],
             generation: 0,
@@ -263,9 +264,10 @@ impl Kernel {
             older(map, at, seconds)?;
             older(map, at + 4, seconds)?;
         }
-        let [affinity, fragments] = &self.timed;
+        let [affinity, fragments, outbound] = &self.timed;
         older(affinity, 32, seconds)?;
-        older(fragments, 4, seconds)
+        older(fragments, 4, seconds)?;
+        older(outbound, 0, seconds)
     }
 
     /// Counters by number.

@@ -10,6 +10,7 @@ use lb_ebpf::abi::affinity::{Affinity, AffinityKey, CLUSTER, netns_client};
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::{Flow, FlowKey};
 use lb_ebpf::abi::fragment::{Fragment, FragmentKey};
+use lb_ebpf::abi::outbound::{Outbound, OutboundKey};
 use lb_ebpf::abi::{FLOW_SHARDS, Record, table};
 
 /// A flow as a test wants to see it.
@@ -37,6 +38,7 @@ pub(super) struct FlowTables {
     replies4: Shards<V4, FlowKey<V4>>,
     replies6: Shards<V6, FlowKey<V6>>,
     fragments: Table<FragmentKey, Fragment>,
+    outbound: Table<OutboundKey, Outbound>,
     affinity: Table<AffinityKey, Affinity>,
 }
 
@@ -48,6 +50,7 @@ impl FlowTables {
             replies4: shards(pins, table::REPLIES4)?,
             replies6: shards(pins, table::REPLIES6)?,
             fragments: Table::open(&pins.map(table::FRAGMENTS))?,
+            outbound: Table::open(&pins.map(table::OUTBOUND))?,
             affinity: Table::open(&pins.map(table::AFFINITY))?,
         })
     }
@@ -59,6 +62,9 @@ impl FlowTables {
         clear(&self.replies6)?;
         for (key, _) in self.fragments.entries()? {
             self.fragments.delete(&key)?;
+        }
+        for (key, _) in self.outbound.entries()? {
+            self.outbound.delete(&key)?;
         }
         for (key, _) in self.affinity.entries()? {
             self.affinity.delete(&key)?;
@@ -79,6 +85,16 @@ impl FlowTables {
 
     pub(super) fn fragmented(&self) -> Result<usize> {
         Ok(self.fragments.entries()?.len())
+    }
+
+    /// Makes every conversation from a NodePort's port look as if its last packet had left `seconds` ago.
+    pub(super) fn rest_outbound(&self, seconds: u32) -> Result<()> {
+        let last_seen = ago(seconds);
+        for (key, _) in self.outbound.entries()? {
+            self.outbound
+                .put(&key, &Outbound { last_seen }, WriteMode::Any)?;
+        }
+        Ok(())
     }
 
     pub(super) fn rest(&self, seconds: u32) -> Result<()> {

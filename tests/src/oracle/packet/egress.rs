@@ -11,6 +11,7 @@ impl Oracle {
         let Some(tuple) = tuple else {
             return met.passes();
         };
+        self.note_outbound(met, tuple);
         let packet = &met.frame.packet;
         let key = (met.hook.side(), packet.protocol, tuple);
         if let Some(flow) = self.flows.reply(&key).cloned()

@@ -14,6 +14,7 @@ mod egress;
 pub mod flows;
 mod icmp;
 mod ingress;
+mod outbound;
 pub mod sum;
 pub mod tables;
 pub mod wire;
@@ -90,6 +91,8 @@ pub struct Oracle {
     pub tables: Tables,
     pub flows: Flows,
     pub fragments: BTreeMap<FragmentKey, (u16, u16, i64)>,
+    /// Datagrams from NodePorts to strangers, by what an answer to them looks like, and when the last one left.
+    pub outbound: BTreeMap<Tuple, i64>,
     /// By client, Service, and whether the choice was among local endpoints only.
     pub affinity: BTreeMap<(IpAddr, u32, bool), Remembered>,
     /// Seconds since the start of the test.

@@ -197,6 +197,19 @@ impl Tables {
         })
     }
 
+    /// Whether a port is a NodePort in this family.
+    pub fn has_node_port(&self, v4: bool, port: u16, protocol: u8) -> bool {
+        let mut services = self
+            .services
+            .iter()
+            .filter(|s| s.v4 == v4 && s.protocol == protocol);
+        services.any(|s| {
+            s.frontends
+                .iter()
+                .any(|f| f.address.is_none() && f.port == port)
+        })
+    }
+
     /// A free address in a Service CIDR is nobody's (D5), also one that a Service had before.
     pub fn is_nobodys(&self, address: IpAddr) -> bool {
         let uses = self.uses(address);
