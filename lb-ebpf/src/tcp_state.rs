@@ -1,6 +1,9 @@
 //! How far a flow's conversation is, and how long it may rest there.
 
-use crate::abi::flow::{ANSWERED, CLIENT_CLOSED, CLOSED, ENDPOINT_CLOSED, ESTABLISHED, NEW};
+use crate::abi::flow::{
+    ANSWERED, CLIENT_CLOSED, CLOSED, ENDPOINT_CLOSED, ESTABLISHED, NEW, RESET, RESET_DENIED,
+    has_ended,
+};
 use crate::abi::settings::Settings;
 use crate::abi::{TCP, UDP};
 use crate::volatile::read;
@@ -34,11 +37,11 @@ pub const fn next(state: u8, protocol: u8, flags: u8, speaker: Speaker) -> u8 {
         };
     }
     if flags & RST != 0 {
-        return CLOSED;
+        return if state == CLOSED { CLOSED } else { RESET };
     }
     if flags & FIN != 0 {
         return match (state, speaker) {
-            (CLOSED, _) => CLOSED,
+            (CLOSED | RESET | RESET_DENIED, _) => CLOSED,
             (ENDPOINT_CLOSED, Speaker::Client) | (CLIENT_CLOSED, Speaker::Endpoint) => CLOSED,
             (ENDPOINT_CLOSED, Speaker::Endpoint) => ENDPOINT_CLOSED,
             (_, Speaker::Client) => CLIENT_CLOSED,
@@ -49,8 +52,17 @@ pub const fn next(state: u8, protocol: u8, flags: u8, speaker: Speaker) -> u8 {
         (NEW, Speaker::Endpoint) => ANSWERED,
         // A SYN repeated says nothing; only who got the answer can acknowledge it.
         (ANSWERED, Speaker::Client) if flags & (SYN | ACK) == ACK => ESTABLISHED,
+        // Who took a RST is silent, or answers with one. We do not follow sequence numbers, and so cannot know better.
+        (RESET, Speaker::Client) if flags & (SYN | ACK) == ACK => RESET_DENIED,
+        (RESET_DENIED, Speaker::Endpoint) if flags & (SYN | ACK) == ACK => ESTABLISHED,
         _ => state,
     }
+}
+
+/// Whether a packet with these flags keeps its flow, in this state before, from expiring: all but a RST to what is over.
+#[inline(always)]
+pub const fn is_sign_of_life(state: u8, protocol: u8, flags: u8) -> bool {
+    protocol != TCP || flags & RST == 0 || !has_ended(state)
 }
 
 /// Seconds between a UDP conversation's first and last packet from which netfilter takes it for a lasting one: more
@@ -103,9 +115,35 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_closes_from_any_state() {
-        for state in [NEW, ESTABLISHED, CLIENT_CLOSED, ENDPOINT_CLOSED, CLOSED] {
-            assert_eq!(next(state, TCP, RST, Speaker::Client), CLOSED);
+    fn a_reset_counts_in_any_state_until_both_sides_go_on() {
+        for state in [
+            NEW,
+            ESTABLISHED,
+            CLIENT_CLOSED,
+            ENDPOINT_CLOSED,
+            RESET,
+            RESET_DENIED,
+        ] {
+            assert_eq!(next(state, TCP, RST, Speaker::Client), RESET);
+        }
+        assert_eq!(next(CLOSED, TCP, RST, Speaker::Client), CLOSED);
+        let steps = [
+            (ACK, Speaker::Endpoint, RESET),
+            (SYN | ACK, Speaker::Client, RESET),
+            (ACK, Speaker::Client, RESET_DENIED),
+            (ACK, Speaker::Client, RESET_DENIED),
+            (RST, Speaker::Endpoint, RESET),
+            (ACK, Speaker::Client, RESET_DENIED),
+            (SYN | ACK, Speaker::Endpoint, RESET_DENIED),
+            (ACK, Speaker::Endpoint, ESTABLISHED),
+        ];
+        let mut state = RESET;
+        for (flags, speaker, expected) in steps {
+            state = next(state, TCP, flags, speaker);
+            assert_eq!(state, expected, "after {flags:#x} of {speaker:?}");
+        }
+        for state in [RESET, RESET_DENIED] {
+            assert_eq!(next(state, TCP, FIN | ACK, Speaker::Client), CLOSED);
         }
     }
 

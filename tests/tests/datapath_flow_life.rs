@@ -1,7 +1,7 @@
 //! How flows end, begin again and move.
 
 use lb_ebpf::abi::counter;
-use lb_ebpf::abi::flow::{CLIENT_CLOSED, CLOSED, ENDPOINT_CLOSED, NEW};
+use lb_ebpf::abi::flow::{CLIENT_CLOSED, CLOSED, ENDPOINT_CLOSED, ESTABLISHED, NEW, RESET};
 use lb_tests::object::{Net, Node, POOL, in_both_families, tcp_service, udp_service};
 use lb_tests::packet::{tcp, udp};
 
@@ -101,6 +101,55 @@ fn udp_without_endpoints_is_refused_at_once_and_recovers() {
     });
 }
 
+/// A connection that is open, both sides having spoken.
+fn connect(node: &mut Node, net: &Net) {
+    web(node, net, net.endpoint);
+    node.pod_sends(&tcp(net.client, net.service).syn());
+    node.pod_gets(&tcp(net.endpoint, net.client).syn_ack());
+    node.pod_sends(&tcp(net.client, net.service));
+}
+
+/// Both sides say something, and are understood.
+fn both_speak(node: &Node, net: &Net) {
+    let (said, answered) = (tcp(net.client, net.service), tcp(net.endpoint, net.client));
+    node.pod_sends(&said)
+        .becomes(&said.clone().to(net.endpoint));
+    node.pod_gets(&answered)
+        .becomes(&answered.clone().from(net.service));
+}
+
+/// Old resets, and forged ones, are none to those who get them.
+#[test]
+fn a_connection_that_goes_on_after_a_reset_stands_as_before() {
+    in_both_families(|node, net| {
+        connect(node, net);
+        node.pod_gets(&tcp(net.endpoint, net.client).rst());
+        assert_eq!(node.flows()[0].state, RESET);
+        both_speak(node, net);
+        assert_eq!(node.flows()[0].state, ESTABLISHED);
+        node.let_flows_rest(600);
+        both_speak(node, net);
+    });
+}
+
+#[test]
+fn the_rest_of_a_connection_that_both_have_closed_may_take_its_time() {
+    in_both_families(|node, net| {
+        connect(node, net);
+        node.pod_sends(&tcp(net.client, net.service).fin());
+        node.pod_gets(&tcp(net.endpoint, net.client).fin());
+        for _ in 0..3 {
+            node.let_flows_rest(20);
+            both_speak(node, net);
+        }
+        let rested = node.flows()[0];
+        assert_eq!(rested.state, CLOSED);
+        node.let_flows_rest(20);
+        node.pod_gets(&tcp(net.endpoint, net.client).rst());
+        assert!(node.flows()[0].last_seen < rested.last_seen, "by a reset");
+    });
+}
+
 #[test]
 fn a_syn_opens_a_closing_connection_anew() {
     in_both_families(|node, net| {
@@ -121,7 +170,7 @@ fn a_syn_opens_a_closing_connection_anew() {
             },
             &|node| {
                 node.pod_gets(&tcp(net.endpoint, net.client).rst());
-                CLOSED
+                RESET
             },
         ];
         for close in closings {

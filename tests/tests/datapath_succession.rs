@@ -1,7 +1,7 @@
 //! A connection between the same ends as one that ended takes over its record: nothing is entered, nothing removed.
 
 use lb_ebpf::abi::counter;
-use lb_ebpf::abi::flow::{CLOSED, NEW};
+use lb_ebpf::abi::flow::{NEW, RESET};
 use lb_tests::object::{in_both_families, tcp_service};
 use lb_tests::packet::tcp;
 
@@ -23,7 +23,7 @@ fn a_connection_to_the_same_endpoint_takes_the_record_of_the_one_that_ended() {
             node.pod_gets(&answer)
                 .becomes(&answer.clone().from(net.service));
             node.pod_sends(&tcp(net.client, net.service).rst());
-            assert_eq!(node.flows()[0].state, CLOSED);
+            assert_eq!(node.flows()[0].state, RESET);
         }
     });
 }

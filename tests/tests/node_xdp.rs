@@ -96,7 +96,7 @@ in_both_layouts! {
         ask()?;
         assert_eq!(sent_by_xdp(node)?, before);
         node.agent()?.restart_with(&["--xdp=off"])?;
-        assert_eq!(xdp_line(node)?, "XDP       eth0: no, switched off by --xdp=off");
+        assert_eq!(xdp_line(node)?, "XDP       eth0: no, switched off by --xdp=off or --forwarding=stack");
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use lb_ebpf::abi::Record;
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::{
     ANSWERED, CLIENT_CLOSED, CLOSED, DIRECT, ENDPOINT_CLOSED, ESTABLISHED, Flow, FlowKey, HAIRPIN,
-    LOCAL_ENDPOINT, MASQUERADE, NEW, POD,
+    LOCAL_ENDPOINT, MASQUERADE, NEW, POD, RESET, RESET_DENIED,
 };
 use lb_ebpf::abi::table;
 use serde::Serialize;
@@ -217,6 +217,7 @@ fn state_name(state: u8) -> &'static str {
         CLIENT_CLOSED => "client-closed",
         ENDPOINT_CLOSED => "endpoint-closed",
         CLOSED => "closed",
+        RESET | RESET_DENIED => "reset",
         _ => "?",
     }
 }

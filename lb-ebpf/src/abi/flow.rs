@@ -42,7 +42,7 @@ pub struct Flow<F: Family> {
     pub new_source_port: u16,
     /// Destination port after translation, host order.
     pub new_destination_port: u16,
-    /// How far the conversation is: [`NEW`] to [`CLOSED`].
+    /// How far the conversation is: [`NEW`] to [`RESET_DENIED`].
     pub state: u8,
     /// Bits of this module.
     pub flags: u8,
@@ -102,11 +102,22 @@ pub const ESTABLISHED: u8 = 1;
 pub const CLIENT_CLOSED: u8 = 2;
 /// State (TCP): the endpoint sent FIN.
 pub const ENDPOINT_CLOSED: u8 = 3;
-/// State (TCP): both sent FIN, or one sent RST.
+/// State (TCP): both sent FIN.
 pub const CLOSED: u8 = 4;
 /// State: the endpoint has answered, the client not yet. A client that only pretends to be there gets no further, so
 /// this lives as short as [`NEW`].
 pub const ANSWERED: u8 = 5;
+
+/// State (TCP): one side sent RST. Whether it counted nobody knows but who got it: old ones, and forged ones, do not.
+pub const RESET: u8 = 6;
+/// State (TCP): the client spoke on after a RST. If the endpoint does so too, the connection stands as before.
+pub const RESET_DENIED: u8 = 7;
+
+/// Whether a flow's conversation is over, as far as its packets tell.
+#[inline(always)]
+pub const fn has_ended(state: u8) -> bool {
+    matches!(state, CLOSED | RESET | RESET_DENIED)
+}
 
 /// Whether a flow's client has yet to show that it gets answers.
 #[inline(always)]

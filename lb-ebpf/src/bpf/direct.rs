@@ -5,7 +5,7 @@
 //! endpoint answers; see `egress`.
 
 use lb_ebpf::abi::endpoint::Endpoint;
-use lb_ebpf::abi::flow::{CLOSED, HAIRPIN, NOBODY};
+use lb_ebpf::abi::flow::{HAIRPIN, NOBODY, has_ended};
 use lb_ebpf::abi::{TCP, UDP, counter};
 use lb_ebpf::tcp_state::is_clean_syn;
 
@@ -56,7 +56,8 @@ pub(crate) fn passes<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32
     }
     write_turned(&mut work.reply, &work.key);
     let in_the_way = work.find_reply().is_some() && work.flow.flags & HAIRPIN == 0;
-    if in_the_way && (work.flow.state == CLOSED || has_expired(&work.flow, settings, protocol, now))
+    if in_the_way
+        && (has_ended(work.flow.state) || has_expired(&work.flow, settings, protocol, now))
     {
         // Nothing but its record is left, which would take this conversation's answers for its own.
         end(work);

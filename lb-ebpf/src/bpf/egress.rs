@@ -4,7 +4,7 @@
 
 use lb_ebpf::abi::address::{CLUSTER_IP, EXTERNAL, LINGERING};
 use lb_ebpf::abi::family::{V4, V6};
-use lb_ebpf::abi::flow::{CLOSED, DIRECT, HAIRPIN, MASQUERADE, NEW, OUTSIDE};
+use lb_ebpf::abi::flow::{DIRECT, HAIRPIN, MASQUERADE, NEW, OUTSIDE, has_ended};
 use lb_ebpf::abi::{TCP, UDP, counter};
 use lb_ebpf::tcp_state::Speaker;
 
@@ -154,7 +154,7 @@ fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8, const LIN
     }
     if network.protocol == TCP
         && transport.flags & (FIN | SYN | RST | ACK) == SYN | ACK
-        && work.flow.state == CLOSED
+        && has_ended(work.flow.state)
     {
         // The endpoint opens a new connection: the client dialled it directly, from the port of a flow that ended.
         end(work);

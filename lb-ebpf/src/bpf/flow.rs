@@ -6,13 +6,13 @@
 use core::ptr::{copy_nonoverlapping, read_volatile, write_volatile};
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::{
-    ANSWERED, CLOSED, DIRECT, ESTABLISHED, Flow, FlowKey, MASQUERADE, MASQUERADED, NEW,
-    OWN_ADDRESS, key_check,
+    ANSWERED, DIRECT, ESTABLISHED, Flow, FlowKey, MASQUERADE, MASQUERADED, NEW, OWN_ADDRESS,
+    key_check,
 };
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{TCP, UDP, counter};
 use lb_ebpf::flow_keys::{write_reply_key, write_returning_key};
-use lb_ebpf::tcp_state::{Speaker, is_clean_syn, next, timeout};
+use lb_ebpf::tcp_state::{Speaker, is_clean_syn, is_sign_of_life, next, timeout};
 
 use crate::header::{Network, Transport};
 use crate::lookup::{endpoint_serves, still_means};
@@ -192,7 +192,7 @@ impl<F: Tables> Place<F> {
             if state != former {
                 write_volatile(&raw mut (*self.0).state, state);
             }
-            if flow.last_seen != now && flow.state != CLOSED {
+            if flow.last_seen != now && is_sign_of_life(flow.state, protocol, flags) {
                 write_volatile(&raw mut (*self.0).last_seen, now);
             }
         }

@@ -10,8 +10,8 @@ use core::ffi::c_void;
 use core::ptr::copy_nonoverlapping;
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{
-    CLOSED, DIRECT, HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, MASQUERADED, NEW, OWN_ADDRESS, OWN_CLIENT,
-    POD, is_unproven, key_check,
+    DIRECT, HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, MASQUERADED, NEW, OWN_ADDRESS, OWN_CLIENT, POD,
+    has_ended, is_unproven, key_check,
 };
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{counter, endpoint};
@@ -452,7 +452,7 @@ impl<F: Tables> Work<F> {
         if find(&self.forward, &mut self.other).is_some()
             && answers(&self.reply, &self.other, &self.forward)
         {
-            if self.other.state != CLOSED
+            if !has_ended(self.other.state)
                 && !has_expired(&self.other, settings, self.key.protocol, now)
             {
                 if !self.pressed || !is_unproven(self.other.state) {

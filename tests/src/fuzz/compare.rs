@@ -137,6 +137,8 @@ fn expected(known: &Known, record: &Found) -> Found {
             State::ClientClosed => flow::CLIENT_CLOSED,
             State::EndpointClosed => flow::ENDPOINT_CLOSED,
             State::Closed => flow::CLOSED,
+            State::Reset => flow::RESET,
+            State::ResetDenied => flow::RESET_DENIED,
         },
         flags,
         service: known.service,

@@ -1,5 +1,7 @@
 //! Scripts out of a seed: a small world, and conversations in it that cross each other.
 
+use std::net::IpAddr;
+
 use super::frames::{self, Shape};
 use super::random::Random;
 use super::script::{Change, Complaint, Edit, From, Script, Speech, Step};
@@ -36,6 +38,8 @@ pub fn script(seed: u64) -> Script {
             steps.push(Step::Wait(random.pick(&[7, 7, 42, 84, 210])));
         } else if random.once_in(50) {
             steps.push(Step::Change(change(&mut random, &tables)));
+        } else if random.once_in(20) {
+            ask_strangers(&mut random, &tables, &mut steps);
         } else if talks.is_empty() || random.once_in(3) {
             open(&mut random, &tables, &mut steps, &mut talks);
         } else {
@@ -120,6 +124,46 @@ fn open(random: &mut Random, tables: &Tables, steps: &mut Vec<Step>, talks: &mut
         steps.push(Step::Frame {
             hook,
             from: From::Bytes(bytes),
+            edits,
+        });
+    }
+}
+
+/// Datagrams that leave from this node's address and a NodePort, mostly, and what comes back to such.
+fn ask_strangers(random: &mut Random, tables: &Tables, steps: &mut Vec<Step>) {
+    let nodes: Vec<IpAddr> = tables.node_ports_on.iter().copied().collect();
+    if nodes.is_empty() {
+        return;
+    }
+    let node = random.pick(&nodes);
+    let v4 = node.is_ipv4();
+    let same = tables.services.iter().filter(|service| service.v4 == v4);
+    let ports: Vec<u16> = same
+        .flat_map(|service| &service.frontends)
+        .filter(|frontend| frontend.address.is_none())
+        .map(|frontend| frontend.port)
+        .collect();
+    let port = if ports.is_empty() || random.once_in(8) {
+        world::client_port(random)
+    } else {
+        random.pick(&ports)
+    };
+    let stranger = world::client(random, tables, Side::Outside, v4);
+    let stranger_port = world::client_port(random);
+    for _ in 0..1 + random.below(3) {
+        let back = random.once_in(2);
+        let shape = shape(random, v4);
+        let (ends, ports, hook) = if back {
+            ((stranger, node), (stranger_port, port), Hook::OutIngress)
+        } else {
+            ((node, stranger), (port, stranger_port), Hook::OutEgress)
+        };
+        let load = frames::transport(UDP, ports, &speech(random, 0));
+        let packet = frames::packet(ends, UDP, load, &shape);
+        let edits = edits(random, packet.len() + 14);
+        steps.push(Step::Frame {
+            hook,
+            from: From::Bytes(frames::incoming(Side::Outside, packet, &shape.tags)),
             edits,
         });
     }

@@ -4,7 +4,7 @@
 
 use lb_ebpf::abi::counter;
 
-use super::flows::{Flow, FlowKey, State, is_clean_syn};
+use super::flows::{Flow, FlowKey, is_clean_syn};
 use super::ingress::{continues, refused};
 use super::wire::{Frame, UDP};
 use super::{Judgement, Met, OPENED, Oracle};
@@ -30,7 +30,7 @@ impl Oracle {
         let Some(holder) = holder.filter(|flow| opens && !flow.hairpin) else {
             return self.judge_unknown_protocol(met);
         };
-        if holder.state == State::Closed || !holder.is_live(self.now) {
+        if holder.state.is_over() || !holder.is_live(self.now) {
             let over = holder.key;
             self.flows.close(&over);
             return self.judge_unknown_protocol(met);

@@ -17,7 +17,7 @@ impl Oracle {
         if let Some(flow) = self.flows.reply(&key).cloned()
             && !flow.hairpin
         {
-            if flow.state == State::Closed && packet.flags().is_some_and(is_accepting) {
+            if flow.state.is_over() && packet.flags().is_some_and(is_accepting) {
                 // The endpoint accepts a new connection: the client dialled it directly, from the same port.
                 self.flows.close(&flow.key);
                 return met.passes();

@@ -33,6 +33,17 @@ pub enum State {
     ClientClosed,
     EndpointClosed,
     Closed,
+    /// Somebody sent a RST, which may have been no true one.
+    Reset,
+    /// The client talks on all the same.
+    ResetDenied,
+}
+
+impl State {
+    /// Nobody is expected to say anything more.
+    pub fn is_over(self) -> bool {
+        matches!(self, Self::Closed | Self::Reset | Self::ResetDenied)
+    }
 }
 
 /// Who sent a packet.
@@ -92,7 +103,7 @@ impl Flow {
             (State::Established, false) if self.last - self.first <= 2 => timeout::NEW,
             (State::Established, false) => timeout::UDP,
             (State::ClientClosed | State::EndpointClosed, _) => timeout::CLOSING,
-            (State::Closed, _) => timeout::CLOSED,
+            (State::Closed | State::Reset | State::ResetDenied, _) => timeout::CLOSED,
         };
         now - self.last < life
     }
@@ -107,8 +118,9 @@ impl Flow {
 
     /// Notes a packet: its time, and for TCP what its flags mean.
     pub fn heard(&mut self, speaker: Speaker, flags: Option<u8>, now: i64) {
-        // What is over is not kept alive by stragglers.
-        if self.state != State::Closed {
+        // A reset keeps nothing alive that is over.
+        let reset = self.protocol() == TCP && flags.is_some_and(|f| f & RST != 0);
+        if !reset || !self.state.is_over() {
             self.last = now;
         }
         self.state = next_state(self.protocol() == TCP, self.state, speaker, flags);
@@ -118,8 +130,18 @@ impl Flow {
 /// RFC 9293 as far as a by-stander can follow it: what matters is which sides have said that they are done.
 fn next_state(tcp: bool, state: State, speaker: Speaker, flags: Option<u8>) -> State {
     let (fin, rst) = flags.map_or((false, false), |f| (f & FIN != 0, f & RST != 0));
-    if rst {
-        return State::Closed;
+    if tcp && (rst || state.is_over()) {
+        let acknowledges = flags.is_some_and(|f| f & (ACK | SYN | FIN) == ACK);
+        return match (state, rst, fin) {
+            (State::Closed, ..) => State::Closed,
+            (_, true, _) => State::Reset,
+            (_, _, true) => State::Closed,
+            (State::Reset, ..) if acknowledges && speaker == Speaker::Client => State::ResetDenied,
+            (State::ResetDenied, ..) if acknowledges && speaker == Speaker::Endpoint => {
+                State::Established
+            }
+            (same, ..) => same,
+        };
     }
     // TCP's third segment, or whatever else a UDP client says after an answer.
     let confirms = !tcp || flags.is_some_and(|f| f & ACK != 0 && f & SYN == 0);
@@ -195,9 +217,8 @@ impl Flows {
 
     /// A live conversation other than `key`'s own that has this reply. Half closed, it goes on; closed, its reply is free.
     pub fn holds_reply(&self, reply: &FlowKey, key: &FlowKey, now: i64) -> bool {
-        self.reply(reply).is_some_and(|flow| {
-            flow.key != *key && flow.is_live(now) && flow.state != State::Closed
-        })
+        self.reply(reply)
+            .is_some_and(|flow| flow.key != *key && flow.is_live(now) && !flow.state.is_over())
     }
 
     /// Opens a conversation in place of whatever was under its keys.

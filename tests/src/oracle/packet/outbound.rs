@@ -8,7 +8,11 @@ impl Oracle {
     /// Remembers a whole datagram that leaves from a NodePort of this node and is no answer to a client.
     pub(super) fn note_outbound(&mut self, met: &Met<'_>, tuple: Tuple) {
         let packet = &met.frame.packet;
-        if met.hook != Hook::OutEgress || packet.protocol != UDP || packet.piece.is_some() {
+        // An IPv6 packet may say that it is the only fragment of its own (RFC 6946).
+        let cut = packet
+            .piece
+            .is_some_and(|piece| piece.more || piece.offset > 0);
+        if met.hook != Hook::OutEgress || packet.protocol != UDP || cut {
             return;
         }
         let node = self.tables.uses(tuple.source).node;
