@@ -212,6 +212,8 @@ enum End {
     NoStreaming,
     /// A list began and never ended.
     Stalled,
+    /// The server no longer knows our place in the log of changes.
+    Outdated,
     /// The server does not know the kind.
     Absent,
     /// Nobody listens to us any more.
@@ -265,14 +267,17 @@ impl Follower {
             + 'static,
     {
         let mut streaming = true;
+        let mut backoff = Backoff::default();
         loop {
-            match self.watch(&watched, streaming).await {
+            match self.watch(&watched, streaming, &mut backoff).await {
                 End::NoStreaming => {
                     debug!(kind = ?watched.kind, "the server streams no lists: fell back to pages");
                     streaming = false;
                 }
                 End::Stalled => streaming = !streaming,
+                End::Outdated => {}
                 End::Absent => {
+                    self.worked(watched.kind).await;
                     info!(kind = ?watched.kind, "the server does not know this kind: taken for empty");
                     for event in [Event::Begin(watched.kind), Event::Complete(watched.kind)] {
                         if self.events.send(event).await.is_err() {
@@ -286,7 +291,7 @@ impl Follower {
         }
     }
 
-    async fn watch<K>(&self, watched: &Watched<K>, streaming: bool) -> End
+    async fn watch<K>(&self, watched: &Watched<K>, streaming: bool, backoff: &mut Backoff) -> End
     where
         K: kube::Resource
             + Metadata<Ty = ObjectMeta>
@@ -305,7 +310,8 @@ impl Follower {
         };
         let mut stream = pin!(watcher(watched.api.clone(), config));
         let mut listing = true;
-        let mut backoff = Backoff::default();
+        // A list was announced and neither ended nor failed yet.
+        let mut begun = false;
         loop {
             let limit = if listing { LIST_STALL } else { QUIET };
             // A timeout loses nothing: the stream keeps the unfinished request.
@@ -320,11 +326,16 @@ impl Follower {
             let event = match next {
                 Some(Ok(event)) => event,
                 Some(Err(error)) => {
+                    begun = false;
                     match status_code(&error) {
                         Some(404) if watched.optional => return End::Absent,
-                        Some(400 | 422) if listing && streaming => return End::NoStreaming,
-                        // Our place in the log of changes was dropped: the watcher lists anew.
-                        Some(410) => {}
+                        // Also after a complete list: the next one may meet another server, or the same with another
+                        // version.
+                        Some(400 | 422) if streaming => return End::NoStreaming,
+                        Some(410) if !listing => {
+                            sleep(backoff.next()).await;
+                            return End::Outdated;
+                        }
                         _ => self.failed(kind, &error.to_string()).await,
                     }
                     sleep(backoff.next()).await;
@@ -332,12 +343,25 @@ impl Follower {
                 }
                 None => return End::Stalled,
             };
-            self.worked(kind).await;
-            backoff = Backoff::default();
             match event {
-                watcher::Event::Init => listing = true,
-                watcher::Event::InitDone => listing = false,
-                _ => {}
+                watcher::Event::Init => {
+                    listing = true;
+                    // The watcher itself asks again at once, and reports nothing.
+                    if std::mem::replace(&mut begun, true) {
+                        self.failed(kind, "the server breaks off its lists").await;
+                        sleep(backoff.next()).await;
+                    }
+                }
+                watcher::Event::InitDone => (listing, begun) = (false, false),
+                watcher::Event::InitApply(_)
+                | watcher::Event::Apply(_)
+                | watcher::Event::Delete(_) => {}
+            }
+            // A list in pages is announced before it is asked for, and may fail at any page: only its end shows that the
+            // server answers.
+            if !listing {
+                self.worked(kind).await;
+                *backoff = Backoff::default();
             }
             if let Some(event) = self.convert(watched, event)
                 && self.events.send(event).await.is_err()

@@ -1,6 +1,7 @@
 //! What a real API server is not easily brought to do. The usual way is tested against a real one.
 
 use std::net::SocketAddr;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -8,39 +9,71 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 
-/// A server of before streaming lists and ServiceCIDRs, with one Service.
-async fn serve_old(listener: TcpListener) {
+/// What a server says to one request.
+enum Answer {
+    Whole(u16, Value),
+    /// These events, and nothing more.
+    Stream(Vec<Value>),
+    /// A stream that ends before it has said anything.
+    Cut,
+}
+
+/// Answers each request by its target. Each connection carries one.
+async fn serve(listener: TcpListener, answer: impl Fn(&str) -> Answer) {
     loop {
-        let (stream, _) = listener.accept().await.unwrap();
-        tokio::spawn(answer_old(stream));
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        let answer = answer(head.split(' ').nth(1).unwrap());
+        tokio::spawn(write(stream, answer));
     }
 }
 
-async fn answer_old(mut stream: TcpStream) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
-    }
-    let head = String::from_utf8(head).unwrap();
-    let target = head.split(' ').nth(1).unwrap();
-    let (code, body) = if target.contains("servicecidrs") {
-        (404, status(404, "NotFound"))
-    } else if target.contains("sendInitialEvents=true") {
-        (422, status(422, "Invalid"))
-    } else if target.contains("watch=true") {
-        // Open, and silent.
-        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
-        stream.write_all(head.as_bytes()).await.unwrap();
-        return std::future::pending().await;
-    } else {
-        (200, list(target))
+async fn write(mut stream: TcpStream, answer: Answer) {
+    let chunked = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let text = match &answer {
+        Answer::Whole(code, body) => {
+            let body = body.to_string();
+            format!(
+                "HTTP/1.1 {code} x\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            )
+        }
+        Answer::Stream(events) => {
+            let lines = events.iter().map(|event| format!("{event}\n"));
+            let chunks = lines.map(|line| format!("{:x}\r\n{line}\r\n", line.len()));
+            format!("{chunked}{}", chunks.collect::<String>())
+        }
+        Answer::Cut => format!("{chunked}0\r\n\r\n"),
     };
-    let body = body.to_string();
-    let answer = format!(
-        "HTTP/1.1 {code} x\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    stream.write_all(answer.as_bytes()).await.unwrap();
+    stream.write_all(text.as_bytes()).await.unwrap();
+    if let Answer::Stream(_) = answer {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// A server of before streaming lists and ServiceCIDRs, with one Service.
+fn answer_old(target: &str) -> Answer {
+    if target.contains("servicecidrs") {
+        Answer::Whole(404, status(404, "NotFound"))
+    } else if is_streamed(target) {
+        Answer::Whole(422, status(422, "Invalid"))
+    } else if is_watch(target) {
+        Answer::Stream(Vec::new())
+    } else {
+        Answer::Whole(200, list(target))
+    }
+}
+
+fn is_streamed(target: &str) -> bool {
+    target.contains("sendInitialEvents=true")
+}
+
+fn is_watch(target: &str) -> bool {
+    target.contains("watch=true")
 }
 
 fn status(code: u16, reason: &str) -> Value {
@@ -101,7 +134,7 @@ async fn source(address: SocketAddr) -> KubernetesSource {
 async fn an_old_server_gives_pages_and_no_service_cidrs() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let server = tokio::spawn(serve_old(listener));
+    let server = tokio::spawn(serve(listener, answer_old));
     let (sender, mut events) = mpsc::channel(64);
     let running = tokio::spawn(source(address).await.run(sender));
 
@@ -125,6 +158,105 @@ async fn an_old_server_gives_pages_and_no_service_cidrs() {
             .collect::<Vec<_>>(),
         ["web"]
     );
+
+    drop(events);
+    running.await.unwrap().unwrap();
+    server.abort();
+}
+
+/// Waits for an event, passing over others.
+async fn wait_for(events: &mut mpsc::Receiver<Event>, wanted: Event) {
+    loop {
+        let event = timeout(Duration::from_secs(30), events.recv())
+            .await
+            .unwrap_or_else(|_| panic!("no {wanted:?}"))
+            .unwrap();
+        if event == wanted {
+            return;
+        }
+    }
+}
+
+/// Serves no list at the first six attempts, between which at least four pauses grow to a second and a half in sum.
+async fn lists_come_ever_slower(fail: impl Fn(&str) -> Option<Answer> + Send + 'static) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let attempts = Arc::new(Mutex::new(Vec::new()));
+    let noted = attempts.clone();
+    let server = tokio::spawn(serve(listener, move |target: &str| {
+        let mut attempts = noted.lock().unwrap();
+        let failure = fail(target).filter(|_| attempts.len() < 6);
+        let counts = failure.is_some() && target.starts_with("/api/v1/services?");
+        attempts.extend(counts.then(Instant::now));
+        failure.unwrap_or_else(|| answer_old(target))
+    }));
+    let (sender, mut events) = mpsc::channel(64);
+    let running = tokio::spawn(source(address).await.run(sender));
+
+    wait_for(&mut events, Event::Lost(Kind::Services)).await;
+    wait_for(&mut events, Event::Found(Kind::Services)).await;
+    wait_for(&mut events, Event::Complete(Kind::Services)).await;
+    let attempts = attempts.lock().unwrap().clone();
+    let took = attempts[5] - attempts[0];
+    assert!(took > Duration::from_millis(1400), "{took:?}");
+
+    drop(events);
+    running.await.unwrap().unwrap();
+    server.abort();
+}
+
+/// Spec J3. Such a list is announced before anything is asked, which is no sign of a server.
+#[tokio::test]
+async fn lists_in_pages_that_fail_are_an_outage() {
+    lists_come_ever_slower(|target| {
+        let failure = || Answer::Whole(503, status(503, "ServiceUnavailable"));
+        (!is_streamed(target) && !is_watch(target)).then(failure)
+    })
+    .await;
+}
+
+/// Spec J3.
+#[tokio::test]
+async fn streamed_lists_that_break_off_are_an_outage() {
+    lists_come_ever_slower(|target| is_streamed(target).then_some(Answer::Cut)).await;
+}
+
+/// A control plane taken back to a version without streaming lists, or with the feature turned off.
+#[tokio::test]
+async fn a_server_that_stops_streaming_lists_is_asked_for_pages() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let streamed = Mutex::new(std::collections::HashSet::new());
+    let server = tokio::spawn(serve(listener, move |target: &str| {
+        let path = target.split('?').next().unwrap().to_owned();
+        if is_streamed(target) && streamed.lock().unwrap().insert(path) {
+            let end = json!({"k8s.io/initial-events-end": "true"});
+            let metadata = json!({"resourceVersion": "1", "annotations": end});
+            Answer::Stream(vec![
+                json!({"type": "BOOKMARK", "object": {"kind": "Service", "apiVersion": "v1", "metadata": metadata}}),
+                json!({"type": "ERROR", "object": status(410, "Expired")}),
+            ])
+        } else {
+            answer_old(target)
+        }
+    }));
+    let (sender, mut events) = mpsc::channel(64);
+    let running = tokio::spawn(source(address).await.run(sender));
+
+    // The second list is the one in pages, with the one Service in it.
+    let mut services = Vec::new();
+    while services.is_empty() {
+        wait_for(&mut events, Event::Complete(Kind::Services)).await;
+        wait_for(&mut events, Event::Begin(Kind::Services)).await;
+        while let Some(event) = events.recv().await {
+            match event {
+                Event::Service(service) => services.push(service.name.name.to_string()),
+                Event::Complete(Kind::Services) => break,
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(services, ["web"]);
 
     drop(events);
     running.await.unwrap().unwrap();
