@@ -1,16 +1,19 @@
-//! Somebody removes what we pinned: names and programs come back, and connections live on.
+//! Somebody removes what we pinned, or keeps us from pinning: names and programs come back, and connections live on.
 
 use std::fs;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use lb_agent::datapath::pins::Pins;
 use lb_tests::address::FAMILIES;
-use lb_tests::agent::Agent;
-use lb_tests::in_every_case;
+use lb_tests::agent::{Agent, SocketLb};
+use lb_tests::cluster::Cluster;
+use lb_tests::link::Layout;
 use lb_tests::manifests::Service;
 use lb_tests::scenario::{SOON, Web};
 use lb_tests::wait::eventually;
+use lb_tests::{device, in_every_case};
 
 const NODE_PORT: u16 = 30_010;
 /// Twice the time between two looks.
@@ -67,4 +70,34 @@ in_every_case! {
         }
         Ok(())
     }
+}
+
+/// Spec J4. Nothing else of the node changes meanwhile.
+#[test]
+fn a_device_whose_programs_could_not_be_attached_is_tried_again() -> anyhow::Result<()> {
+    let mut cluster = Cluster::builder()
+        .layout(Layout::PointToPoint)
+        .without_agents()
+        .build()?;
+    let veth = cluster.node(1).namespace().run(|| device::index("veth1"))?;
+    let pins = Pins::new(&cluster.node(1).bpffs());
+    let in_the_way = pins.link(&format!("tc-{veth}-ingress"));
+    fs::create_dir_all(&in_the_way).context("taking the link's name")?;
+    cluster.node_mut(1).start_agent(SocketLb::Off, &[])?;
+    cluster.node(1).agent()?.wait_ready()?;
+
+    let server = cluster.pod(1, 2);
+    let web = Web::start(&cluster, &[server])?;
+    let (client, vip) = (cluster.pod(1, 1).peer()?, web.vip(FAMILIES[0])?);
+    client.ask_tcp(vip).expect_err("the device has no program");
+    std::thread::sleep(LOOKED);
+    let told = cluster.node(1).agent()?.log();
+    let told = told.matches("could not attach the packet programs");
+    assert_eq!(told.count(), 1, "it is told once");
+
+    fs::remove_dir(&in_the_way).context("giving the link's name back")?;
+    eventually("the device is served", 2 * LOOKED, || {
+        Ok(client.ask_tcp(vip).ok())
+    })?;
+    Ok(())
 }

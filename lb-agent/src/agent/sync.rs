@@ -54,6 +54,8 @@ pub(super) struct Sync {
     addresses: Addresses,
     /// Devices without programs that one might expect to have them, and why.
     left_out: BTreeMap<String, &'static str>,
+    /// Devices whose programs could not be attached, and why: tried again by and by (spec J4).
+    unattached: BTreeMap<String, String>,
     /// Where XDP sits among the uplinks, as last told.
     seats: BTreeMap<String, Seat>,
     node_changed: bool,
@@ -135,6 +137,7 @@ impl Sync {
             own_addresses: Vec::new(),
             addresses: Addresses::default(),
             left_out: BTreeMap::new(),
+            unattached: BTreeMap::new(),
             seats: BTreeMap::new(),
             node_changed: false,
             picture: None,
@@ -228,6 +231,7 @@ impl Sync {
             self.write(Instant::now())?;
         }
         self.restore();
+        self.follow_unattached()?;
         self.prepare_programs();
         self.follow_xdp();
         self.measure();
@@ -258,9 +262,7 @@ impl Sync {
         }
         if self.node_changed || !self.ready {
             self.node_changed = false;
-            if self.ready {
-                self.follow_devices()?;
-            }
+            self.follow_devices()?;
             plans.push((None, self.follow_node()));
         }
         if !self.ready {

@@ -63,7 +63,7 @@ pub struct Restored {
 pub struct DeviceChanges {
     pub attached: Vec<String>,
     pub forgotten: Vec<u32>,
-    /// Devices whose programs could not be attached, and why; tried again at the next change.
+    /// Devices whose programs could not be attached, and why; [`Datapath::set_devices`] tries them again.
     pub failed: Vec<(String, String)>,
 }
 

@@ -24,52 +24,76 @@ impl Sync {
         self.node_changed |= own != self.own_addresses || self.picture.is_none();
         self.own_addresses = own;
         self.picture = Some(picture);
-        if self.complete() {
-            // Before the first write, they come with it.
-            if self.ready {
-                self.follow_devices()?;
-            }
-            if self.node_changed {
-                self.write(Instant::now())?;
-            }
+        if self.complete() && self.node_changed {
+            // Which follows the devices, too.
+            return self.write(Instant::now());
+        }
+        self.follow_devices()
+    }
+
+    /// Makes the right devices have packet programs, once the node is served: they come with the first write.
+    pub(super) fn follow_devices(&mut self) -> anyhow::Result<()> {
+        if self.ready {
+            self.attach_devices()?;
         }
         Ok(())
     }
 
-    /// Makes the right devices have packet programs. Waits for the Node object, which may tell an uplink from a
-    /// pod's device.
-    pub(super) fn follow_devices(&mut self) -> anyhow::Result<()> {
+    /// As [`Sync::follow_devices`]. Waits for the Node object, which may tell an uplink from a pod's device.
+    pub(super) fn attach_devices(&mut self) -> anyhow::Result<()> {
         let Some(picture) = &self.picture else {
             return Ok(());
         };
         let node_addresses = self.snapshot.node().map(|node| node.addresses.as_slice());
         let choice = picture.choose(&self.selection, node_addresses.unwrap_or_default());
-        if choice.left_out != self.left_out {
-            for (device, reason) in &choice.left_out {
-                if !self.left_out.contains_key(device) {
-                    warn!(
-                        device,
-                        reason, "left a device out: services are not served on it"
-                    );
-                }
-            }
-            self.left_out = choice.left_out;
-            let shown = self.left_out.iter();
-            let shown = shown.map(|(name, reason)| (name.clone(), (*reason).to_owned()));
-            let shown = shown.collect();
-            self.health
-                .describe(|status| status.devices_left_out = shown);
-        }
         let changes = self.datapath.set_devices(&choice.chosen)?;
-        for (device, error) in &changes.failed {
-            warn!(
-                device,
-                error, "could not attach the packet programs; trying again at the next change"
-            );
-        }
+        self.tell_unserved(choice.left_out, changes.failed.into_iter().collect());
         self.describe_xdp();
         if !changes.attached.is_empty() || !changes.forgotten.is_empty() {
             info!(attached = ?changes.attached, forgotten = changes.forgotten.len(), "followed this node's devices");
+        }
+        Ok(())
+    }
+
+    /// Tells log and status, once each, which devices have no programs, by choice or because attaching failed, and why.
+    fn tell_unserved(
+        &mut self,
+        left_out: BTreeMap<String, &'static str>,
+        unattached: BTreeMap<String, String>,
+    ) {
+        if left_out == self.left_out && unattached == self.unattached {
+            return;
+        }
+        for (device, reason) in &left_out {
+            if !self.left_out.contains_key(device) {
+                warn!(
+                    device,
+                    reason, "left a device out: services are not served on it"
+                );
+            }
+        }
+        for (device, error) in &unattached {
+            if self.unattached.get(device) != Some(error) {
+                warn!(
+                    device,
+                    error,
+                    "could not attach the packet programs: services are not served on this device; trying again every \
+                     few seconds"
+                );
+            }
+        }
+        let chosen = left_out.iter();
+        let chosen = chosen.map(|(name, reason)| (name.clone(), (*reason).to_owned()));
+        let shown = chosen.chain(unattached.clone()).collect();
+        self.health
+            .describe(|status| status.devices_left_out = shown);
+        (self.left_out, self.unattached) = (left_out, unattached);
+    }
+
+    /// Tries again where programs could not be attached: what kept them off may have been a shortage of the moment.
+    pub(super) fn follow_unattached(&mut self) -> anyhow::Result<()> {
+        if !self.unattached.is_empty() {
+            self.follow_devices()?;
         }
         Ok(())
     }

@@ -17,7 +17,7 @@ impl Sync {
     /// Programs come after what they go by: they drop what goes to an address of the service CIDRs that no service has, and
     /// until they are there, whoever served here before still does.
     pub(super) fn become_ready(&mut self, received: Instant) -> anyhow::Result<()> {
-        self.follow_devices()?;
+        self.attach_devices()?;
         let seen: HashSet<ObjectName> = self
             .snapshot
             .services()
