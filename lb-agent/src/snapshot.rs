@@ -174,7 +174,7 @@ pub struct Change {
     pub services: Vec<ObjectName>,
     /// Our Node changed: every Service may mean something else (spec C8, H3).
     pub node: bool,
-    /// The set of service CIDRs changed (D5).
+    /// The set of service CIDRs changed, or is known now (D5).
     pub service_cidrs: bool,
 }
 
@@ -250,7 +250,8 @@ impl Snapshot {
 
     /// Services, slices and the Node were listed completely once: the picture may be acted on (J1).
     ///
-    /// Service CIDRs are not waited for: a server that has none to offer must not hold up traffic.
+    /// Service CIDRs are not waited for: a server that has none to offer must not hold up traffic, and those of a
+    /// former agent do until it does.
     pub fn synced(&self) -> bool {
         self.lists.services.complete && self.lists.slices.complete && self.lists.node.complete
     }
@@ -279,12 +280,15 @@ impl Snapshot {
         self.node.as_deref()
     }
 
-    /// The service CIDRs of the cluster, sorted, each once.
-    pub fn service_cidrs(&self) -> Vec<Cidr> {
+    /// The service CIDRs of the cluster, sorted, each once; `None` until they were listed completely once.
+    pub fn service_cidrs(&self) -> Option<Vec<Cidr>> {
+        if !self.lists.service_cidrs.complete {
+            return None;
+        }
         let mut all: Vec<_> = self.service_cidrs.values().flatten().copied().collect();
         all.sort_unstable();
         all.dedup();
-        all
+        Some(all)
     }
 
     // ---- lists ----------------------------------------------------------------------------------------------
@@ -323,6 +327,7 @@ impl Snapshot {
                 }
             }
             Kind::ServiceCidrs => {
+                change.service_cidrs = !self.lists.service_cidrs.complete;
                 for name in self.lists.service_cidrs.complete() {
                     change.merge(self.remove_service_cidr(&name));
                 }

@@ -1,11 +1,17 @@
 //! The API server goes away and comes back; the node's services do not notice.
 
+use std::time::Duration;
+
+use lb_agent::datapath::Reader;
+use lb_ebpf::abi::settings::Prefix4;
+use lb_tests::control_plane::manifests;
 use lb_tests::control_plane::objects::{endpoint, service, service_path, slice, slice_path};
 use lb_tests::control_plane::rig::Rig;
-use lb_tests::control_plane::sandbox::{self, Outcome};
+use lb_tests::control_plane::sandbox::{self, Outcome, eventually};
 use serde_json::json;
 
 const CONNECTIONS: usize = 100;
+const SERVICE_CIDRS: &str = "/apis/networking.k8s.io/v1/servicecidrs";
 
 /// Spec J3, J4.
 #[test]
@@ -90,5 +96,43 @@ fn objects_deleted_while_the_agent_was_gone_are_removed() {
         let rig = Rig::resume(sandbox, plane)?;
         rig.expect_unserved(&doomed)?;
         rig.expect_answers(&web, &["192.0.2.11:8080"])
+    });
+}
+
+/// An update of the agent beside a role that does not let it read them: what the former agent knew is true still.
+/// Spec D5, J2.
+#[test]
+fn service_cidrs_outlive_an_agent_until_the_next_one_can_read_them() {
+    sandbox::run(|sandbox| {
+        let rig = Rig::start(sandbox)?;
+        let known = || anyhow::Ok(Reader::open(&sandbox.bpffs())?.settings()?.service_cidrs4);
+        let soon = Duration::from_secs(20);
+        eventually("the service CIDRs are in the tables", soon, || {
+            Ok(known()?[0] != Prefix4::default())
+        })?;
+        let before = known()?;
+        let Rig {
+            plane,
+            admin,
+            agent,
+            ..
+        } = rig;
+        agent.terminate()?;
+
+        let role = "/apis/rbac.authorization.k8s.io/v1/clusterroles/beeline";
+        let mut less = admin.get(role)?;
+        let rules = less["rules"].as_array_mut().expect("the role has rules");
+        rules.retain(|rule| rule["resources"] != json!(["servicecidrs"]));
+        admin.update(&less)?;
+        let token = manifests::token(&plane)?;
+        eventually("they cannot be read", soon, || {
+            let refused = plane.client(&token).get(SERVICE_CIDRS).err();
+            Ok(refused.is_some_and(|error| error.to_string().contains("403")))
+        })?;
+        let kubeconfig = plane.kubeconfig("less.kubeconfig", &token)?;
+        let agent = sandbox.start_agent_until("/healthz", &kubeconfig)?;
+        assert_eq!(known()?, before);
+        agent.terminate()?;
+        Ok(())
     });
 }

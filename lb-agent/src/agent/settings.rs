@@ -72,6 +72,12 @@ pub(super) fn settings(
     settings
 }
 
+/// The cluster did not name its service CIDRs yet: those in force stay.
+pub(super) fn keep_service_cidrs(settings: &mut Settings, former: &Settings) {
+    settings.service_cidrs4 = former.service_cidrs4;
+    settings.service_cidrs6 = former.service_cidrs6;
+}
+
 /// Writes prefixes to their slots. A prefix of length 0 would claim the whole world and is left out.
 fn put_prefixes(cidrs: &[Cidr], v4: &mut [Prefix4; PREFIXES], v6: &mut [Prefix6; PREFIXES]) {
     let (mut next4, mut next6) = (0, 0);

@@ -15,7 +15,7 @@ use tracing::{debug, error, info, warn};
 use super::adoption::kernel_state;
 use super::gauges::{Gauges, without_local_endpoints};
 use super::node::{self, Addresses};
-use super::settings::settings;
+use super::settings::{keep_service_cidrs, settings};
 use crate::config::{Config, LocalPods, SourceConfig};
 use crate::datapath::{self, Datapath, Grace, Picture, Seat, Selection};
 use crate::health::Health;
@@ -90,8 +90,7 @@ impl Sync {
         // Service CIDRs of a former agent stay in force until the cluster names its own, and the Node's pod CIDRs.
         let mut first = current;
         if let Some(former) = datapath.settings()? {
-            first.service_cidrs4 = former.service_cidrs4;
-            first.service_cidrs6 = former.service_cidrs6;
+            keep_service_cidrs(&mut first, &former);
             if config.local_pods == LocalPods::NodeCidr {
                 first.pod_cidrs4 = former.pod_cidrs4;
                 first.pod_cidrs6 = former.pod_cidrs6;
@@ -252,12 +251,18 @@ impl Sync {
         if self.cidrs_changed || self.node_changed || !self.ready {
             self.cidrs_changed = false;
             let pod_cidrs = node::pod_cidrs(&self.config, self.snapshot.node());
-            let settings = settings(
+            let service_cidrs = self.snapshot.service_cidrs();
+            let mut settings = settings(
                 &self.config,
                 self.host_netns,
-                &self.snapshot.service_cidrs(),
+                service_cidrs.as_deref().unwrap_or_default(),
                 pod_cidrs.as_deref(),
             );
+            if service_cidrs.is_none()
+                && let Some(former) = self.datapath.settings()?
+            {
+                keep_service_cidrs(&mut settings, &former);
+            }
             self.datapath.set_settings(&settings)?;
         }
         if self.node_changed || !self.ready {

@@ -238,7 +238,7 @@ fn what_a_new_list_does_not_name_is_gone() {
             .apply(Event::Complete(Kind::ServiceCidrs))
             .service_cidrs
     );
-    assert_eq!(snapshot.service_cidrs(), []);
+    assert_eq!(snapshot.service_cidrs(), Some(vec![]));
 }
 
 #[test]
@@ -273,17 +273,35 @@ fn d5_service_cidrs_are_the_union_of_the_objects() {
     let (small, large) = (cidr("10.96.0.0", 16), cidr("fd00::", 108));
     snapshot.apply(Event::ServiceCidr("b".into(), vec![large, small]));
     snapshot.apply(Event::ServiceCidr("a".into(), vec![small]));
-    assert_eq!(snapshot.service_cidrs(), [small, large]);
+    assert_eq!(snapshot.service_cidrs(), None, "there may be more");
+    assert!(
+        snapshot
+            .apply(Event::Complete(Kind::ServiceCidrs))
+            .service_cidrs
+    );
+    assert_eq!(snapshot.service_cidrs(), Some(vec![small, large]));
     assert!(
         snapshot
             .apply(Event::ServiceCidr("b".into(), vec![]))
             .service_cidrs
     );
-    assert_eq!(snapshot.service_cidrs(), [small]);
+    assert_eq!(snapshot.service_cidrs(), Some(vec![small]));
     assert!(
         snapshot
             .apply(Event::ServiceCidrGone("a".into()))
             .service_cidrs
     );
-    assert_eq!(snapshot.service_cidrs(), []);
+    assert_eq!(snapshot.service_cidrs(), Some(vec![]));
+}
+
+#[test]
+fn d5_an_empty_first_list_of_service_cidrs_is_a_change_and_a_second_is_none() {
+    let mut snapshot = Snapshot::default();
+    let mut listed = || {
+        snapshot.apply(Event::Begin(Kind::ServiceCidrs));
+        snapshot
+            .apply(Event::Complete(Kind::ServiceCidrs))
+            .service_cidrs
+    };
+    assert_eq!([listed(), listed()], [true, false]);
 }
