@@ -240,10 +240,8 @@ async fn status_asks_the_living_agent() {
     health.describe(|status| {
         status.node_name = "node-1".into();
         status.source_connected = true;
-        status.refused(
-            "Service shop/odd",
-            "externalIP 127.0.0.1 is a loopback address",
-        );
+        let reason = "externalIP 127.0.0.1 is a loopback address";
+        status.set_refused([("Service shop/odd".into(), reason.into())].into());
     });
     health.set_ready();
     let handlers = [

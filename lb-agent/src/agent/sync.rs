@@ -2,6 +2,7 @@
 
 mod devices;
 mod ready;
+mod refusals;
 mod report;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -26,6 +27,8 @@ use crate::plan::{Ledger, NodeAddresses, Plan, Retired, Timing, Write};
 use crate::snapshot::{Event, Family, Kind, ObjectName, Snapshot};
 use crate::sys::{clock, memory, netns, sock_diag};
 
+use self::refusals::Refusals;
+
 /// How long a Service that could not be written waits for another try.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -46,6 +49,7 @@ pub(super) struct Sync {
     /// Service ports that a Local policy leaves without endpoints here.
     no_local: HashMap<ObjectName, Vec<(Policy, Family)>>,
     dirty: HashSet<ObjectName>,
+    refusals: Refusals,
     /// Services whose last writes failed, tried again from this time on.
     failed: HashSet<ObjectName>,
     retry_at: Instant,
@@ -131,6 +135,7 @@ impl Sync {
             wanted_checks: HashMap::new(),
             no_local: HashMap::new(),
             dirty: HashSet::new(),
+            refusals: Refusals::default(),
             failed: HashSet::new(),
             retry_at: Instant::now(),
             own_addresses: Vec::new(),
@@ -278,7 +283,9 @@ impl Sync {
         let (changed, all) = (dirty.len(), self.snapshot.services().len());
         for name in dirty {
             let plan = self.plan(&name);
-            if !plan.is_empty() {
+            if plan.is_empty() {
+                self.refusals.accepted(&name);
+            } else {
                 plans.push((Some(name), plan));
             }
         }
@@ -289,6 +296,7 @@ impl Sync {
         if !self.ready && !refused {
             self.become_ready(received)?;
         }
+        self.tell_refusals();
         self.checks.set(self.health_ports());
         self.report(
             received,
@@ -391,7 +399,8 @@ impl Sync {
         for (index, (name, plan)) in plans.drain(..).enumerate() {
             for problem in &plan.problems {
                 warn!(%problem, "could not serve part of a Service");
-                self.note_refused(&problem.service().service, &problem.to_string());
+                self.refusals
+                    .refused(&problem.service().service, problem.to_string());
             }
             if let Some(failure) = failures.get(&index) {
                 self.metrics.table_write_failed(failure.table);
@@ -411,7 +420,7 @@ impl Sync {
                 debtor = Some(debtor.flatten().or_else(|| name.clone()));
                 match name {
                     Some(name) => {
-                        self.note_refused(&name, &failure.to_string());
+                        self.refusals.refused(&name, failure.to_string());
                         self.failed.insert(name);
                     }
                     None => self.node_changed = true,
@@ -420,8 +429,7 @@ impl Sync {
                 continue;
             }
             if let (Some(name), true) = (&name, plan.problems.is_empty()) {
-                let shown = shown(name);
-                self.health.describe(|status| status.accepted(&shown));
+                self.refusals.accepted(name);
             }
             end_sockets(&plan.writes);
             retire.append(plan.retire);
@@ -432,12 +440,6 @@ impl Sync {
             None if retire.is_empty() => {}
             None => self.grace.retire(retire),
         }
-    }
-
-    fn note_refused(&self, service: &ObjectName, reason: &str) {
-        let shown = shown(service);
-        self.health
-            .describe(|status| status.refused(&shown, reason));
     }
 }
 

@@ -448,7 +448,9 @@ mod tests {
         inventory.hooks.clear();
         let mut agent = healthy();
         if let Some(status) = &mut agent.status {
-            status.refused("Service a/b", "loopback\u{1b}[2J address");
+            status
+                .refused
+                .insert("Service a/b".into(), "loopback\u{1b}[2J address".into());
             status
                 .devices_left_out
                 .insert("tun0".into(), "no Ethernet header".into());

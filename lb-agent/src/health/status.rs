@@ -36,16 +36,9 @@ pub struct AgentStatus {
 }
 
 impl AgentStatus {
-    /// Remembers an object that was refused, until [`AgentStatus::accepted`].
-    pub fn refused(&mut self, object: &str, reason: &str) {
-        if self.refused.len() < REFUSED_KEPT || self.refused.contains_key(object) {
-            self.refused.insert(object.to_owned(), reason.to_owned());
-        }
-    }
-
-    /// The object is fine now, or gone.
-    pub fn accepted(&mut self, object: &str) {
-        self.refused.remove(object);
+    /// These objects are refused, and no others.
+    pub fn set_refused(&mut self, refused: BTreeMap<String, String>) {
+        self.refused = refused.into_iter().take(REFUSED_KEPT).collect();
     }
 }
 
@@ -54,15 +47,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refused_objects_are_bounded_and_follow_the_latest_reason() {
+    fn refused_objects_are_bounded() {
         let mut status = AgentStatus::default();
-        for n in 0..2 * REFUSED_KEPT {
-            status.refused(&format!("Service default/s{n:04}"), "no address");
-        }
-        status.refused("Service default/s0000", "loopback address");
-        status.accepted("Service default/s0001");
-        assert_eq!(status.refused.len(), REFUSED_KEPT - 1);
-        assert_eq!(status.refused["Service default/s0000"], "loopback address");
+        let object = |n| (format!("Service default/s{n:04}"), "no address".to_owned());
+        status.set_refused((0..2 * REFUSED_KEPT).map(object).collect());
+        assert_eq!(
+            status.refused,
+            (0..REFUSED_KEPT).map(object).collect::<BTreeMap<_, _>>()
+        );
     }
 
     #[test]

@@ -90,8 +90,7 @@ impl Ledger {
                 self.remove_port(id, &mut draft);
             }
         }
-        let ownerless = self.claims.ownerless().into_iter();
-        draft.touched.extend(ownerless.map(|key| (key, false)));
+        draft.touched.extend(self.claims.ownerless());
         self.addresses.finish_adoption(self.now);
         self.settle(draft)
     }

@@ -218,9 +218,7 @@ impl Ledger {
             if held.is_none_or(|held| held.kind != new.kind) {
                 self.addresses.claim(new.address, new.kind);
             }
-            draft
-                .touched
-                .push((key, held.is_none_or(|held| held.kind != new.kind)));
+            draft.touched.push(key);
         }
         let old = std::mem::replace(&mut port.frontends, want);
         for old in &old {
@@ -228,7 +226,7 @@ impl Ledger {
             let kept = port.frontend(key).copied();
             if kept.is_none() {
                 self.claims.unclaim(key, id);
-                draft.touched.push((key, true));
+                draft.touched.push(key);
             }
             if kept.is_none_or(|kept| kept.kind != old.kind) {
                 self.addresses.unclaim(old.address, old.kind, self.now);

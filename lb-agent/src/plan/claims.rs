@@ -72,9 +72,14 @@ impl Claims {
         Some(*owner)
     }
 
-    /// Who waits for `key`.
-    pub(super) fn waiting(&self, key: FrontendId) -> &[u32] {
-        self.waiting.get(&key).map_or(&[], Vec::as_slice)
+    /// Of each claim that waits: the frontend, who has it, and who wants it too.
+    pub(super) fn contested(&self) -> impl Iterator<Item = (FrontendId, u32, u32)> {
+        let waiting = self.waiting.iter();
+        waiting.flat_map(|(key, waiting)| {
+            let owner = self.table.get(key).and_then(|entry| entry.owner);
+            let waiting = waiting.iter();
+            waiting.filter_map(move |id| Some((*key, owner?, *id)))
+        })
     }
 
     /// The record in the kernel.

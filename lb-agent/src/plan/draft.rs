@@ -28,8 +28,8 @@ pub(super) struct Draft {
     pub(super) retire: Retired,
     pub(super) problems: Vec<Problem>,
 
-    /// Frontends to settle; `true` if who claims them changed.
-    pub(super) touched: Vec<(FrontendId, bool)>,
+    /// Frontends to settle.
+    pub(super) touched: Vec<FrontendId>,
     /// UDP endpoints that service ports had, and how they parted.
     pub(super) parted: Vec<(UdpEndpoint, Parting)>,
     /// Removals of an earlier, failed plan, to be done if they are still right.

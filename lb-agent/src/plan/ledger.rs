@@ -273,9 +273,7 @@ impl Ledger {
             debt.addresses
                 .into_iter()
                 .for_each(|address| self.addresses.settle(address));
-            draft
-                .touched
-                .extend(debt.frontends.into_iter().map(|key| (key, false)));
+            draft.touched.extend(debt.frontends);
             draft.retire.append(debt.retire);
         }
     }

@@ -39,6 +39,7 @@ mod adopt;
 mod apply;
 mod blocks;
 mod claims;
+mod conflicts;
 mod draft;
 mod ids;
 mod ledger;
@@ -63,6 +64,7 @@ use lb_ebpf::abi::socket::TombstoneKey;
 pub use addresses::NodeAddresses;
 pub use adopt::KernelState;
 pub use blocks::Block;
+pub use conflicts::Conflict;
 pub use ledger::{Ledger, Timing};
 
 use crate::model::ServicePortId;
@@ -182,13 +184,6 @@ impl Retired {
 /// Why part of a Service is not in the tables as its objects say.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Problem {
-    /// Two service ports want one frontend (spec D22).
-    FrontendTaken {
-        loser: ServicePortId,
-        winner: ServicePortId,
-        address: IpAddr,
-        port: u16,
-    },
     /// More endpoints than a block can have.
     TooManyEndpoints {
         service: ServicePortId,
@@ -203,7 +198,6 @@ impl Problem {
     /// The service port that has the problem.
     pub fn service(&self) -> &ServicePortId {
         match self {
-            Problem::FrontendTaken { loser, .. } => loser,
             Problem::TooManyEndpoints { service, .. } | Problem::EndpointTableFull { service } => {
                 service
             }
@@ -214,17 +208,6 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Problem::FrontendTaken {
-                loser,
-                winner,
-                address,
-                port,
-            } => write!(
-                f,
-                "service port {} does not get {address} port {port}: {} has it; give one of them another address or port",
-                Shown(loser),
-                Shown(winner)
-            ),
             Problem::TooManyEndpoints {
                 service,
                 endpoints,

@@ -11,17 +11,16 @@ use super::draft::Draft;
 use super::ledger::Ledger;
 use super::port::HeldPort;
 use super::udp::UdpEndpoint;
-use super::{Plan, Problem, Write, record};
+use super::{Plan, Write, record};
 
 impl Ledger {
     /// Decides who has each frontend that was touched, and completes the plan.
     pub(super) fn settle(&mut self, mut draft: Draft) -> Plan {
         let mut touched = std::mem::take(&mut draft.touched);
-        // Changed claims first among equals, so that they survive.
-        touched.sort_unstable_by_key(|(key, changed)| (*key, !changed));
-        touched.dedup_by_key(|(key, _)| *key);
-        for (key, changed) in touched {
-            self.settle_frontend(key, changed, &mut draft);
+        touched.sort_unstable();
+        touched.dedup();
+        for key in touched {
+            self.settle_frontend(key, &mut draft);
         }
         for (endpoint, parting) in std::mem::take(&mut draft.parted) {
             if self.udp.leave(endpoint, parting) {
@@ -41,7 +40,7 @@ impl Ledger {
         draft.finish()
     }
 
-    fn settle_frontend(&mut self, key: FrontendId, changed: bool, draft: &mut Draft) {
+    fn settle_frontend(&mut self, key: FrontendId, draft: &mut Draft) {
         let ports = &self.ports;
         let port = |id: u32| ports.get(id as usize).and_then(Option::as_deref);
         let winner = self
@@ -54,17 +53,6 @@ impl Ledger {
             }
             return;
         };
-        if changed {
-            let losers = self.claims.waiting(key).iter().filter_map(|id| port(*id));
-            draft
-                .problems
-                .extend(losers.map(|loser| Problem::FrontendTaken {
-                    loser: loser.name.clone(),
-                    winner: winner.name.clone(),
-                    address: key.address,
-                    port: key.port,
-                }));
-        }
         if winner.doubtful {
             // Its block may never have been written, so its frontends wait for its next plan. What another
             // service port left under the key, or may have left, must not stay: that block may go.

@@ -32,6 +32,7 @@ const PREFIX: &str = "beeline-control-";
 const START_TIME: Duration = Duration::from_secs(30);
 const CONNECT_SECONDS: &str = "5";
 const HEALTH: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 10256);
+const METRICS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 10249);
 
 /// The namespaces, directories and cgroup of one test.
 pub struct Sandbox {
@@ -238,6 +239,17 @@ impl Sandbox {
         serde_json::from_slice(&output.stdout)
             .with_context(|| format!("beeline {arguments:?} printed no JSON"))
     }
+
+    /// What the agent tells of itself.
+    pub fn status(&self) -> Result<Value> {
+        let answer = http_get(METRICS.into(), "/status")?;
+        let (_, body) = answer
+            .split_once("\r\n\r\n")
+            .context("no body in the agent's answer")?;
+        let mut told: Value =
+            serde_json::from_str(body).with_context(|| format!("the status is no JSON: {body}"))?;
+        Ok(told["status"].take())
+    }
 }
 
 impl Drop for Sandbox {
@@ -299,6 +311,12 @@ fn ip(arguments: &[&str]) -> Result<()> {
 }
 
 fn http_status(address: SocketAddr, path: &str) -> Result<u16> {
+    let answer = http_get(address, path)?;
+    let status = answer.split(' ').nth(1).context("no HTTP status")?;
+    Ok(status.parse()?)
+}
+
+fn http_get(address: SocketAddr, path: &str) -> Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
     write!(
@@ -307,8 +325,7 @@ fn http_status(address: SocketAddr, path: &str) -> Result<u16> {
     )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
-    let status = answer.split(' ').nth(1).context("no HTTP status")?;
-    Ok(status.parse()?)
+    Ok(answer)
 }
 
 /// Moves the calling thread to a new network and mount namespace, with a bpffs at `bpffs`.
