@@ -3,12 +3,14 @@
 //! Notifications only say that something changed; what there is comes from a fresh, complete list. So a lost
 //! notification costs one more list, and no event can leave a wrong picture behind.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use futures_util::TryStreamExt as _;
 use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressScope,
 };
@@ -18,6 +20,7 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::route::RouteAttribute;
 use tokio::io::unix::AsyncFd;
 
+use super::dump::dump;
 use super::{Error, Result};
 use crate::sys::netlink::{Received, Socket};
 
@@ -110,7 +113,9 @@ impl Interfaces {
         let failed = |e| Error::io("open a netlink socket", e);
         let socket = Socket::open(libc::NETLINK_ROUTE, GROUPS).map_err(failed)?;
         let notifications = socket.watched().map_err(failed)?;
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(failed)?;
+        let (mut connection, handle, _) = rtnetlink::new_connection().map_err(failed)?;
+        // Else a list ends in the same way if the connection breaks.
+        connection.set_forward_done(true);
         Ok(Self {
             notifications,
             handle,
@@ -136,30 +141,32 @@ impl Interfaces {
 
     /// Lists all devices and addresses.
     pub async fn read(&self) -> Result<Picture> {
-        let failed = |what: &str, e| Error::io(format!("list {what}"), io::Error::other(e));
-        let links: Vec<LinkMessage> = self
-            .handle
-            .link()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|e| failed("devices", e))?;
-        let addresses: Vec<_> = self
-            .handle
-            .address()
-            .get()
-            .execute()
-            .try_collect()
-            .await
-            .map_err(|e| failed("addresses", e))?;
+        let failed = |what: &str, e| Error::io(format!("list {what}"), e);
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let links = dump(&self.handle, request).await;
+        let links = links.map_err(|e| failed("devices", e))?;
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let addresses = dump(&self.handle, request).await;
+        let addresses = addresses.map_err(|e| failed("addresses", e))?;
         let mut default_routes = Vec::new();
         for destination in ELSEWHERE {
             default_routes.extend(self.device_towards(destination).await);
         }
+        let interfaces = links.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(message) => Some(interface(message)),
+            _ => None,
+        });
+        // A list of several attempts may name a device twice: the latest is the one.
+        let interfaces: BTreeMap<u32, Interface> = interfaces
+            .map(|interface| (interface.index, interface))
+            .collect();
+        let addresses = addresses.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => address(message),
+            _ => None,
+        });
         Ok(Picture {
-            addresses: addresses.iter().filter_map(address).collect(),
-            interfaces: links.iter().map(interface).collect(),
+            addresses: addresses.collect(),
+            interfaces: interfaces.into_values().collect(),
             default_routes,
         })
     }

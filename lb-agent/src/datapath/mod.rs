@@ -3,6 +3,7 @@
 pub mod addresses;
 pub mod apply;
 pub mod attach;
+mod dump;
 pub mod engine;
 pub mod entries;
 pub mod flows;
