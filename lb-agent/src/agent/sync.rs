@@ -401,6 +401,8 @@ impl Sync {
                 warn!(%problem, "could not serve part of a Service");
                 self.refusals
                     .refused(&problem.service().service, problem.to_string());
+                self.failed.insert(problem.service().service.clone());
+                self.retry_at = Instant::now() + RETRY;
             }
             if let Some(failure) = failures.get(&index) {
                 self.metrics.table_write_failed(failure.table);

@@ -120,10 +120,16 @@ impl Tables {
             tombstones,
         } = staged;
         let prepared = [
-            self.endpoints4
-                .prepare(endpoints4.iter().map(|(_, first, _)| *first)),
-            self.endpoints6
-                .prepare(endpoints6.iter().map(|(_, first, _)| *first)),
+            self.endpoints4.prepare(
+                endpoints4
+                    .iter()
+                    .flat_map(|(_, first, block)| ends(*first, block)),
+            ),
+            self.endpoints6.prepare(
+                endpoints6
+                    .iter()
+                    .flat_map(|(_, first, block)| ends(*first, block)),
+            ),
             self.endpoint_state.prepare(states.keys().copied()),
         ];
         for error in prepared.into_iter().filter_map(Result::err) {
@@ -178,6 +184,14 @@ impl Tables {
         run.changes(table::ADDRESSES4, &mut self.addresses4, addresses4);
         run.changes(table::ADDRESSES6, &mut self.addresses6, addresses6);
     }
+}
+
+/// First and last record of a block. Segments between those of the longest ones are made by the write.
+fn ends<T>(first: u32, block: &[T]) -> [u32; 2] {
+    [
+        first,
+        first.saturating_add(block.len().saturating_sub(1) as u32),
+    ]
 }
 
 /// A table that takes puts and deletes in bulk.

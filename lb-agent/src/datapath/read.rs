@@ -11,7 +11,7 @@ use lb_ebpf::abi::name::ServiceName;
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::socket::{Tombstone, TombstoneKey};
 use lb_ebpf::abi::source_range::{SourceRange, SourceRangeKey};
-use lb_ebpf::abi::{Record, SEGMENT_SHIFT, SEGMENTS, table};
+use lb_ebpf::abi::{Record, SEGMENT_RECORDS, SEGMENT_SHIFT, SEGMENTS, table};
 
 use super::pins::Pins;
 use super::segments::entries;
@@ -158,11 +158,16 @@ impl Reader {
         if count == 0 {
             return Ok(records);
         }
-        let segment: Table<u32, V> =
-            Table::open_read_only(&self.inner(name, first >> SEGMENT_SHIFT))?;
-        let offset = first & ((1 << SEGMENT_SHIFT) - 1);
-        for index in offset..offset.saturating_add(count).min(segment.max_entries()) {
-            records.extend(segment.get(&index)?);
+        let end = first.saturating_add(count);
+        let mut at = first;
+        while at < end {
+            let slot = at >> SEGMENT_SHIFT;
+            let segment: Table<u32, V> = Table::open_read_only(&self.inner(name, slot))?;
+            let next = end.min((slot + 1) << SEGMENT_SHIFT);
+            for record in at..next {
+                records.extend(segment.get(&(record & (SEGMENT_RECORDS - 1)))?);
+            }
+            at = next;
         }
         Ok(records)
     }

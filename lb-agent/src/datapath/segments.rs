@@ -92,7 +92,7 @@ impl<V: Record> Segments<V> {
         self.segments[at] = Some(segment);
     }
 
-    /// Writes records `first ..`. They may cross segments (states do, blocks do not).
+    /// Writes records `first ..`. They may lie in several segments.
     pub fn write(&mut self, first: u32, records: &[V]) -> crate::sys::bpf::Result<()> {
         let mut index = first;
         let mut rest = records;

@@ -13,7 +13,7 @@ use lb_ebpf::abi::name::ServiceName;
 use lb_ebpf::abi::socket::{Tombstone, TombstoneKey};
 use lb_ebpf::abi::source_range::SourceRangeKey;
 
-use super::blocks::{Block, Blocks};
+use super::blocks::{Block, Blocks, RECORDS};
 use super::claims::FrontendId;
 use super::draft::Draft;
 use super::ids::{EndpointIds, Ids};
@@ -234,6 +234,7 @@ impl Adoption {
                     self.block_stays(port.name.family, record);
                 }
             }
+            port.needs_block = port.doubtful;
             self.ledger.ports[*id as usize] = Some(port);
         }
         self.newest = newest;
@@ -379,7 +380,12 @@ impl Adoption {
     /// A block of which we do not know the length is never used again by this run.
     fn block_stays(&mut self, family: Family, record: &Frontend) {
         if record.block != NO_BLOCK {
-            let len = needed(record).unwrap_or(0).clamp(1, SEGMENT_RECORDS);
+            // What does not fit into the table tells nothing, and must not take all of it.
+            let fits = |len: &u32| *len <= RECORDS.saturating_sub(record.block);
+            let len = needed(record)
+                .filter(fits)
+                .unwrap_or(SEGMENT_RECORDS)
+                .max(1);
             self.used_blocks(family).push(Block {
                 first: record.block,
                 len,

@@ -1,6 +1,5 @@
 //! What one service port needs in the tables: its endpoints, block, source ranges and frontends.
 
-use lb_ebpf::abi::SEGMENT_RECORDS;
 use lb_ebpf::abi::endpoint::{IN_CLUSTER, IN_LOCAL};
 use lb_ebpf::abi::family::{V4, V6};
 
@@ -31,7 +30,7 @@ impl Ledger {
             &want.endpoints,
             udp,
         );
-        let rewrite = merge.block_changed || doubtful;
+        let rewrite = merge.block_changed || port.is_some_and(|port| port.needs_block);
         let block = match self.room(&merge, rewrite, &want.id) {
             Ok(block) => block,
             Err(problem) => {
@@ -73,14 +72,6 @@ impl Ledger {
         rewrite: bool,
         name: &ServicePortId,
     ) -> Result<Option<Block>, Box<Problem>> {
-        let limit = SEGMENT_RECORDS as usize;
-        if merge.records > limit {
-            return Err(Box::new(Problem::TooManyEndpoints {
-                service: name.clone(),
-                endpoints: merge.records,
-                limit,
-            }));
-        }
         let full = || {
             Box::new(Problem::EndpointTableFull {
                 service: name.clone(),
@@ -97,8 +88,8 @@ impl Ledger {
         } else {
             &mut self.blocks6
         };
-        // One more for the terminator, unless the segment's end is one.
-        let len = (merge.records + 1).min(limit) as u32;
+        // One more for the terminator.
+        let len = u32::try_from(merge.records + 1).map_err(|_| full())?;
         blocks.allocate(len).map(Some).ok_or_else(full)
     }
 
@@ -190,12 +181,13 @@ impl Ledger {
 
     fn publish(&mut self, port: &mut HeldPort, id: u32, block: Option<Block>, draft: &mut Draft) {
         retire_block(port, draft);
+        port.needs_block = false;
         port.block = block;
         port.counts = Counts::default();
-        if let Some(Block { first, len }) = block {
+        if let Some(Block { first, .. }) = block {
             let (write, counts) = match port.name.family {
-                Family::V4 => block_write::<V4>(&port.endpoints, id, first, len),
-                Family::V6 => block_write::<V6>(&port.endpoints, id, first, len),
+                Family::V4 => block_write::<V4>(&port.endpoints, id, first),
+                Family::V6 => block_write::<V6>(&port.endpoints, id, first),
             };
             port.counts = counts;
             draft.blocks.push(write);
@@ -255,8 +247,8 @@ impl Ledger {
     }
 }
 
-fn block_write<F: record::Wire>(held: &[Held], id: u32, first: u32, len: u32) -> (Write, Counts) {
-    let (records, counts) = record::block::<F>(held, id, len);
+fn block_write<F: record::Wire>(held: &[Held], id: u32, first: u32) -> (Write, Counts) {
+    let (records, counts) = record::block::<F>(held, id);
     (F::write(first, records), counts)
 }
 

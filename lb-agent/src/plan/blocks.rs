@@ -1,8 +1,12 @@
-//! Where blocks of endpoint records lie: best fit, coalescing, never across a segment.
+//! Where blocks of endpoint records lie: best fit, coalescing. Segments follow one another, so a block may lie in several:
+//! whoever reads a record finds its segment by the record's number.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_ebpf::abi::{SEGMENT_RECORDS, SEGMENTS};
+
+/// Records that a table can have.
+pub(super) const RECORDS: u32 = SEGMENTS * SEGMENT_RECORDS;
 
 /// A range of endpoint records.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -27,59 +31,40 @@ impl Blocks {
     pub(super) fn adopt(mut used: Vec<Block>) -> Self {
         used.sort_unstable();
         used.dedup();
-        let end = |block: &Block| block.first.saturating_add(block.len);
-        let segments = used
-            .iter()
-            .map(|block| end(block).div_ceil(SEGMENT_RECORDS))
-            .max()
-            .unwrap_or(0)
-            .min(SEGMENTS);
+        let end = |block: &Block| block.first.saturating_add(block.len).min(RECORDS);
+        let last = used.iter().map(end).max().unwrap_or(0);
         let mut blocks = Self {
-            segments,
+            segments: last.div_ceil(SEGMENT_RECORDS),
             ..Self::default()
         };
-        let mut used = used.into_iter().peekable();
-        for segment in 0..segments {
-            let mut at = segment * SEGMENT_RECORDS;
-            let stop = at + SEGMENT_RECORDS;
-            while let Some(block) = used.next_if(|block| block.first < stop) {
-                if block.first > at {
-                    blocks.insert(Block {
-                        first: at,
-                        len: block.first - at,
-                    });
-                }
-                at = at.max(end(&block)).min(stop);
-            }
-            if at < stop {
+        let mut at = 0;
+        for block in &used {
+            if block.first > at {
                 blocks.insert(Block {
                     first: at,
-                    len: stop - at,
+                    len: block.first.min(blocks.end()) - at,
                 });
             }
+            at = at.max(end(block));
+        }
+        if at < blocks.end() {
+            blocks.insert(Block {
+                first: at,
+                len: blocks.end() - at,
+            });
         }
         blocks
     }
 
-    /// A free range of `len` records, or `None` if the table is full or a segment is too short for it.
+    /// A free range of `len` records, or `None` if the table has none so long.
     pub(super) fn allocate(&mut self, len: u32) -> Option<Block> {
-        if len == 0 || len > SEGMENT_RECORDS {
+        if len == 0 {
             return None;
         }
-        let fit = self.by_len.range((len, 0)..).next().copied();
-        let (have, first) = match fit {
-            Some(fit) => fit,
-            None if self.segments < SEGMENTS => {
-                let first = self.segments * SEGMENT_RECORDS;
-                self.segments += 1;
-                self.insert(Block {
-                    first,
-                    len: SEGMENT_RECORDS,
-                });
-                (SEGMENT_RECORDS, first)
-            }
-            None => return None,
-        };
+        if self.by_len.range((len, 0)..).next().is_none() {
+            self.extend(len)?;
+        }
+        let (have, first) = self.by_len.range((len, 0)..).next().copied()?;
         self.remove(Block { first, len: have });
         if have > len {
             self.insert(Block {
@@ -90,6 +75,28 @@ impl Blocks {
         Some(Block { first, len })
     }
 
+    /// As many further segments as it takes, with what is free at the end so far, for a range of `len`.
+    fn extend(&mut self, len: u32) -> Option<()> {
+        let end = self.end();
+        let last = self.by_first.last_key_value();
+        let free = last.map_or(0, |(first, len)| if first + len == end { *len } else { 0 });
+        let more = (len - free).div_ceil(SEGMENT_RECORDS);
+        if more > SEGMENTS - self.segments {
+            return None;
+        }
+        self.segments += more;
+        self.release(Block {
+            first: end,
+            len: more * SEGMENT_RECORDS,
+        });
+        Some(())
+    }
+
+    /// Where the segments in use so far end.
+    fn end(&self) -> u32 {
+        self.segments * SEGMENT_RECORDS
+    }
+
     /// Makes a block free again.
     pub(super) fn release(&mut self, block: Block) {
         let Block { mut first, mut len } = block;
@@ -98,19 +105,14 @@ impl Blocks {
             .range(..first)
             .next_back()
             .map(|(&first, &len)| Block { first, len });
-        if let Some(before) =
-            before.filter(|b| b.first + b.len == first && first % SEGMENT_RECORDS != 0)
-        {
+        if let Some(before) = before.filter(|b| b.first + b.len == first) {
             self.remove(before);
             first = before.first;
             len += before.len;
         }
-        let end = first + len;
-        if end % SEGMENT_RECORDS != 0
-            && let Some(&after) = self.by_first.get(&end)
-        {
+        if let Some(&after) = self.by_first.get(&(first + len)) {
             self.remove(Block {
-                first: end,
+                first: first + len,
                 len: after,
             });
             len += after;
@@ -134,13 +136,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_block_never_crosses_a_segment() {
+    fn a_block_may_be_longer_than_a_segment() {
         let mut blocks = Blocks::default();
         let a = blocks.allocate(3000).unwrap();
-        let b = blocks.allocate(3000).unwrap();
-        let c = blocks.allocate(1000).unwrap();
-        assert_eq!((a.first, b.first, c.first), (0, 4096, 3000));
-        assert_eq!(blocks.allocate(4097), None);
+        let b = blocks.allocate(5001).unwrap();
+        let c = blocks.allocate(191).unwrap();
+        assert_eq!((a.first, b.first, c.first), (0, 3000, 8001));
+        blocks.release(a);
+        blocks.release(c);
+        blocks.release(b);
+        assert_eq!(blocks.allocate(8192).map(|all| all.first), Some(0));
+        assert_eq!(blocks.segments, 2);
     }
 
     #[test]
@@ -179,6 +185,19 @@ mod tests {
             .map(|(&first, &len)| (first, len))
             .collect();
         assert_eq!(free, [(0, 10), (30, 4066), (8192, 808), (9001, 3287)]);
+    }
+
+    #[test]
+    fn adoption_survives_blocks_that_cannot_be() {
+        let block = |first, len| Block { first, len };
+        let mut blocks = Blocks::adopt(vec![
+            block(4, 5000),
+            block(100, 8),
+            block(RECORDS - 1, 9),
+            block(u32::MAX - 1, 7),
+        ]);
+        assert_eq!(blocks.allocate(5), Some(block(5004, 5)));
+        assert_eq!(blocks.allocate(4), Some(block(0, 4)));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Dense numbers: service port ids, and endpoint ids with their generations.
 
 use lb_ebpf::abi::endpoint::EndpointState;
-use lb_ebpf::abi::{SEGMENT_RECORDS, SEGMENTS};
+
+use super::blocks::RECORDS;
 
 /// Numbers from 0 upward, lowest unused ones first after a start.
 #[derive(Debug)]
@@ -67,7 +68,7 @@ impl Default for EndpointIds {
 }
 
 impl EndpointIds {
-    const LIMIT: u32 = SEGMENTS * SEGMENT_RECORDS;
+    const LIMIT: u32 = RECORDS;
 
     /// The ids below the length of `generations` exist.
     pub(super) fn adopt(mut generations: Vec<u32>, used: impl Fn(u32) -> bool) -> Self {

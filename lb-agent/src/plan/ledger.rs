@@ -7,7 +7,7 @@ use lb_ebpf::abi::frontend::Frontend;
 use lb_ebpf::abi::socket::TombstoneKey;
 
 use super::addresses::{Addresses, NodeAddresses};
-use super::blocks::Blocks;
+use super::blocks::{Block, Blocks};
 use super::claims::{Claims, FrontendId};
 use super::draft::Draft;
 use super::ids::{EndpointIds, Ids};
@@ -16,7 +16,7 @@ use super::record;
 use super::udp::UdpEndpoints;
 use super::{NO_ID, Plan, Retired, Write};
 use crate::model::{ServicePort, ServicePortId};
-use crate::snapshot::ObjectName;
+use crate::snapshot::{Family, ObjectName};
 
 /// How long things outlive their Service or endpoint, in seconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,7 +100,7 @@ impl Ledger {
 
     /// Makes the tables hold `desired` for `service`: all its service ports; those not named are removed.
     pub fn apply(&mut self, service: &ObjectName, desired: Vec<ServicePort>) -> Plan {
-        let mut draft = self.draft(Some(service));
+        let mut draft = Draft::default();
         let held = self.services.remove(service).unwrap_or_default();
         let mut kept = Vec::with_capacity(desired.len());
         for want in desired
@@ -118,6 +118,11 @@ impl Ledger {
         if !kept.is_empty() {
             self.services.insert(service.clone(), kept);
         }
+        // So far only want of room is a problem. Where a service port found none, its frontends go on leading to what
+        // the debt keeps.
+        if draft.problems.is_empty() {
+            self.discharge(service, &mut draft);
+        }
         self.settle(draft)
     }
 
@@ -128,7 +133,7 @@ impl Ledger {
 
     /// Tells this node's addresses.
     pub fn set_node_addresses(&mut self, node: &NodeAddresses<'_>) -> Plan {
-        let draft = self.draft(None);
+        let draft = Draft::default();
         self.addresses.set_node(node);
         self.settle(draft)
     }
@@ -136,7 +141,7 @@ impl Ledger {
     /// Ends what has outlived its time; carries removals that failed. `now` is the tables' clock.
     pub fn tick(&mut self, now: u32) -> Plan {
         self.now = now;
-        let mut draft = self.draft(None);
+        let mut draft = Draft::default();
         if let Some(deadline) = now.checked_sub(self.timing.linger) {
             self.addresses.end_lingering(deadline);
         }
@@ -191,6 +196,7 @@ impl Ledger {
             retire,
             ..Debt::default()
         };
+        let mut blocks = Vec::new();
         for write in unwritten {
             match &write {
                 Write::Frontend4 { key, .. } | Write::Frontend4Gone { key } => {
@@ -212,9 +218,9 @@ impl Ledger {
                 // Part of a service port that is written anew as a whole.
                 Write::EndpointState { .. }
                 | Write::SourceRange { allowed: true, .. }
-                | Write::Name { .. }
-                | Write::Endpoints4 { .. }
-                | Write::Endpoints6 { .. } => {}
+                | Write::Name { .. } => {}
+                Write::Endpoints4 { first, .. } => blocks.push((Family::V4, *first)),
+                Write::Endpoints6 { first, .. } => blocks.push((Family::V6, *first)),
             }
         }
         for key in &debt.frontends {
@@ -234,8 +240,20 @@ impl Ledger {
         };
         let service = service.cloned().unwrap_or_else(nobody);
         for id in self.services.get(&service).into_iter().flatten() {
-            if let Some(port) = self.ports.get_mut(*id as usize).and_then(Option::as_mut) {
-                port.doubtful = true;
+            let Some(port) = self.ports.get_mut(*id as usize).and_then(Option::as_mut) else {
+                continue;
+            };
+            port.doubtful = true;
+            // Frontends come after their blocks, so none leads to one that was not written: it is free at once. Kept
+            // with the debt, one for every try, such blocks would fill the table.
+            let family = port.name.family;
+            let unwritten = |block: &Block| blocks.contains(&(family, block.first));
+            if let Some(block) = port.block.take_if(|block| unwritten(block)) {
+                port.needs_block = true;
+                match family {
+                    Family::V4 => self.blocks4.release(block),
+                    Family::V6 => self.blocks6.release(block),
+                }
             }
         }
         let owed = self.debts.entry(service).or_default();
@@ -257,14 +275,6 @@ impl Ledger {
 
     pub(super) fn port(&self, id: u32) -> Option<&HeldPort> {
         self.ports.get(id as usize)?.as_deref()
-    }
-
-    fn draft(&mut self, service: Option<&ObjectName>) -> Draft {
-        let mut draft = Draft::default();
-        if let Some(service) = service {
-            self.discharge(service, &mut draft);
-        }
-        draft
     }
 
     pub(super) fn discharge(&mut self, service: &ObjectName, draft: &mut Draft) {

@@ -23,7 +23,8 @@
 //! * If a write fails (table full, out of memory), stop, and hand that write, the rest and `retire` to
 //!   [`Ledger::failed`]. The tables stay consistent, as after a crash at that point. The ledger then takes
 //!   what the Service has in the kernel for unknown: the next plan for it (apply it again when there is room)
-//!   rewrites all of it and carries the outstanding removals. Where plans were carried out together, hand it the
+//!   rewrites all of it, but for blocks that were written, and carries the outstanding removals. A block that was not
+//!   written is free at once. Where plans were carried out together, hand it the
 //!   `retire` of the others too: a frontend that was to go over to the failed Service may lead there still. And
 //!   stop plans that lead clients to a service port of the failed one.
 //! * Call [`Ledger::tick`] about once a minute. Times come from there alone.
@@ -31,8 +32,8 @@
 //! # What can be read back
 //! A frontend names the first record of its block and how many records it uses. Behind those may follow
 //! records of endpoints that serve but are in no set any more (UDP flows and affinity may still name their
-//! ids), then a terminator with id [`NO_ID`], left out where the block fills its segment. That is how an
-//! agent that starts finds every id again, see [`KernelState`].
+//! ids), then a terminator with id [`NO_ID`]. That is how an agent that starts finds every id again, see
+//! [`KernelState`].
 
 mod addresses;
 mod adopt;
@@ -77,7 +78,7 @@ pub const NO_BLOCK: u32 = u32::MAX;
 /// One write to the tables.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Write {
-    /// Records `first ..` of the IPv4 endpoint table. Never crosses a segment. The segment may not exist yet.
+    /// Records `first ..` of the IPv4 endpoint table. They may lie in several segments, which may not exist yet.
     Endpoints4 {
         first: u32,
         records: Vec<Endpoint<V4>>,
@@ -184,13 +185,7 @@ impl Retired {
 /// Why part of a Service is not in the tables as its objects say.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Problem {
-    /// More endpoints than a block can have.
-    TooManyEndpoints {
-        service: ServicePortId,
-        endpoints: usize,
-        limit: usize,
-    },
-    /// No room in the tables of endpoints.
+    /// No room in the tables of endpoints. It may pass: apply the Service again after a while.
     EndpointTableFull { service: ServicePortId },
 }
 
@@ -198,9 +193,7 @@ impl Problem {
     /// The service port that has the problem.
     pub fn service(&self) -> &ServicePortId {
         match self {
-            Problem::TooManyEndpoints { service, .. } | Problem::EndpointTableFull { service } => {
-                service
-            }
+            Problem::EndpointTableFull { service } => service,
         }
     }
 }
@@ -208,15 +201,6 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Problem::TooManyEndpoints {
-                service,
-                endpoints,
-                limit,
-            } => write!(
-                f,
-                "service port {} stays as it was: it has {endpoints} endpoints, the limit is {limit}; split the Service",
-                Shown(service)
-            ),
             Problem::EndpointTableFull { service } => write!(
                 f,
                 "service port {} stays as it was: the endpoint tables are full; remove Services or endpoints",

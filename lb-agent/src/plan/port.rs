@@ -28,8 +28,10 @@ pub(super) struct HeldPort {
     pub(super) affinity_seconds: u32,
     pub(super) has_any: bool,
     pub(super) ranges_admit_node: bool,
-    /// The kernel may hold something else: rewrite all of it.
+    /// The kernel may hold something else: rewrite all of it but the block.
     pub(super) doubtful: bool,
+    /// The block is not there, or not as it should be: write another one.
+    pub(super) needs_block: bool,
 }
 
 /// An endpoint that has an id, or had one (UDP), or of which we must know that it exists (UDP).
@@ -110,6 +112,7 @@ impl HeldPort {
             has_any: false,
             ranges_admit_node: false,
             doubtful: false,
+            needs_block: false,
         }
     }
 

@@ -56,10 +56,13 @@ fn read_block<F: record::Wire>(
         return (needed == 0).then_some(read);
     }
     let offset = (record.block % SEGMENT_RECORDS) as usize;
-    let records = segments
-        .get((record.block >> SEGMENT_SHIFT) as usize)?
-        .get(offset..)?;
-    for (index, endpoint) in records.iter().enumerate() {
+    let (first, further) = segments
+        .get((record.block >> SEGMENT_SHIFT) as usize..)?
+        .split_first()?;
+    // A segment that does not exist ends it.
+    let further = further.iter().take_while(|segment| !segment.is_empty());
+    let records = first.get(offset..)?.iter().chain(further.flatten());
+    for (index, endpoint) in records.enumerate() {
         if endpoint.id == NO_ID {
             read.len = index as u32 + 1;
             break;

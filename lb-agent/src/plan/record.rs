@@ -45,10 +45,10 @@ pub(super) struct Counts {
     pub(super) cluster_count: u32,
 }
 
-/// The records of a block of `len` records, in the order the frontend's ranges ask for, with a terminator
-/// where there is room (see the module documentation of `plan`).
-pub(super) fn block<F: Wire>(held: &[Held], service: u32, len: u32) -> (Vec<Endpoint<F>>, Counts) {
-    let mut records = Vec::with_capacity(len as usize);
+/// The records of a block, in the order the frontend's ranges ask for, with a terminator (see the module
+/// documentation of `plan`).
+pub(super) fn block<F: Wire>(held: &[Held], service: u32) -> (Vec<Endpoint<F>>, Counts) {
+    let mut records = Vec::with_capacity(held.len() + 1);
     let mut ends = [0; 4];
     let groups: [(bool, bool); 4] = [(true, false), (true, true), (false, true), (false, false)];
     for ((local, cluster), end) in groups.into_iter().zip(&mut ends) {
@@ -64,15 +64,13 @@ pub(super) fn block<F: Wire>(held: &[Held], service: u32, len: u32) -> (Vec<Endp
         }));
         *end = records.len() as u32;
     }
-    if records.len() < len as usize {
-        records.push(Endpoint {
-            address: F::UNSPECIFIED,
-            port: 0,
-            flags: 0,
-            id: NO_ID,
-            service: u32::MAX,
-        });
-    }
+    records.push(Endpoint {
+        address: F::UNSPECIFIED,
+        port: 0,
+        flags: 0,
+        id: NO_ID,
+        service: u32::MAX,
+    });
     let [local_only, local_count, cluster_end, _] = ends;
     (
         records,

@@ -31,7 +31,7 @@ pub const UDP: u8 = 17;
 /// See [`TCP`].
 pub const SCTP: u8 = 132;
 
-/// Endpoint records per segment; a block of endpoints never crosses a segment.
+/// Endpoint records per segment; a block of endpoints may lie in several.
 pub const SEGMENT_RECORDS: u32 = 4096;
 /// Low bits of a record index that select the record within its segment.
 pub const SEGMENT_SHIFT: u32 = 12;

@@ -361,42 +361,24 @@ fn d22_a_cluster_ip_beats_an_external_address() {
     }
 }
 
+/// Spec §6.1: Services of more than 5,000 endpoints are met.
 #[test]
-fn too_many_endpoints_are_refused_by_name_and_the_old_ones_stay() {
-    let many = |count: u32| {
+fn a_service_of_more_endpoints_than_a_segment_holds_is_served_and_adopted() {
+    let web = |from: u32| {
         let address = |n: u32| std::net::Ipv4Addr::from(0x0a00_0000 + n).to_string();
-        vec![port(
-            "web",
-            "10.96.0.1",
-            (0..count).map(|n| endpoint(&address(n))).collect(),
-        )]
+        let endpoints = (from..from + SEGMENT_RECORDS + 1_000).map(|n| endpoint(&address(n)));
+        vec![port("web", "10.96.0.1", endpoints.collect())]
     };
+    let served = |fake: &Fake| fake.resolve().into_values().next().unwrap().cluster.len();
     let mut bench = Bench::default();
-    bench.apply("web", many(SEGMENT_RECORDS));
-    let plan = bench.apply("web", many(SEGMENT_RECORDS + 1));
-    assert_eq!((kinds(&plan), plan.problems.len()), (vec![], 1));
-    assert!(
-        plan.problems[0].to_string().contains("ns/web:http"),
-        "{}",
-        plan.problems[0]
-    );
-    assert_eq!(
-        bench
-            .fake
-            .resolve()
-            .into_values()
-            .next()
-            .unwrap()
-            .cluster
-            .len(),
-        SEGMENT_RECORDS as usize
-    );
-    assert_eq!(
-        Bench::default()
-            .apply("web", many(SEGMENT_RECORDS + 1))
-            .writes,
-        []
-    );
+    for from in [0, 1, 7_000] {
+        let plan = bench.apply("web", web(from));
+        assert_eq!(plan.problems, []);
+        assert_eq!(served(&bench.fake), SEGMENT_RECORDS as usize + 1_000);
+    }
+    let (mut ledger, plan) = Ledger::adopt(bench.fake.dump(), Timing::default(), 1);
+    assert!(plan.is_empty());
+    assert_eq!(ledger.apply(&object("web"), web(7_000)), Plan::default());
 }
 
 #[test]

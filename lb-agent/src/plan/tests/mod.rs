@@ -3,6 +3,7 @@
 mod adoption;
 mod cases;
 mod expected;
+mod failures;
 mod fake;
 mod node_addresses;
 mod random;
