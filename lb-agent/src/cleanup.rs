@@ -1,4 +1,5 @@
-//! `beeline cleanup`: takes every trace of us off this node. Needs no API server and no running agent.
+//! `beeline cleanup`: takes every trace of us off this node. Needs no API server and no running agent:
+//! one that runs would put everything back.
 //!
 //! Packet filters go first, then links, programs and tables: from the hooks inwards, so that no packet meets
 //! programs whose tables have gone. Every version's directory is cleaned, and a failure does not stop the rest.

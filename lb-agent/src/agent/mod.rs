@@ -22,7 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{info, warn};
 
 use crate::config::{Config, SourceConfig};
-use crate::datapath::{self, Datapath, Grace, Interfaces, Picture};
+use crate::datapath::{self, Datapath, Grace, Interfaces, Picture, Tenure};
 use crate::health::{self, Health};
 use crate::metrics::{self, Metrics};
 use crate::snapshot::Event;
@@ -38,6 +38,8 @@ const BURST: usize = 4096;
 const BACKLOG: usize = 16_384;
 /// Upkeep: lingering addresses, tombstones, what failed.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// How long a former agent may take to end. Its pod gets five seconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the agent until it is told to end.
 pub async fn run(config: Config) -> anyhow::Result<()> {
@@ -58,9 +60,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         bpffs: config.bpffs.clone(),
         packet_hook: None,
     };
-    let datapath = spawn_blocking(move || Datapath::open(&settings))
-        .await
-        .context("opening the datapath panicked")??;
+    let opened = spawn_blocking(move || {
+        let tenure = Tenure::take(&settings.bpffs, PATIENCE)?;
+        datapath::Result::Ok((tenure, Datapath::open(&settings)?))
+    });
+    let (mut tenure, datapath) = opened.await.context("opening the datapath panicked")??;
     // Loading takes many times what stays.
     memory::give_back();
     info!(
@@ -94,7 +98,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
                 }
             }
             Some(picture) = seen.recv() => sync.see_node(picture)?,
-            _ = upkeep.tick() => sync.upkeep()?,
+            _ = upkeep.tick() => {
+                tenure.keep()?;
+                sync.upkeep()?;
+            }
             ended = &mut source => {
                 ended.context("the source panicked")?.context("the source of cluster objects ended")?;
                 anyhow::bail!("the source of cluster objects ended");

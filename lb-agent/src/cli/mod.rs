@@ -36,6 +36,7 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Parser, Subcommand};
 
 use crate::cleanup;
+use crate::datapath::Tenure;
 use crate::sys::mount;
 use output::{Format, Palette};
 use query::ServiceQuery;
@@ -279,7 +280,7 @@ pub fn answer(command: &Command) -> Result<Printed, CommandError> {
         }
         Command::Status(args) => Ok(status::status(args)),
         Command::Version { show } => Ok(version(*show)),
-        Command::Cleanup(place) => Ok(cleaned_up(&place.bpffs)),
+        Command::Cleanup(place) => cleaned_up(&place.bpffs),
         Command::MountBpffs(place) => mounted(&place.bpffs),
         Command::Agent(_) => Err(CommandError {
             what: "the agent was not started".into(),
@@ -289,16 +290,21 @@ pub fn answer(command: &Command) -> Result<Printed, CommandError> {
     }
 }
 
-fn cleaned_up(bpffs: &Path) -> Printed {
+fn cleaned_up(bpffs: &Path) -> Result<Printed, CommandError> {
+    let _tenure = Tenure::take_if_present(bpffs).map_err(|error| CommandError {
+        what: "nothing was removed".into(),
+        cause: error.to_string(),
+        next: "stop the agent for good first; in a cluster, delete its DaemonSet".into(),
+    })?;
     let report = cleanup::cleanup(bpffs);
-    Printed {
+    Ok(Printed {
         exit: if report.is_complete() {
             Exit::Fine
         } else {
             Exit::Error
         },
         text: format!("{report}\n"),
-    }
+    })
 }
 
 fn mounted(bpffs: &Path) -> Result<Printed, CommandError> {

@@ -26,6 +26,7 @@ pub mod segments;
 pub mod shards;
 mod stage;
 pub mod tables;
+mod tenure;
 pub mod xdp;
 
 use std::fmt;
@@ -43,6 +44,7 @@ pub use late::Late;
 pub use read::{KernelState, Reader};
 pub use roles::{Choice, OwnTraffic, PodDevices, Selection, is_unroutable};
 pub use stage::{Placed, Progress, Step, steps};
+pub use tenure::Tenure;
 pub use xdp::Seat;
 
 /// What went wrong on the kernel's side, and what to do about it.
@@ -61,6 +63,8 @@ pub enum Error {
     },
     /// Another system call refused.
     Io { attempt: String, source: io::Error },
+    /// Another process may change what is pinned in this directory.
+    Taken(PathBuf),
     /// The node lacks something.
     Environment(String),
 }
@@ -94,6 +98,13 @@ impl fmt::Display for Error {
                  run `beeline cleanup` and start again",
                 path.display()
             ),
+            Self::Taken(directory) => write!(
+                f,
+                "an agent of this node is running already: it holds the lock of {}, and two would spoil each other's \
+                 tables; find it with `pgrep -af 'beeline agent'` or `kubectl get pods -A -o wide | grep beeline`, and \
+                 stop it or go on with it",
+                directory.display()
+            ),
             Self::Load { what, source } => write!(f, "load {what}: {source}"),
             Self::Io { attempt, source } => write!(f, "{attempt}: {source}"),
         }
@@ -107,7 +118,7 @@ impl std::error::Error for Error {
             // Its own text is part of ours.
             Self::Load { source, .. } => source.source(),
             Self::Io { source, .. } => Some(source),
-            Self::Object(_) | Self::Environment(_) | Self::Layout { .. } => None,
+            Self::Object(_) | Self::Environment(_) | Self::Taken(_) | Self::Layout { .. } => None,
         }
     }
 }
