@@ -8,6 +8,7 @@ mod conntrack;
 mod gauges;
 mod node;
 mod settings;
+mod sockets;
 mod sync;
 mod timeouts;
 

@@ -6,17 +6,18 @@ mod refusals;
 mod report;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use lb_ebpf::abi::table;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::adoption::kernel_state;
 use super::gauges::{Gauges, without_local_endpoints};
 use super::node::{self, Addresses};
 use super::settings::{keep_service_cidrs, settings};
+use super::sockets::{self, Sockets};
 use crate::config::{Config, LocalPods, SourceConfig};
 use crate::datapath::{self, Datapath, Grace, Picture, Seat, Selection};
 use crate::health::Health;
@@ -25,7 +26,7 @@ use crate::metrics::{Extent, Metrics, Policy};
 use crate::model::{self, HealthCheck, NodeView, Options};
 use crate::plan::{Ledger, NodeAddresses, Plan, Retired, Timing, Write};
 use crate::snapshot::{Event, Family, Kind, ObjectName, Snapshot};
-use crate::sys::{clock, memory, netns, sock_diag};
+use crate::sys::{clock, memory, netns};
 
 use self::refusals::Refusals;
 
@@ -41,6 +42,7 @@ pub(super) struct Sync {
     ledger: Ledger,
     datapath: Datapath,
     grace: Grace<Retired>,
+    sockets: Sockets,
     health: Health,
     metrics: Metrics,
     checks: ServiceHealth,
@@ -129,6 +131,7 @@ impl Sync {
             ledger,
             datapath,
             grace,
+            sockets: Sockets::start().context("start the thread that ends sockets")?,
             checks: ServiceHealth::start(health.clone()),
             health,
             metrics,
@@ -396,6 +399,7 @@ impl Sync {
             .collect();
         let mut retire = Retired::default();
         let mut debtor = None;
+        let mut vanished = HashSet::new();
         for (index, (name, plan)) in plans.drain(..).enumerate() {
             for problem in &plan.problems {
                 warn!(%problem, "could not serve part of a Service");
@@ -433,29 +437,15 @@ impl Sync {
             if let (Some(name), true) = (&name, plan.problems.is_empty()) {
                 self.refusals.accepted(name);
             }
-            end_sockets(&plan.writes);
+            vanished.extend(sockets::vanished(&plan.writes));
             retire.append(plan.retire);
         }
+        self.sockets.end(vanished);
         match debtor {
             // A frontend that should have gone over to a failed Service may still lead to what others gave up.
             Some(debtor) => self.ledger.failed(debtor.as_ref(), Vec::new(), retire),
             None if retire.is_empty() => {}
             None => self.grace.retire(retire),
-        }
-    }
-}
-
-/// Sockets of this host that are connected to a UDP endpoint which vanished are told so. Pods' sockets learn
-/// it from the packet path.
-fn end_sockets(writes: &[Write]) {
-    for write in writes {
-        let Write::Tombstone { key, present: true } = write else {
-            continue;
-        };
-        let endpoint = SocketAddr::new(IpAddr::from(key.address), key.port);
-        match sock_diag::end_udp_sockets(endpoint) {
-            Ok(ended) => debug!(%endpoint, ?ended, "ended sockets of a vanished endpoint"),
-            Err(error) => debug!(%endpoint, %error, "could not end sockets of a vanished endpoint"),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! after include/uapi/linux/{netlink,inet_diag}.h. Needs CAP_NET_ADMIN. The kernel does not know why the socket
 //! ends: the process sees ECONNABORTED.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -31,12 +32,13 @@ pub enum Ended {
     Unsupported,
 }
 
-/// Ends every UDP socket of this network namespace that is connected to `endpoint`.
-pub fn end_udp_sockets(endpoint: SocketAddr) -> io::Result<Ended> {
+/// Ends every UDP socket of this network namespace that is connected to one of `endpoints`, which have addresses in
+/// canonical form. Reads the node's sockets once for all, which takes a while where there are many.
+pub fn end_udp_sockets(endpoints: &HashSet<SocketAddr>) -> io::Result<Ended> {
     let socket = Socket::open(libc::NETLINK_SOCK_DIAG, 0)?;
     let mut ids = Vec::new();
-    for family in families(endpoint.ip()) {
-        let asked = dump(&socket, family, &mut ids, endpoint);
+    for &family in families(endpoints) {
+        let asked = dump(&socket, family, &mut ids, endpoints);
         match asked {
             Ok(()) => {}
             // No handler for UDP: the module udp_diag is neither built in nor loadable.
@@ -61,9 +63,12 @@ pub fn end_udp_sockets(endpoint: SocketAddr) -> io::Result<Ended> {
 }
 
 /// An IPv6 socket may be connected to an IPv4 endpoint by its mapped address.
-fn families(address: IpAddr) -> impl Iterator<Item = u8> {
-    let v4 = address.is_ipv4().then_some(libc::AF_INET as u8);
-    v4.into_iter().chain([libc::AF_INET6 as u8])
+fn families(endpoints: &HashSet<SocketAddr>) -> &'static [u8] {
+    if endpoints.iter().any(SocketAddr::is_ipv4) {
+        &[libc::AF_INET as u8, libc::AF_INET6 as u8]
+    } else {
+        &[libc::AF_INET6 as u8]
+    }
 }
 
 fn request(kind: u16, flags: libc::c_int, family: u8) -> [u8; HEADER + REQUEST] {
@@ -77,12 +82,12 @@ fn request(kind: u16, flags: libc::c_int, family: u8) -> [u8; HEADER + REQUEST] 
     message
 }
 
-/// Collects the identities of sockets connected to `endpoint`.
+/// Collects the identities of sockets connected to one of `endpoints`.
 fn dump(
     socket: &Socket,
     family: u8,
     ids: &mut Vec<(u8, [u8; ID])>,
-    endpoint: SocketAddr,
+    endpoints: &HashSet<SocketAddr>,
 ) -> io::Result<()> {
     socket.send(&request(
         SOCK_DIAG_BY_FAMILY,
@@ -97,7 +102,7 @@ fn dump(
             libc::NLMSG_ERROR => error_of(body).map(|()| true),
             _ => {
                 if let Some(id) = body.get(ID_IN_ANSWER..ID_IN_ANSWER + ID)
-                    && leads_to(family, id, endpoint)
+                    && endpoints.contains(&peer(family, id))
                 {
                     let mut copy = [0; ID];
                     copy.copy_from_slice(id);
@@ -125,19 +130,19 @@ fn acknowledgement(socket: &Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a socket's peer (`idiag_dport`, `idiag_dst`) is the endpoint.
-fn leads_to(family: u8, id: &[u8], endpoint: SocketAddr) -> bool {
+/// A socket's peer (`idiag_dport`, `idiag_dst`), its address in canonical form.
+fn peer(family: u8, id: &[u8]) -> SocketAddr {
     let port = u16::from_be_bytes([id[2], id[3]]);
     let mut address = [0; 16];
     address.copy_from_slice(&id[20..36]);
-    let peer = if i32::from(family) == libc::AF_INET {
+    let address = if i32::from(family) == libc::AF_INET {
         IpAddr::V4(Ipv4Addr::new(
             address[0], address[1], address[2], address[3],
         ))
     } else {
         IpAddr::V6(address.into()).to_canonical()
     };
-    port == endpoint.port() && peer == endpoint.ip().to_canonical()
+    SocketAddr::new(address, port)
 }
 
 #[cfg(test)]
@@ -156,17 +161,19 @@ mod tests {
     #[test]
     fn sockets_connected_to_the_endpoint_end_and_others_live() {
         let server = UdpSocket::bind("127.0.0.1:0").expect("bind");
-        let other = UdpSocket::bind("127.0.0.1:0").expect("bind");
-        let endpoint = server.local_addr().expect("address");
+        let [second, other] = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").expect("bind"));
+        let [endpoint, another] = [&server, &second].map(|s| s.local_addr().expect("address"));
+        let also = connected("127.0.0.1:0", another);
         let plain = connected("127.0.0.1:0", endpoint);
         let mapped_address =
             SocketAddr::new(Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(), endpoint.port());
         let mapped = connected("[::]:0", mapped_address);
         let spared = connected("127.0.0.1:0", other.local_addr().expect("address"));
         assert_eq!(
-            end_udp_sockets(endpoint).expect("this test needs root"),
-            Ended::Sockets(2)
+            end_udp_sockets(&[endpoint, another].into()).expect("this test needs root"),
+            Ended::Sockets(3)
         );
+        assert!(also.recv(&mut [0]).is_err());
         assert!(plain.recv(&mut [0]).is_err());
         assert!(mapped.recv(&mut [0]).is_err());
         spared.send(b"x").expect("lives");
@@ -179,7 +186,7 @@ mod tests {
         id[20..36].copy_from_slice(&Ipv6Addr::LOCALHOST.octets());
         let v6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 53);
         let v4 = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 53);
-        assert!(leads_to(libc::AF_INET6 as u8, &id, v6));
-        assert!(!leads_to(libc::AF_INET6 as u8, &id, v4));
+        assert_eq!(peer(libc::AF_INET6 as u8, &id), v6);
+        assert_ne!(peer(libc::AF_INET6 as u8, &id), v4);
     }
 }
