@@ -4,6 +4,7 @@
 //! Packet filters go first, then links, programs and tables: from the hooks inwards, so that no packet meets
 //! programs whose tables have gone. Every version's directory is cleaned, and a failure does not stop the rest.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,7 +56,7 @@ pub fn cleanup(bpffs: &Path) -> Report {
     let root = bpffs.join(DIRECTORY);
     let versions = report.list(&root);
     if !versions.is_empty() {
-        report.remove_filters();
+        report.remove_filters(&HashSet::new());
     }
     for version in versions {
         let pins = Pins::in_directory(&version);
@@ -63,6 +64,25 @@ pub fn cleanup(bpffs: &Path) -> Report {
     }
     report.remove_directory(&root);
     report
+}
+
+/// Removes what agents of other versions left below `bpffs`, whose programs go by tables that nobody updates any more;
+/// `None` if there is nothing. Only when this version serves. `own` are devices whose filters are this version's.
+pub fn remove_other_versions(bpffs: &Path, own: &HashSet<String>) -> Option<Report> {
+    let mut report = Report::default();
+    let current = Pins::new(bpffs);
+    let mut versions = report.list(&bpffs.join(DIRECTORY));
+    versions.retain(|version| version != current.root());
+    if versions.is_empty() && report.is_complete() {
+        return None;
+    }
+    if !versions.is_empty() {
+        report.remove_filters(own);
+    }
+    for version in versions {
+        report.remove_version(&Pins::in_directory(&version));
+    }
+    Some(report)
 }
 
 impl Report {
@@ -101,8 +121,8 @@ impl Report {
         removed
     }
 
-    /// On kernels without tcx our programs are filters, which no pin holds: look at every device.
-    fn remove_filters(&mut self) {
+    /// On kernels without tcx our programs are filters, which no pin holds: look at every device but those to `spare`.
+    fn remove_filters(&mut self, spare: &HashSet<String>) {
         let devices = match fs::read_to_string("/proc/thread-self/net/dev") {
             Ok(text) => text,
             Err(error) => {
@@ -114,7 +134,8 @@ impl Report {
         let names = devices
             .lines()
             .filter_map(|line| line.split_once(':'))
-            .map(|(name, _)| name.trim());
+            .map(|(name, _)| name.trim())
+            .filter(|name| !spare.contains(*name));
         for name in names {
             for PacketProgram {
                 direction,

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use devices::{picture, pod};
-use lb_agent::cleanup::cleanup;
+use lb_agent::cleanup::{cleanup, remove_other_versions};
 use lb_agent::datapath::attach::{PacketHook, SOCKET_HOOKS};
 use lb_agent::datapath::pins::Pins;
 use lb_agent::datapath::{Config, Datapath, Interfaces, Reader, Selection};
@@ -301,6 +301,36 @@ fn devices_are_followed_with_tcx() {
 #[test]
 fn devices_are_followed_with_clsact() {
     scratch::run("clsact", |bpffs| follow_devices(bpffs, PacketHook::Clsact));
+}
+
+#[test]
+fn filters_of_another_version_go_where_this_one_has_none() {
+    scratch::run("versions", |bpffs| {
+        pod("blpod5");
+        let pods = picture().choose(&Selection::auto(), &[]).chosen;
+        let other = bpffs.join("beeline/v0");
+        let serve = |chosen: &BTreeMap<_, _>| {
+            let mut datapath = open(bpffs, Some(PacketHook::Clsact));
+            datapath.set_devices(chosen).expect("followed");
+        };
+        let removed = |own: &[&str]| {
+            let own = own.iter().map(|name| (*name).to_owned()).collect();
+            let report = remove_other_versions(bpffs, &own).expect("there was one");
+            assert!(report.is_complete(), "{report}");
+            assert!(!other.exists());
+            assert!(remove_other_versions(bpffs, &own).is_none());
+            report.filters
+        };
+        serve(&pods);
+        std::fs::rename(Pins::new(bpffs).root(), &other).expect("renamed");
+        // Its own filters have taken the place of the former ones.
+        serve(&pods);
+        assert_eq!(removed(&["blpod5"]), 0);
+        std::fs::rename(Pins::new(bpffs).root(), &other).expect("renamed");
+        serve(&BTreeMap::new());
+        assert_eq!(removed(&[]), 2);
+        assert_eq!(cleanup(bpffs).filters, 0);
+    });
 }
 
 /// All but loading programs, which is theirs to make possible.

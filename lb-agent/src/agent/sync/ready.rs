@@ -4,10 +4,13 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use anyhow::Context as _;
-use tracing::info;
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
 
 use super::{Sync, micros};
+use crate::cleanup;
 use crate::config::{SocketLb, SourceConfig};
+use crate::datapath::attach::PacketHook;
 use crate::snapshot::ObjectName;
 use crate::sys::cgroup;
 
@@ -56,6 +59,35 @@ impl Sync {
             written_us = micros(received),
             "serving"
         );
+        self.remove_other_versions();
         Ok(())
+    }
+
+    /// Programs of another table layout would go on translating, some of them before ours, by tables that nobody updates.
+    fn remove_other_versions(&self) {
+        let bpffs = self.config.bpffs.clone();
+        let hook = self.datapath.packet_hook();
+        let own = match hook {
+            PacketHook::Clsact => self.datapath.devices().values(),
+            PacketHook::Tcx => Default::default(),
+        };
+        let own = own.map(|chosen| chosen.name.clone()).collect();
+        let remove = move || match cleanup::remove_other_versions(&bpffs, &own) {
+            None => {}
+            Some(report) if report.is_complete() => {
+                info!(%report, "took off what an agent of another version left");
+            }
+            Some(report) => warn!(
+                %report,
+                "could not take off all that an agent of another version left, which goes by old tables; \
+                 stop the agent, run `beeline cleanup` and start it again"
+            ),
+        };
+        match hook {
+            // No device may become ours meanwhile.
+            PacketHook::Clsact => remove(),
+            // The kernel waits for running programs with each of many links: beside everything else.
+            PacketHook::Tcx => drop(spawn_blocking(remove)),
+        }
     }
 }
