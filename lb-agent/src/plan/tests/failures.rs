@@ -1,4 +1,4 @@
-//! Services that cannot be written, for as long as that may last (spec J7).
+//! Services that cannot be written, for as long as that may last.
 
 use lb_ebpf::abi::SEGMENT_RECORDS;
 
@@ -41,6 +41,7 @@ fn served(bench: &Bench) -> Vec<String> {
     fake::names(&resolved.expect("web has a frontend").cluster)
 }
 
+/// Spec J7.
 #[test]
 fn a_block_that_cannot_be_written_takes_no_room() {
     let mut bench = Bench::default();
@@ -58,6 +59,7 @@ fn a_block_that_cannot_be_written_takes_no_room() {
     assert_eq!(served(&bench), ["10.0.0.2", "10.0.0.3"]);
 }
 
+/// Spec J7.
 #[test]
 fn a_block_that_was_written_is_not_written_again_for_a_frontend_that_cannot() {
     let mut bench = Bench::default();
@@ -76,6 +78,7 @@ fn a_block_that_was_written_is_not_written_again_for_a_frontend_that_cannot() {
     assert_eq!(served(&bench), ["10.0.0.2"]);
 }
 
+/// Spec J7.
 #[test]
 fn without_room_what_a_failed_plan_left_stays_in_force() {
     let mut bench = Bench::default();
