@@ -127,6 +127,30 @@ fn blocks_and_states_land_where_they_are_read() {
 }
 
 #[test]
+fn a_block_that_lies_in_three_segments_is_read_as_it_was_written() {
+    scratch::run("long", |bpffs| {
+        let mut datapath = open(bpffs, None);
+        let first = 2 * 4096 - 10;
+        let records: Vec<_> = (0..4096 + 20)
+            .map(|id| Endpoint::<V4> {
+                id,
+                service: 3,
+                ..Endpoint::default()
+            })
+            .collect();
+        let write = Write::Endpoints4 {
+            first,
+            records: records.clone(),
+        };
+        let applied = datapath.apply(&[&[write, frontend4(1, 3)]]);
+        assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+        let read = Reader::open(bpffs).expect("open").block4(first, 4096 + 20);
+        assert_eq!(read.expect("read"), records);
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
 fn a_full_table_fails_one_plan_by_name_and_spares_the_others() {
     scratch::run("full", |bpffs| {
         let mut datapath = open(bpffs, None);
