@@ -16,6 +16,7 @@ mod run;
 mod service;
 mod space;
 mod timing;
+mod wires;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -39,7 +40,6 @@ use lb_ebpf::abi::device::{self, Device, SENDS_BACK, TRANSMITS};
 use lb_ebpf::abi::settings::{Prefix4, Prefix6, Settings};
 
 use crate::packet::Frame;
-use crate::process::ip_batch;
 
 pub use bystander::Bystander;
 pub use feeder::Ends;
@@ -52,6 +52,7 @@ pub use timing::{Met, Stream, Timed, Times};
 
 use flows::FlowTables;
 use space::{BPFFS, Space};
+use wires::{lay_wires, set_forwarding};
 
 /// First and last source port that the programs may use in place of a client's own.
 pub const POOL: (u16, u16) = (20_000, 20_999);
@@ -428,49 +429,6 @@ fn open(config: &Config) -> Result<Datapath> {
         None => Datapath::open(config),
     };
     datapath.context("loading the object")
-}
-
-/// A pod's veth, an uplink with addresses and a router, a way to another network, whose router is known, too, and one
-/// that takes small packets alone.
-fn lay_wires() -> Result<()> {
-    let lines = [
-        "link add pod0 type veth peer name pod0-inside",
-        "link add out0 address 02:00:00:00:01:00 type veth peer name out0-beyond",
-        "link set lo up",
-        "link set pod0 up",
-        "link set pod0-inside up",
-        "link set out0 up",
-        "link set out0-beyond up",
-        "link add out1 address 02:00:00:00:01:01 type veth peer name out1-beyond",
-        "link set out1 up",
-        "link set out1-beyond up",
-        "address add 192.0.3.1/24 dev out1",
-        "address add 2001:db8:3::1/64 dev out1 nodad",
-        "address add 192.0.2.1/24 dev out0",
-        "address add 2001:db8::1/64 dev out0 nodad",
-        "route add default via 192.0.2.254",
-        "route add default via 2001:db8::fe dev out0",
-        "route add 10.3.0.0/16 via 192.0.3.254",
-        "route add fd03::/64 via 2001:db8:3::fe dev out1",
-        "route add 10.4.0.0/16 via 192.0.2.254 mtu lock 1300",
-        "route add fd04::/64 via 2001:db8::fe dev out0 mtu lock 1300",
-        "neighbour add 192.0.2.254 lladdr 02:00:00:00:00:fe dev out0 nud permanent",
-        "neighbour add 2001:db8::fe lladdr 02:00:00:00:00:fe dev out0 nud permanent",
-        "neighbour add 192.0.3.254 lladdr 02:00:00:00:03:fe dev out1 nud permanent",
-        "neighbour add 2001:db8:3::fe lladdr 02:00:00:00:03:fe dev out1 nud permanent",
-    ];
-    ip_batch(None, &lines.map(str::to_owned))?;
-    set_forwarding(true)
-}
-
-/// Of the calling thread's network namespace.
-fn set_forwarding(on: bool) -> Result<()> {
-    for switch in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
-        let path = Path::new("/proc/sys/net").join(switch);
-        let value = if on { "1" } else { "0" };
-        fs::write(&path, value).with_context(|| format!("writing {}", path.display()))?;
-    }
-    Ok(())
 }
 
 /// kube-proxy's timeouts, and the service CIDRs of [`Net`].
