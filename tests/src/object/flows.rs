@@ -113,7 +113,13 @@ impl FlowTables {
                 set: CLUSTER,
             })
             .collect();
-        let values = vec![Affinity::default(); keys.len()];
+        // For ever, or the sweep makes room.
+        let record = Affinity {
+            last_used: clock::seconds(),
+            timeout: u32::MAX,
+            ..Affinity::default()
+        };
+        let values = vec![record; keys.len()];
         Ok(self
             .affinity
             .put_many(&keys, &values)
