@@ -43,7 +43,11 @@ pub(super) fn load(
         .filter(|(name, _)| is_wanted(name))
         .collect();
     // Those that take long are begun first: the loaders end together.
-    wanted.sort_by_key(|(name, _)| definitions.length(name));
+    // Packet programs are mostly functions that they call, which their own lengths do not tell.
+    wanted.sort_by_key(|(name, program)| {
+        let packets = matches!(program, AyaProgram::SchedClassifier(_));
+        (packets, definitions.length(name))
+    });
     // The verifier reads one program on one processor.
     let loaders = thread::available_parallelism()
         .map_or(1, |processors| LOADERS.min(processors.get()))
