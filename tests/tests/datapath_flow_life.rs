@@ -127,7 +127,7 @@ fn a_connection_that_goes_on_after_a_reset_stands_as_before() {
         assert_eq!(node.flows()[0].state, RESET);
         both_speak(node, net);
         assert_eq!(node.flows()[0].state, ESTABLISHED);
-        node.let_flows_rest(60);
+        node.let_flows_rest(31);
         both_speak(node, net);
     });
 }

@@ -59,8 +59,9 @@ fn nobody_remembers_what_leaves_from_other_ports() {
 fn a_conversation_ends_as_a_flow_would() {
     in_both_families(|node, net| {
         serve(node, net);
+        node.set(|settings| settings.timeout_udp = 20);
         node.goes_out(&udp(net.node_port, net.stranger));
-        node.let_flows_rest(121);
+        node.let_flows_rest(21);
         node.comes_in(&udp(net.stranger, net.node_port));
         assert_eq!(node.flows().len(), 1);
     });
@@ -75,7 +76,7 @@ fn answers_to_clients_are_no_conversation() {
         node.comes_in(&request);
         node.goes_out(&udp(net.node_port, net.outside))
             .is_untouched();
-        node.let_flows_rest(60);
+        node.let_flows_rest(31);
         node.comes_in(&request);
         let flows = node.flows();
         assert!(flows.len() == 1 && !node.comes_in(&request).goes_on_untouched());
