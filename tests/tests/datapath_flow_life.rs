@@ -122,12 +122,13 @@ fn both_speak(node: &Node, net: &Net) {
 #[test]
 fn a_connection_that_goes_on_after_a_reset_stands_as_before() {
     in_both_families(|node, net| {
+        node.set(|settings| settings.timeout_closed = 5);
         connect(node, net);
         node.pod_gets(&tcp(net.endpoint, net.client).rst());
         assert_eq!(node.flows()[0].state, RESET);
         both_speak(node, net);
         assert_eq!(node.flows()[0].state, ESTABLISHED);
-        node.let_flows_rest(31);
+        node.let_flows_rest(6);
         both_speak(node, net);
     });
 }
