@@ -42,12 +42,8 @@ pub(super) fn load(
         .programs_mut()
         .filter(|(name, _)| is_wanted(name))
         .collect();
-    // Those that take long are begun first: the loaders end together.
-    // Packet programs are mostly functions that they call, which their own lengths do not tell.
-    wanted.sort_by_key(|(name, program)| {
-        let packets = matches!(program, AyaProgram::SchedClassifier(_));
-        (packets, definitions.length(name))
-    });
+    // Those that take long are not begun last: the loaders end together.
+    wanted.sort_by_key(|(_, program)| matches!(program, AyaProgram::SchedClassifier(_)));
     // The verifier reads one program on one processor.
     let loaders = thread::available_parallelism()
         .map_or(1, |processors| LOADERS.min(processors.get()))

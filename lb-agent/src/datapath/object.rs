@@ -48,8 +48,7 @@ pub struct Definition {
 #[derive(Debug)]
 pub struct Definitions {
     tables: BTreeMap<String, Definition>,
-    /// Programs and their lengths, in instructions before those of what they call.
-    programs: BTreeMap<String, usize>,
+    programs: Vec<String>,
     types: Vec<u8>,
     /// Loaded when the first table is created: an agent that adopts everything creates none.
     btf: std::sync::OnceLock<Btf>,
@@ -67,15 +66,8 @@ impl Definitions {
                 tables.insert(name.clone(), Definition::of(name, map)?);
             }
         }
-        let programs = object
-            .programs
-            .iter()
-            .map(|(name, program)| {
-                let function = object.functions.get(&program.function_key());
-                let length = function.map_or(0, |function| function.instructions.len());
-                (name.clone(), length)
-            })
-            .collect();
+        let mut programs: Vec<String> = object.programs.keys().cloned().collect();
+        programs.sort();
         let types = match aya::features().btf() {
             Some(features) => object
                 .fixup_and_sanitize_btf(features)
@@ -101,12 +93,7 @@ impl Definitions {
 
     /// Names of all programs.
     pub fn programs(&self) -> impl Iterator<Item = &str> {
-        self.programs.keys().map(String::as_str)
-    }
-
-    /// How long a program is, to compare with others; 0 if there is none.
-    pub(super) fn length(&self, program: &str) -> usize {
-        self.programs.get(program).copied().unwrap_or_default()
+        self.programs.iter().map(String::as_str)
     }
 
     /// One table.
