@@ -1,9 +1,11 @@
 //! A small HTTP/1 server for probes and scrapes.
 //!
 //! Made for short answers to strangers: every connection carries one request, has [`CONNECTION_TIME`] in
-//! all, 16 KiB of header, and its body is never read; a listener serves [`CONNECTIONS`] at a time and lets
-//! others wait in the kernel. Dropping the future of a server closes its listener and every connection.
+//! all, 16 KiB of header, and its body is never read; a listener serves [`CONNECTIONS`] at a time, and where there are
+//! more the oldest ends: those that come to ask are answered at once, so the oldest is one that only stands there.
+//! Dropping the future of a server closes its listener and every connection.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -18,7 +20,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, info, warn};
 
 /// Pause between attempts to bind, as kube-proxy's.
@@ -101,15 +103,21 @@ pub async fn serve(what: &'static str, address: SocketAddr, handler: Handler) {
 /// Serves connections of a bound listener for ever.
 pub async fn serve_on(listener: TcpListener, handler: Handler) {
     let mut connections = JoinSet::new();
+    // The oldest first.
+    let mut ages: VecDeque<AbortHandle> = VecDeque::with_capacity(CONNECTIONS);
     loop {
-        while connections.len() >= CONNECTIONS {
-            connections.join_next().await;
-        }
         tokio::select! {
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(serve_connection(stream, Arc::clone(&handler)));
+                    if ages.len() >= CONNECTIONS {
+                        ages.retain(|connection| !connection.is_finished());
+                    }
+                    // Kubelet must get through, whoever else holds connections open.
+                    if ages.len() >= CONNECTIONS && let Some(oldest) = ages.pop_front() {
+                        oldest.abort();
+                    }
+                    ages.push_back(connections.spawn(serve_connection(stream, Arc::clone(&handler))));
                 }
                 Err(error) => {
                     // Mostly "too many open files": a busy loop would make it worse.
