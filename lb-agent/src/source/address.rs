@@ -120,7 +120,8 @@ fn unusable(address: IpAddr) -> Option<Unusable> {
             v4.is_link_local(),
             match v4.octets() {
                 [255, 255, 255, 255] => Some(Unusable::Broadcast),
-                [0 | 240..=255, ..] => Some(Unusable::Reserved),
+                // Class E, 240.0.0.0/4, is like any other to Linux, and some clusters have their pods there.
+                [0, ..] => Some(Unusable::Reserved),
                 _ => None,
             },
         ),
@@ -193,8 +194,6 @@ mod tests {
             ("ff02::1", Unusable::Multicast),
             ("255.255.255.255", Unusable::Broadcast),
             ("0.1.2.3", Unusable::Reserved),
-            ("240.0.0.1", Unusable::Reserved),
-            ("255.255.255.254", Unusable::Reserved),
             ("::ffff:10.0.0.1", Unusable::Mapped),
             ("::ffff:7f00:1", Unusable::Mapped),
             ("fe80::1%eth0", Unusable::Zone),
@@ -202,6 +201,13 @@ mod tests {
             ("nonsense", Unusable::Malformed),
         ] {
             assert_eq!(parse_usable(text), Err(want), "{text}");
+        }
+    }
+
+    #[test]
+    fn class_e_is_like_any_other() {
+        for text in ["240.0.0.1", "240.1.2.3", "255.255.255.254"] {
+            assert_eq!(parse_usable(text), Ok(text.parse().unwrap()), "{text}");
         }
     }
 
