@@ -7,6 +7,7 @@ mod adoption;
 mod conntrack;
 mod gauges;
 mod node;
+mod ports;
 mod settings;
 mod sockets;
 mod sync;
@@ -116,6 +117,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 /// Changes the settings of the system that the configuration asks for, where we may.
 pub fn initialise(config: &Config) {
     conntrack::apply(&config.conntrack);
+    ports::reserve();
 }
 
 fn describe(config: &Config, health: &Health) {

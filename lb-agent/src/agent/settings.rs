@@ -1,8 +1,6 @@
 //! What the programs are told, from configuration, cluster and system.
 
-use std::fs;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 
 use lb_ebpf::abi::address::{Address4, Address6};
 use lb_ebpf::abi::settings::{
@@ -11,12 +9,10 @@ use lb_ebpf::abi::settings::{
 };
 use tracing::warn;
 
+use super::ports::source_ports;
 use super::timeouts::Timeouts;
 use crate::config::{Config, Forwarding, SnatLocal, SocketLb, SocketPeer};
 use crate::snapshot::Cidr;
-
-/// Kubernetes' default NodePorts.
-const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 
 /// Settings for a configuration, the cluster's service CIDRs, and the prefixes of local pods if those tell.
 pub(super) fn settings(
@@ -26,7 +22,7 @@ pub(super) fn settings(
     pod_cidrs: Option<&[Cidr]>,
 ) -> Settings {
     let timeouts = Timeouts::read(&config.conntrack);
-    let pool = source_ports(local_port_range().unwrap_or(32_768..=60_999));
+    let pool = source_ports();
     let mut flags = match config.socket_lb {
         SocketLb::All => SOCKETS_ALL | SOCKETS_HOST,
         SocketLb::Host => SOCKETS_HOST,
@@ -133,46 +129,9 @@ fn put<T>(slots: &mut [T], next: &mut usize, value: T) -> bool {
     }
 }
 
-fn local_port_range() -> Option<RangeInclusive<u16>> {
-    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
-    let mut words = text.split_whitespace();
-    Some(words.next()?.parse().ok()?..=words.next()?.parse().ok()?)
-}
-
-/// The largest run of unprivileged ports that are neither ephemeral nor NodePorts: a late answer to one of ours
-/// must be no service, and a host's own socket must not get it.
-fn source_ports(ephemeral: RangeInclusive<u16>) -> RangeInclusive<u16> {
-    let mut best: Option<RangeInclusive<u16>> = None;
-    let mut start = None;
-    for port in 1024..=u16::MAX {
-        let free = !ephemeral.contains(&port) && !NODE_PORTS.contains(&port);
-        let first = *start.get_or_insert(port);
-        if !free {
-            start = None;
-        } else if best
-            .as_ref()
-            .is_none_or(|best| best.len() < usize::from(port - first) + 1)
-        {
-            best = Some(first..=port);
-        }
-    }
-    best.unwrap_or(1024..=29_999)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn source_ports_avoid_ephemeral_ports_and_node_ports() {
-        assert_eq!(source_ports(32_768..=60_999), 1024..=29_999);
-        assert_eq!(source_ports(1024..=29_999), 32_768..=65_535);
-        assert_eq!(
-            source_ports(1024..=65_535),
-            1024..=29_999,
-            "nothing is left: share"
-        );
-    }
 
     #[test]
     fn prefixes_become_value_and_mask() {
