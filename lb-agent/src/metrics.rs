@@ -86,10 +86,13 @@ impl Metrics {
             .set(unix(SystemTime::now()));
     }
 
-    /// A change whose trigger time (B18) is known is in the kernel now. A clock that runs behind the
-    /// control plane's counts as no delay.
+    /// A change whose trigger time (B18) is known is in the kernel now. One from before this process counts for
+    /// nothing; a clock that runs behind the control plane's counts as no delay.
     pub fn network_programmed(&self, family: snapshot::Family, trigger_ns: i64) {
         let trigger = Duration::from_nanos(trigger_ns.max(0).unsigned_abs());
+        if trigger.as_secs_f64() < self.list().start_time.get() {
+            return;
+        }
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -261,7 +264,9 @@ mod tests {
         metrics.queued(V4);
         metrics.synced(V4, Duration::from_millis(3), Extent::Full);
         metrics.synced(V6, Duration::from_micros(300), Extent::Partial);
+        // Before this process: counts for nothing.
         metrics.network_programmed(V4, 0);
+        metrics.network_programmed(V4, i64::MAX);
         metrics.programmed(Duration::from_micros(25));
         metrics.changes_seen(2, 5);
         metrics.changes_pending(1, 3);

@@ -15,7 +15,7 @@ use tracing::{error, info, warn};
 
 use super::adoption::kernel_state;
 use super::gauges::{Gauges, without_local_endpoints};
-use super::node::{self, Addresses};
+use super::node::{self, Addresses, Told};
 use super::settings::{keep_service_cidrs, settings};
 use super::sockets::{self, Sockets};
 use crate::config::{Config, LocalPods, SourceConfig};
@@ -57,6 +57,7 @@ pub(super) struct Sync {
     retry_at: Instant,
     /// Interface addresses of this node.
     own_addresses: Vec<IpAddr>,
+    told: Told,
     addresses: Addresses,
     /// Devices without programs that one might expect to have them, and why.
     left_out: BTreeMap<String, &'static str>,
@@ -65,6 +66,8 @@ pub(super) struct Sync {
     /// Where XDP sits among the uplinks, as last told.
     seats: BTreeMap<String, Seat>,
     node_changed: bool,
+    /// Changes of slices that wait for the picture to be complete.
+    pending_slices: usize,
     /// The latest picture of this node's devices.
     picture: Option<Picture>,
     selection: Selection,
@@ -91,7 +94,7 @@ impl Sync {
         metrics: Metrics,
     ) -> anyhow::Result<Self> {
         let host_netns = netns::cookie().context("read the network namespace's cookie")?;
-        let pod_cidrs = node::pod_cidrs(config, None);
+        let pod_cidrs = node::pod_cidrs(config, &Told::default());
         let current = settings(config, host_netns, &[], pod_cidrs.as_deref());
         // Service CIDRs of a former agent stay in force until the cluster names its own, and the Node's pod CIDRs.
         let mut first = current;
@@ -142,11 +145,13 @@ impl Sync {
             failed: HashSet::new(),
             retry_at: Instant::now(),
             own_addresses: Vec::new(),
+            told: Told::default(),
             addresses: Addresses::default(),
             left_out: BTreeMap::new(),
             unattached: BTreeMap::new(),
             seats: BTreeMap::new(),
             node_changed: false,
+            pending_slices: 0,
             picture: None,
             selection: node::selection(config),
             cidrs_changed: false,
@@ -179,11 +184,15 @@ impl Sync {
         let mut triggers = Vec::new();
         let (mut services, mut slices) = (0, 0);
         for event in events.drain(..) {
+            if let Some(kind) = event.changes() {
+                self.metrics.source_event(kind);
+            }
+            let mut trigger = None;
             match &event {
                 Event::Service(_) | Event::ServiceGone(_) => services += 1,
                 Event::Slice(slice) => {
                     slices += 1;
-                    triggers.extend(slice.trigger_time.map(|time| (slice.family, time)));
+                    trigger = slice.trigger_time.map(|time| (slice.family, time));
                 }
                 Event::SliceGone(_) => slices += 1,
                 Event::Complete(kind) => {
@@ -198,8 +207,11 @@ impl Sync {
             let change = self.snapshot.apply(event);
             self.node_changed |= change.node;
             self.cidrs_changed |= change.service_cidrs;
+            // One that is only listed again was triggered long ago.
+            triggers.extend(trigger.filter(|_| !change.services.is_empty()));
             self.dirty.extend(change.services);
         }
+        self.pending_slices += slices as usize;
         self.metrics.changes_seen(services, slices);
         if !self.dirty.is_empty() {
             for family in [Family::V4, Family::V6] {
@@ -208,7 +220,8 @@ impl Sync {
             }
         }
         if !self.complete() {
-            self.metrics.changes_pending(self.dirty.len(), 0);
+            self.metrics
+                .changes_pending(self.dirty.len(), self.pending_slices);
             return Ok(());
         }
         let first = !self.ready;
@@ -223,6 +236,9 @@ impl Sync {
 
     /// What is due by time alone.
     pub(super) fn upkeep(&mut self) -> anyhow::Result<()> {
+        if !self.datapath.programs_are_coming() {
+            self.datapath.finish()?;
+        }
         let plan = self.ledger.tick(clock::seconds());
         if !plan.is_empty() {
             self.execute(vec![(None, plan)]);
@@ -255,10 +271,12 @@ impl Sync {
 
     /// Writes whatever is due. The picture is complete.
     fn write(&mut self, received: Instant) -> anyhow::Result<()> {
+        self.told.hear(self.snapshot.node());
+        self.pending_slices = 0;
         let mut plans = Vec::new();
         if self.cidrs_changed || self.node_changed || !self.ready {
             self.cidrs_changed = false;
-            let pod_cidrs = node::pod_cidrs(&self.config, self.snapshot.node());
+            let pod_cidrs = node::pod_cidrs(&self.config, &self.told);
             let service_cidrs = self.snapshot.service_cidrs();
             let mut settings = settings(
                 &self.config,
@@ -355,7 +373,7 @@ impl Sync {
     /// This node's addresses and zone changed: every Service may mean something else.
     fn follow_node(&mut self) -> Plan {
         let known = self.snapshot.node();
-        self.addresses = Addresses::of(&self.config, known, &self.own_addresses);
+        self.addresses = Addresses::of(&self.config, &self.told, &self.own_addresses);
         let eligible = match known {
             Some(node) => !node.draining,
             // A directory need not hold a Node; an API server does.

@@ -81,7 +81,7 @@ list! {
     gauge table_entries: Family<TableLabel, Gauge> = Family::default(),
         "beeline_table_entries", "Entries in use, counted by the agent";
     gauge table_capacity: Family<TableLabel, Gauge> = Family::default(),
-        "beeline_table_capacity", "Entries the table can hold before it has to grow";
+        "beeline_table_capacity", "Entries that the table may grow to";
     counter table_writes: Family<TableLabel, Counter> = Family::default(),
         "beeline_table_writes_total", "Records written or removed";
     counter table_failures: Family<TableLabel, Counter> = Family::default(),

@@ -273,6 +273,13 @@ impl Ledger {
         self.services.values().map(Vec::len).sum()
     }
 
+    /// Endpoints that clients can get, each as often as service ports have it.
+    pub fn endpoints(&self) -> usize {
+        let ports = self.ports.iter().flatten();
+        let held = ports.flat_map(|port| &port.endpoints);
+        held.filter(|endpoint| endpoint.id != NO_ID).count()
+    }
+
     pub(super) fn port(&self, id: u32) -> Option<&HeldPort> {
         self.ports.get(id as usize)?.as_deref()
     }

@@ -28,6 +28,19 @@ pub enum Event {
     ServiceCidrGone(Arc<str>),
 }
 
+impl Event {
+    /// The kind of the one object that it is about; `None` where it is about a list or a connection.
+    pub fn changes(&self) -> Option<Kind> {
+        match self {
+            Self::Service(_) | Self::ServiceGone(_) => Some(Kind::Services),
+            Self::Slice(_) | Self::SliceGone(_) => Some(Kind::Slices),
+            Self::Node(_) | Self::NodeGone => Some(Kind::Node),
+            Self::ServiceCidr(..) | Self::ServiceCidrGone(_) => Some(Kind::ServiceCidrs),
+            Self::Begin(_) | Self::Complete(_) | Self::Lost(_) | Self::Found(_) => None,
+        }
+    }
+}
+
 /// A kind of object a source lists.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Kind {

@@ -44,8 +44,7 @@ impl Sync {
         let Some(picture) = &self.picture else {
             return Ok(());
         };
-        let node_addresses = self.snapshot.node().map(|node| node.addresses.as_slice());
-        let choice = picture.choose(&self.selection, node_addresses.unwrap_or_default());
+        let choice = picture.choose(&self.selection, &self.told.addresses);
         let changes = self.datapath.set_devices(&choice.chosen)?;
         self.tell_unserved(choice.left_out, changes.failed.into_iter().collect());
         self.describe_xdp();

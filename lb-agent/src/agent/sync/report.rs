@@ -51,6 +51,7 @@ impl Sync {
             Ok(usage) => self.gauges.measured(usage),
             Err(error) => warn!(%error, "could not read the tables' sizes"),
         }
-        self.metrics.size(self.ledger.service_ports(), 0);
+        self.metrics
+            .size(self.ledger.service_ports(), self.ledger.endpoints());
     }
 }
