@@ -36,12 +36,22 @@ pub const fn next(state: u8, protocol: u8, flags: u8, speaker: Speaker) -> u8 {
             _ => state,
         };
     }
+    // Whoever has not shown yet that it gets answers ends nothing: what a made-up client opened stays unproven, and makes
+    // room, whatever it sends.
     if flags & RST != 0 {
-        return if state == CLOSED { CLOSED } else { RESET };
+        return match (state, speaker) {
+            (CLOSED, _) => CLOSED,
+            (NEW | ANSWERED, Speaker::Client) => state,
+            _ => RESET,
+        };
     }
     if flags & FIN != 0 {
         return match (state, speaker) {
-            (CLOSED | RESET | RESET_DENIED, _) => CLOSED,
+            (NEW, Speaker::Client) => NEW,
+            (ANSWERED, Speaker::Client) if flags & ACK == 0 => ANSWERED,
+            // Nothing follows a reset that counted: what made it is no witness for an orderly end.
+            (RESET, _) => RESET,
+            (CLOSED | RESET_DENIED, _) => CLOSED,
             (ENDPOINT_CLOSED, Speaker::Client) | (CLIENT_CLOSED, Speaker::Endpoint) => CLOSED,
             (ENDPOINT_CLOSED, Speaker::Endpoint) => ENDPOINT_CLOSED,
             (_, Speaker::Client) => CLIENT_CLOSED,
@@ -79,7 +89,8 @@ pub fn timeout(settings: &Settings, protocol: u8, state: u8, age: u32) -> u32 {
     let closing = read(&settings.timeout_closing);
     let closed = read(&settings.timeout_closed);
     match (state, protocol) {
-        (NEW | ANSWERED, _) => new,
+        // After a reset nobody waits for late segments.
+        (NEW | ANSWERED | RESET | RESET_DENIED, _) => new,
         (ESTABLISHED, UDP) if age < LASTING => new,
         (ESTABLISHED, UDP) => udp,
         (ESTABLISHED, _) => tcp,
@@ -117,7 +128,6 @@ mod tests {
     #[test]
     fn a_reset_counts_in_any_state_until_both_sides_go_on() {
         for state in [
-            NEW,
             ESTABLISHED,
             CLIENT_CLOSED,
             ENDPOINT_CLOSED,
@@ -125,6 +135,7 @@ mod tests {
             RESET_DENIED,
         ] {
             assert_eq!(next(state, TCP, RST, Speaker::Client), RESET);
+            assert_eq!(next(state, TCP, RST, Speaker::Endpoint), RESET);
         }
         assert_eq!(next(CLOSED, TCP, RST, Speaker::Client), CLOSED);
         let steps = [
@@ -142,9 +153,32 @@ mod tests {
             state = next(state, TCP, flags, speaker);
             assert_eq!(state, expected, "after {flags:#x} of {speaker:?}");
         }
-        for state in [RESET, RESET_DENIED] {
-            assert_eq!(next(state, TCP, FIN | ACK, Speaker::Client), CLOSED);
+        assert_eq!(next(RESET, TCP, FIN | ACK, Speaker::Client), RESET);
+        assert_eq!(next(RESET_DENIED, TCP, FIN | ACK, Speaker::Client), CLOSED);
+    }
+
+    #[test]
+    fn who_gets_no_answers_ends_nothing() {
+        for flags in [FIN, RST, RST | ACK, FIN | RST] {
+            for state in [NEW, ANSWERED] {
+                assert_eq!(
+                    next(state, TCP, flags, Speaker::Client),
+                    state,
+                    "{flags:#x}"
+                );
+            }
         }
+        assert_eq!(next(NEW, TCP, FIN | ACK, Speaker::Client), NEW);
+        assert_eq!(
+            next(ANSWERED, TCP, FIN | ACK, Speaker::Client),
+            CLIENT_CLOSED
+        );
+        // The endpoint does get what the client sends.
+        assert_eq!(next(NEW, TCP, RST | ACK, Speaker::Endpoint), RESET);
+        assert_eq!(
+            next(ANSWERED, TCP, FIN | ACK, Speaker::Endpoint),
+            ENDPOINT_CLOSED
+        );
     }
 
     #[test]

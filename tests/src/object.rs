@@ -36,7 +36,7 @@ use lb_agent::snapshot::ObjectName;
 use lb_agent::sys::bpf::{Link, Program, WriteMode, XdpMode};
 use lb_agent::sys::clock;
 use lb_ebpf::abi::address::{Address4, Address6};
-use lb_ebpf::abi::device::{self, Device, SENDS_BACK, TRANSMITS};
+use lb_ebpf::abi::device::{self, Device, Mac, SENDS_BACK, TRANSMITS};
 use lb_ebpf::abi::settings::{Prefix4, Prefix6, Settings};
 
 use crate::packet::Frame;
@@ -231,6 +231,11 @@ impl Node {
                 address6: address6(six.node),
             };
             tables.devices.put(&index, &record, WriteMode::Any)?;
+            let mac = Mac {
+                octets: crate::packet::THERE,
+                zero: [0; 2],
+            };
+            tables.macs.put(&index, &mac, WriteMode::Any)?;
         }
         tables.set_settings(&settings())?;
         self.counted = tables.counters.read()?;

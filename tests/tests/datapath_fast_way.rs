@@ -210,3 +210,36 @@ fn fragments_leave_together() {
         }
     });
 }
+
+/// The stack knows where an endpoint's packets come from, and drops what others send in its name.
+#[test]
+fn what_a_pod_sends_in_the_name_of_an_endpoint_elsewhere_is_the_stacks() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        for request in requests(net.vip, net) {
+            let masked = open(node, net, &request);
+            let forged = answer(&request, net, masked);
+            let client = SocketAddr::new(net.outside.ip(), masked.port());
+            node.pod_sends(&forged).becomes(&forged.clone().to(client));
+        }
+    });
+}
+
+/// Spec E15: whoever filters for a pod of this node sees its packets, also where no slice names the node.
+#[test]
+fn an_endpoint_behind_a_pods_device_is_reached_through_the_stack() {
+    in_both_families(|node, net| {
+        let pod = if net.is_v4() {
+            "10.5.0.9:8080"
+        } else {
+            "[fd05::9]:8080"
+        };
+        let pod: SocketAddr = pod.parse().expect("an address");
+        let web = tcp_service("web", net.family).load_balancer(net.vip);
+        node.serve(web.endpoint(pod));
+        let request = tcp(net.outside, net.vip).syn();
+        let outcome = node.comes_in(&request);
+        let client = SocketAddr::new(net.outside.ip(), outcome.ports().0);
+        outcome.becomes(&request.from(client).to(pod));
+    });
+}

@@ -7,7 +7,7 @@ use lb_ebpf::abi::FLOW_SHARDS;
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::flow::{ANSWERED, ESTABLISHED, NEW};
 use lb_tests::object::{Net, Node, POOL, in_both_families, tcp_service, udp_service};
-use lb_tests::packet::{Packet, tcp, udp};
+use lb_tests::packet::{ACK, FIN, Packet, RST, tcp, udp};
 
 /// Flows of a family that may be unproven at a time, as the tables are at first.
 const NEWCOMERS: usize = 256 * FLOW_SHARDS as usize;
@@ -78,6 +78,27 @@ fn a_syn_flood_displaces_itself_and_nobody_who_talks() {
         );
         assert_eq!(node.count_of(counter::FLOW_TABLE_FULL), 0);
         assert_eq!(node.halves(), (node.flows().len(), node.flows().len()));
+    });
+}
+
+/// A server says nothing to a FIN or RST without a connection: who sends them need not be there.
+#[test]
+fn a_flood_that_also_ends_what_it_opens_is_no_better() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        for number in 0..500 {
+            talks(node, net, number);
+        }
+        for number in 0..2 * NEWCOMERS as u32 {
+            let syn = tcp(client(net, 1_000_000 + number), net.vip).syn();
+            node.comes_in(&syn);
+            node.comes_in(&syn.flags([FIN, RST, FIN | ACK, RST | ACK][number as usize % 4]));
+        }
+        let states = states(node);
+        assert_eq!(states[&ESTABLISHED], 500);
+        assert_eq!(states.len(), 2, "{states:?}");
+        assert!(states[&NEW] <= NEWCOMERS + OVERLOOKED, "{states:?}");
+        assert_eq!(node.count_of(counter::FLOW_TABLE_FULL), 0);
     });
 }
 

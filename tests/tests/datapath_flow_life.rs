@@ -195,6 +195,7 @@ fn a_closed_connection_still_passes_its_last_segments() {
     in_both_families(|node, net| {
         web(node, net, net.endpoint);
         node.pod_sends(&tcp(net.client, net.service).syn());
+        node.pod_gets(&tcp(net.endpoint, net.client).syn_ack());
         node.pod_sends(&tcp(net.client, net.service).fin());
         node.pod_gets(&tcp(net.endpoint, net.client).fin());
         let last = tcp(net.client, net.service);

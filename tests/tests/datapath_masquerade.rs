@@ -1,10 +1,11 @@
 //! Traffic from outside to an endpoint elsewhere: the answers must come back through this node, so the packets
 //! leave with its address. Here they take the stack's way, which sees client and endpoint in between.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use lb_ebpf::abi::counter;
-use lb_ebpf::abi::flow::{ANSWERED, MASQUERADE};
+use lb_ebpf::abi::flow::{ANSWERED, CLOSED, MASQUERADE};
 use lb_ebpf::abi::settings::SNAT_LOCAL;
 use lb_tests::object::{
     Net, Node, Outcome, POOL, Received, in_both_families, tcp_service, udp_service,
@@ -328,5 +329,35 @@ fn without_a_known_address_of_this_node_the_packet_is_dropped_and_counted() {
         node.comes_in(&tcp(net.outside, net.vip).syn()).is_dropped();
         assert_eq!(node.count_of(counter::NO_SOURCE_ADDRESS), 1);
         assert!(node.flows().is_empty());
+    });
+}
+
+/// An endpoint that closed a connection refuses another client's from its port for a minute.
+#[test]
+fn the_port_of_a_closed_connection_rests_while_others_are_free() {
+    const CLIENTS: u16 = 300;
+    in_both_families(|node, net| {
+        serve(node, net);
+        // So many that four tries do not all meet one that is taken.
+        node.set(|settings| (settings.nat_port_first, settings.nat_port_last) = (1024, 29_999));
+        let open_from = |port: u16| {
+            let client = SocketAddr::new(net.outside.ip(), port);
+            let outcome = node.comes_in(&tcp(client, net.vip).syn());
+            (client, SocketAddr::new(net.node, outcome.ports().0))
+        };
+        let mut closed = BTreeSet::new();
+        for number in 0..CLIENTS {
+            let (client, masked) = open_from(10_000 + number);
+            node.comes_in(&tcp(net.endpoint, masked).syn_ack());
+            node.comes_in(&tcp(client, net.vip));
+            node.comes_in(&tcp(net.endpoint, masked).fin());
+            node.comes_in(&tcp(client, net.vip).fin());
+            closed.insert(masked.port());
+        }
+        assert!(node.flows().iter().all(|flow| flow.state == CLOSED));
+        for number in 0..CLIENTS {
+            let (_, masked) = open_from(20_000 + number);
+            assert!(!closed.contains(&masked.port()), "{masked}");
+        }
     });
 }

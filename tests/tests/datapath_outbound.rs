@@ -82,3 +82,20 @@ fn answers_to_clients_are_no_conversation() {
         assert!(flows.len() == 1 && !node.comes_in(&request).goes_on_untouched());
     });
 }
+
+/// A host process asks a pod of its node, as the socket hooks make it do where a Service's endpoint is here.
+#[test]
+fn a_pods_answer_to_its_node_is_the_askers_too() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        node.pod_gets(&udp(net.node_port, net.client))
+            .is_untouched();
+        node.pod_sends(&udp(net.client, net.node_port))
+            .is_untouched();
+        assert!(node.flows().is_empty());
+        let mut other = net.client;
+        other.set_port(40_001);
+        node.pod_sends(&udp(other, net.node_port));
+        assert_eq!(node.flows().len(), 1);
+    });
+}

@@ -1,5 +1,7 @@
 //! A connection between the same ends as one that ended takes over its record: nothing is entered, nothing removed.
 
+use std::net::SocketAddr;
+
 use lb_ebpf::abi::counter;
 use lb_ebpf::abi::flow::{NEW, RESET};
 use lb_tests::object::{in_both_families, tcp_service};
@@ -22,6 +24,7 @@ fn a_connection_to_the_same_endpoint_takes_the_record_of_the_one_that_ended() {
             let answer = tcp(net.endpoint, net.client).syn_ack();
             node.pod_gets(&answer)
                 .becomes(&answer.clone().from(net.service));
+            node.pod_sends(&tcp(net.client, net.service));
             node.pod_sends(&tcp(net.client, net.service).rst());
             assert_eq!(node.flows()[0].state, RESET);
         }
@@ -38,7 +41,9 @@ fn a_masqueraded_connection_keeps_its_port_with_the_record() {
         );
         let syn = tcp(net.outside, net.node_port).syn();
         let first = node.comes_in(&syn).ports();
-        node.comes_in(&tcp(net.outside, net.node_port).rst());
+        let masked = SocketAddr::new(net.node, first.0);
+        node.comes_in(&tcp(net.endpoint, masked).rst());
+        assert_eq!(node.flows()[0].state, RESET);
         assert_eq!(node.comes_in(&syn).ports(), first);
         assert_eq!(node.halves(), (1, 2));
     });
@@ -51,7 +56,7 @@ fn a_connection_to_another_endpoint_leaves_nothing_of_the_one_that_ended() {
         node.serve(web().endpoint(net.endpoint));
         let syn = tcp(net.client, net.service).syn();
         node.pod_sends(&syn);
-        node.pod_sends(&tcp(net.client, net.service).rst());
+        node.pod_gets(&tcp(net.endpoint, net.client).rst());
         node.serve(web().endpoint(net.other_endpoint));
         node.pod_sends(&syn)
             .becomes(&syn.clone().to(net.other_endpoint));
@@ -74,9 +79,12 @@ fn a_port_of_the_pool_is_not_handed_on_without_need() {
         }
         node.pod_sends(&tcp(net.client, net.service).syn());
         let second = tcp(net.client, net.other_service).syn();
-        assert_ne!(node.pod_sends(&second).ports().0, net.client.port());
-        node.pod_sends(&tcp(net.client, net.service).rst());
-        node.pod_sends(&tcp(net.client, net.other_service).rst());
+        let renumbered = node.pod_sends(&second).ports().0;
+        assert_ne!(renumbered, net.client.port());
+        for port in [net.client.port(), renumbered] {
+            let client = SocketAddr::new(net.client.ip(), port);
+            node.pod_gets(&tcp(net.endpoint, client).rst());
+        }
         node.pod_sends(&second)
             .becomes(&second.clone().to(net.endpoint));
     });
@@ -89,6 +97,7 @@ fn who_is_refused_ends_no_record() {
         node.serve(web().endpoint(net.endpoint));
         let syn = tcp(net.client, net.service).syn();
         node.pod_sends(&syn);
+        node.pod_gets(&tcp(net.endpoint, net.client).syn_ack());
         node.pod_sends(&tcp(net.client, net.service).fin());
         node.pod_gets(&tcp(net.endpoint, net.client).fin());
         node.serve(web());

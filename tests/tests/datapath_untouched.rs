@@ -1,7 +1,9 @@
 //! What is no business of ours passes all four programs byte for byte.
 
+use std::net::SocketAddr;
+
 use lb_tests::object::{Net, Node, in_both_families, on_a_node, tcp_service, udp_service};
-use lb_tests::packet::{Frame as _, HERE, Packet, THERE, echo, icmp, other, tcp, udp};
+use lb_tests::packet::{Frame as _, HERE, Packet, RST, THERE, echo, icmp, other, tcp, udp};
 
 fn serve(node: &mut Node, net: &Net) {
     let web = tcp_service("web", net.family)
@@ -160,5 +162,29 @@ fn answers_of_an_endpoint_to_others() {
         let answer: Packet = tcp(net.endpoint, net.client).syn_ack();
         node.goes_out(&answer).is_untouched();
         node.comes_in(&answer).is_untouched();
+    });
+}
+
+/// A promiscuous device, or one that mirrors traffic, brings what others are to serve; the host's stack drops it.
+#[test]
+fn frames_for_another_host() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        let to_another = |mut packet: Packet| {
+            packet.macs.1 = [2, 0, 0, 0, 0, 7];
+            packet
+        };
+        let node_port = SocketAddr::new(net.node, 30080);
+        let flows = node.flows().len();
+        for dialled in [net.vip, net.service, node_port] {
+            let syn = tcp(net.outside, dialled).syn();
+            node.comes_in(&to_another(syn)).is_untouched();
+        }
+        assert_eq!(node.flows().len(), flows);
+        let known = tcp(net.outside, net.vip).syn();
+        assert!(!node.comes_in(&known).goes_on_untouched());
+        node.comes_in(&to_another(known.clone())).is_untouched();
+        node.comes_in(&to_another(known.flags(RST))).is_untouched();
+        assert_eq!(node.flows().len(), flows + 1);
     });
 }

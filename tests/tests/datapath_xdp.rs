@@ -10,8 +10,8 @@ use lb_tests::object::{
 use lb_tests::packet::{Checksum, Frame as _, Packet, tcp, udp};
 
 /// From the uplink to its router, and from the other one to its, as the fixtures' network has them.
-const TO_ROUTER: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 1, 0], [2, 0, 0, 0, 0, 0xfe]);
-const TO_OTHER_ROUTER: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 3, 0xfe]);
+const TO_ROUTER: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 0, 0xfe]);
+const TO_OTHER_ROUTER: ([u8; 6], [u8; 6]) = ([2, 0, 0, 0, 0, 2], [2, 0, 0, 0, 3, 0xfe]);
 
 fn serve(node: &mut Node, net: &Net, endpoint: SocketAddr) {
     for service in [

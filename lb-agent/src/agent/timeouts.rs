@@ -21,7 +21,8 @@ const DEFAULT: Timeouts = Timeouts {
     udp: 120,
     tcp: 86_400,
     closing: 3_600,
-    closed: 30,
+    // As long as Linux keeps a port in TIME_WAIT: an endpoint may refuse another client's connection from it.
+    closed: 60,
 };
 
 impl Timeouts {
@@ -89,7 +90,7 @@ mod tests {
             udp: 300,
             tcp: 7200,
             closing: 50,
-            closed: 30,
+            closed: 60,
         };
         assert_eq!(Timeouts::limited(&wanted, |_| Some(7200)), expected);
         let refused = Timeouts::limited(&wanted, |name| {

@@ -222,6 +222,7 @@ impl Datapath {
             attach::detach_device(&self.pins, self.hook, (index, &name))?;
             xdp::remove(&self.pins, index)?;
             self.tables.devices.delete(&index)?;
+            self.tables.macs.delete(&index)?;
             changes.forgotten.push(index);
         }
         self.follow_xdp()?;
@@ -303,6 +304,14 @@ impl Datapath {
         };
         if self.tables.devices.get(&index)?.as_ref() != Some(&record) {
             self.tables.devices.put(&index, &record, WriteMode::Any)?;
+        }
+        let known = self.tables.macs.get(&index)?;
+        match chosen.mac {
+            Some(mac) if known != Some(mac) => {
+                self.tables.macs.put(&index, &mac, WriteMode::Any)?;
+            }
+            None if known.is_some() => drop(self.tables.macs.delete(&index)?),
+            _ => {}
         }
         Ok(())
     }

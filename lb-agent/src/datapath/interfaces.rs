@@ -56,6 +56,8 @@ pub struct Interface {
     pub groups_only: bool,
     /// Its other end is in another network namespace.
     pub peer_elsewhere: bool,
+    /// Its link-layer address, if that is an Ethernet one.
+    pub mac: Option<[u8; 6]>,
     pub mtu: u32,
     /// 14 for Ethernet, 0 for devices without a link-layer header.
     pub header_length: u32,
@@ -269,6 +271,7 @@ fn interface(message: &LinkMessage) -> Interface {
         lower: 0,
         groups_only: false,
         peer_elsewhere: false,
+        mac: None,
         mtu: 0,
         header_length: if ethernet { 14 } else { 0 },
     };
@@ -276,6 +279,7 @@ fn interface(message: &LinkMessage) -> Interface {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::Address(address) => interface.mac = address.as_slice().try_into().ok(),
             LinkAttribute::Controller(index) => interface.controller = *index,
             LinkAttribute::LinkNetNsId(_) => interface.peer_elsewhere = true,
             LinkAttribute::Link(index) => interface.lower = *index,

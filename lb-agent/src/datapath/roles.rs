@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_ebpf::abi::address::{Address4, Address6};
-use lb_ebpf::abi::device::{Device, LOOPBACK, POD, UPLINK};
+use lb_ebpf::abi::device::{Device, LOOPBACK, Mac, POD, UPLINK};
 
 use super::interfaces::{Interface, LinkKind, LocalAddress, Picture};
 use super::xdp::Wish;
@@ -55,6 +55,8 @@ pub enum PodDevices {
 pub struct Chosen {
     pub name: String,
     pub device: Device,
+    /// Its own link-layer address, where XDP is to know it.
+    pub mac: Option<Mac>,
     /// It is a network card itself.
     pub card: bool,
     /// Whether it is to have the XDP program, too.
@@ -309,6 +311,10 @@ impl Picture {
         Chosen {
             name: interface.name.clone(),
             device,
+            mac: interface.mac.filter(|_| role == UPLINK).map(|octets| Mac {
+                octets,
+                zero: [0; 2],
+            }),
             card: interface.card,
             xdp,
         }

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
-use lb_ebpf::abi::device::Device;
+use lb_ebpf::abi::device::{Device, Mac};
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
@@ -40,6 +40,7 @@ pub struct Tables {
     pub tombstones: Growing<TombstoneKey, Tombstone>,
     pub source_ranges: Table<SourceRangeKey, SourceRange>,
     pub devices: Table<u32, Device>,
+    pub macs: Table<u32, Mac>,
     pub settings: Table<u32, Settings>,
     /// Grown by a thread of its own, see [`FlowShards::follow`].
     pub flows: Arc<FlowShards>,
@@ -95,6 +96,7 @@ impl Tables {
             tombstones: opener.growing(table::TOMBSTONES)?,
             source_ranges: Table::new(opener.map(table::SOURCE_RANGES)?)?,
             devices: Table::new(opener.map(table::DEVICES)?)?,
+            macs: Table::new(opener.map(table::MACS)?)?,
             settings: Table::new(opener.map(table::SETTINGS)?)?,
             flows: Arc::new(FlowShards::new(flows, newcomers, counters()?)?),
             counters: counters()?,

@@ -184,6 +184,7 @@ mod tests {
         let chosen = Chosen {
             name: "eth0".into(),
             device: Device::default(),
+            mac: None,
             card,
             xdp,
         };

@@ -34,4 +34,14 @@ pub const SENDS_BACK: u32 = 1;
 /// The device sends what XDP redirects to it, from itself or another one. One that cannot drops it unseen.
 pub const TRANSMITS: u32 = 2;
 
-crate::assert_layout!(Device = 40);
+/// A device's own link-layer address: XDP also meets frames for others.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Mac {
+    /// As on the wire.
+    pub octets: [u8; 6],
+    /// Zero.
+    pub zero: [u8; 2],
+}
+
+crate::assert_layout!(Device = 40, Mac = 8);

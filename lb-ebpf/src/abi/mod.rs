@@ -91,6 +91,8 @@ pub mod table {
     pub const SOURCE_RANGES: &str = "source_ranges";
     /// Hash: interface index → `Device`.
     pub const DEVICES: &str = "devices";
+    /// Hash: interface index → `Mac`, of Ethernet devices that are uplinks.
+    pub const MACS: &str = "macs";
     /// Array of one `Settings`.
     pub const SETTINGS: &str = "settings";
     /// Per-CPU array of `u64`, indexed by `Counter`.

@@ -118,7 +118,7 @@ pub(crate) fn lets_out<F: Door, const SCOPE: u8, const LINK: u32>(skb: Skb) -> b
     if target::at::<F>(&seen.destination).flows != 0 && may_be_masked::<F, LINK>(&skb) {
         return false;
     }
-    if SCOPE == OUTSIDE && seen.protocol == UDP && may_leave_from_node_port::<F, LINK>(&skb) {
+    if seen.protocol == UDP && may_leave_from_node_port::<F, LINK>(&skb) {
         return false;
     }
     SCOPE != OUTSIDE || belongs_to_nobody::<F>(&seen.destination)

@@ -18,10 +18,12 @@ use crate::fast::{self, Hop};
 use crate::header::{IPV4, IPV6, Part, whole_transport};
 use crate::ingress::{fast_to_endpoint, new_flow, open_flow, step};
 use crate::lookup::{address_use, now, settings};
+use crate::maps::{MACS, Tables};
 use crate::masquerade::{find_answered, returns};
 use crate::opening::Claim;
 use crate::packet::Packet as _;
 use crate::service_cidr::ServiceCidrs;
+use crate::work::Work;
 use crate::xdp::{REDIRECT, TX, Xdp};
 use crate::{DROP, NEXT};
 
@@ -78,6 +80,27 @@ fn to_client<F: Hop, const PROTOCOL: u8>(packet: Xdp<0>) -> i32 {
     }
 }
 
+/// Whether the frame is addressed to the device that it came in on. A promiscuous device also takes others', and one that
+/// mirrors traffic nothing else. The address that was the right one last is at hand.
+#[inline(always)]
+fn is_for_this_host<F: Tables>(packet: Xdp<0>, work: &mut Work<F>) -> bool {
+    let Some(to) = packet.load::<[u16; 3]>(0) else {
+        return false;
+    };
+    let device = packet.device();
+    if work.mac == to && work.mac_device == device {
+        return true;
+    }
+    let Some(own) = MACS.get_ptr(device) else {
+        return false;
+    };
+    // SAFETY: an element of the table, which changes only with the device.
+    let [a, b, c, d, e, f] = unsafe { (*own).octets };
+    work.mac = [[a, b], [c, d], [e, f]].map(u16::from_ne_bytes);
+    work.mac_device = device;
+    work.mac == to
+}
+
 /// Finds the packet's flow, if it has one.
 #[inline(never)]
 fn known_flow<F: Hop>(packet: Xdp<0>) -> i32 {
@@ -103,6 +126,9 @@ fn known_flow<F: Hop>(packet: Xdp<0>) -> i32 {
     let (Some(settings), Some(work)) = (settings(), F::work()) else {
         return NEXT;
     };
+    if !is_for_this_host(packet, work) {
+        return NEXT;
+    }
     work.network = network;
     work.transport = transport;
     work.uses = uses;

@@ -112,15 +112,14 @@ fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8, const LIN
     let Some(transport) = transport(&skb, &network, SCOPE) else {
         return no_answer;
     };
-    if SCOPE == OUTSIDE
-        && network.protocol == UDP
+    if network.protocol == UDP
         && network.part == Part::Whole
         && outbound::may_be_node_port(transport.source_port)
         && let Some(work) = F::work()
     {
         work.network = network;
         work.transport = transport;
-        outbound::note(work);
+        outbound::note::<F, SCOPE>(work);
     }
     // Most packets come from where no flow leads to and pay for this one look.
     let pooled = !own

@@ -89,7 +89,8 @@ fn translate<F: Hop, P: Packet>(
     let (Some(way), Some(settings)) = (F::way(), settings()) else {
         return NO;
     };
-    if settings.flags & STACK_FORWARDS != 0 {
+    // What the node sends itself has passed its stack.
+    if settings.flags & STACK_FORWARDS != 0 && work.flow.flags & OWN_CLIENT == 0 {
         return NO;
     }
     let manner = way_out(&skb, work, F::read(destination.0), way);

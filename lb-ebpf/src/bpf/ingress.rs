@@ -60,6 +60,10 @@ pub(crate) fn ingress<const SCOPE: u8, const LINK: u32>(skb: &Skb) -> i32 {
 
 #[inline(always)]
 fn run<F: Answer + Claim + Hop + ServiceCidrs, const SCOPE: u8, const LINK: u32>(skb: Skb) -> i32 {
+    // A bridge's port does bring frames that the host is to see, for the bridge's own address.
+    if SCOPE == OUTSIDE && LINK != 0 && !skb.is_for_this_host() {
+        return NEXT;
+    }
     let mut action = known_flow::<F, SCOPE, LINK>(skb);
     if action == step::NEW_FLOW {
         action = new_flow::<F, SCOPE>();
@@ -193,8 +197,7 @@ pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
         return NEXT;
     }
     let kind = found.flags & KIND;
-    if SCOPE == OUTSIDE && protocol == UDP && kind == NODE_PORT && outbound::returns(settings, work)
-    {
+    if !own && protocol == UDP && kind == NODE_PORT && outbound::returns(settings, work) {
         return NEXT;
     }
     if found.flags & SOURCE_RANGES != 0 && !admitted::<F>(found.service, work.network.source) {
@@ -228,9 +231,13 @@ pub(crate) fn new_flow<F: ServiceCidrs, const SCOPE: u8>() -> i32 {
     work.masquerade = if own {
         choice.endpoint.flags & (HOST | LOCAL) != HOST | LOCAL
     } else {
+        // Who gets itself for an endpoint would take what it sent for forged (spec D12); a pod of this node is dealt with
+        // where the flow is opened.
+        let itself = SCOPE == OUTSIDE && choice.endpoint.address == work.network.source;
+        let origin = if itself { Origin::Other } else { origin };
         masquerade::wanted(
             settings,
-            internal,
+            internal || itself,
             local_policy,
             origin,
             choice.endpoint.flags,

@@ -13,7 +13,7 @@ use lb_ebpf::abi::address::{Address4, Address6, AddressUse};
 use lb_ebpf::abi::address_filter::WORDS as FILTER_WORDS;
 use lb_ebpf::abi::affinity::{Affinity, AffinityKey};
 use lb_ebpf::abi::counter::COUNTERS as COUNTER_SLOTS;
-use lb_ebpf::abi::device::Device;
+use lb_ebpf::abi::device::{Device, Mac};
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::{Flow, FlowKey, Newcomer};
@@ -118,6 +118,8 @@ pub(crate) static SOURCE_RANGES: LpmTrie<SourceRangePrefix, SourceRange, RANGES,
     LpmTrie::new();
 #[btf_map(name = "devices")]
 pub(crate) static DEVICES: HashMap<u32, Device, 4096, GROW> = HashMap::new();
+#[btf_map(name = "macs")]
+pub(crate) static MACS: HashMap<u32, Mac, 4096, GROW> = HashMap::new();
 #[btf_map(name = "settings")]
 pub(crate) static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map(name = "counters")]

@@ -8,6 +8,7 @@
 use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
 use core::mem::zeroed;
 use lb_ebpf::abi::address::{Address4, Address6, NODE, NODE_LOCAL};
+use lb_ebpf::abi::device::UPLINK;
 use lb_ebpf::abi::endpoint::{HOST, LOCAL};
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::{
@@ -110,13 +111,19 @@ pub(crate) fn answered<F: Hop, const SCOPE: u8>(skb: Skb, work: &mut Work<F>) ->
         if !rewrite_answer(&skb, work) {
             return DROP;
         }
-        return if work.flow.flags & OWN_ADDRESS != 0 || SCOPE == POD || !expected(skb, work) {
+        let local = work.flow.flags & LOCAL_ENDPOINT != 0;
+        let hand_over = match SCOPE {
+            POD => local,
+            _ => work.flow.flags & OWN_ADDRESS != 0 || !expected(skb, work),
+        };
+        return if hand_over {
             skb.hand_over(work.network.offset)
         } else {
             NEXT
         };
     }
-    if work.forward.scope == OUTSIDE && work.flow.flags & LOCAL_ENDPOINT == 0 {
+    // What a pod sends in an endpoint's name is for the stack to judge, which knows where that one's packets come from.
+    if SCOPE == OUTSIDE && work.forward.scope == OUTSIDE && work.flow.flags & LOCAL_ENDPOINT == 0 {
         let action = fast::to_client(skb, work);
         if action != fast::NO {
             return action;
@@ -192,6 +199,10 @@ pub(crate) fn choose_address<F: NodeAddress>(skb: impl Packet, work: &mut Work<F
     let mut found = F::UNSPECIFIED;
     if result == FOUND || result == NO_NEIGHBOUR || result == TOO_BIG {
         found = F::source(route);
+        if !is_uplink(route.ifindex) {
+            // A pod of this node whose slice names no node: its packets are for the stack, and for what filters there.
+            work.endpoint.flags |= LOCAL;
+        }
     } else if result < 0 {
         // The flag is unknown to kernels before 6.7.
         F::fill(route, F::UNSPECIFIED, work.endpoint.address);
@@ -204,6 +215,15 @@ pub(crate) fn choose_address<F: NodeAddress>(skb: impl Packet, work: &mut Work<F
     }
     work.masquerade_address = found;
     found != F::UNSPECIFIED
+}
+
+#[inline(always)]
+fn is_uplink(device: u32) -> bool {
+    match DEVICES.get_ptr(device) {
+        // SAFETY: an element of the table, which changes only with the device.
+        Some(device) => unsafe { (*device).role == UPLINK },
+        None => false,
+    }
 }
 
 /// Addresses of devices.

@@ -11,7 +11,7 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use aya_ebpf::helpers::generated::{bpf_map_pop_elem, bpf_map_push_elem};
 use lb_ebpf::abi::FLOW_SHARDS;
 use lb_ebpf::abi::counter;
-use lb_ebpf::abi::flow::is_unproven;
+use lb_ebpf::abi::flow::{CLOSED, RESET, is_unproven};
 
 use crate::flow::{find, remove};
 use crate::lookup::settings;
@@ -47,7 +47,7 @@ pub(crate) fn enrol<F: Tables>(work: &mut Work<F>, now: u32) {
         return;
     }
     // Full. What comes out has grown up, has ended, or makes room.
-    if displace_oldest(queue, work, now) {
+    if displace_oldest::<F, false>(queue, work, now) {
         work.displaced = now as u16;
     }
     // Another processor may have taken the place.
@@ -61,7 +61,7 @@ pub(crate) fn make_room<F: Tables>(work: &mut Work<F>, now: u32) -> bool {
         return false;
     };
     for _ in 0..LOOKS {
-        if displace_oldest(queue, work, now) {
+        if displace_oldest::<F, true>(queue, work, now) {
             return true;
         }
     }
@@ -82,9 +82,14 @@ fn push<F: Tables>(queue: &Newcomers<F>, work: &mut Work<F>, flags: u64) -> bool
     }
 }
 
-/// Takes the oldest flow out of the queue, and ends it if it is unproven; whether it did.
+/// Takes the oldest flow out of the queue, and ends it if it is unproven or, where every place counts, over; whether it
+/// did.
 #[inline(never)]
-fn displace_oldest<F: Tables>(queue: &Newcomers<F>, work: &mut Work<F>, now: u32) -> bool {
+fn displace_oldest<F: Tables, const FULL: bool>(
+    queue: &Newcomers<F>,
+    work: &mut Work<F>,
+    now: u32,
+) -> bool {
     // SAFETY: a queue of newcomers, and room for one.
     let empty = unsafe {
         bpf_map_pop_elem(
@@ -101,7 +106,7 @@ fn displace_oldest<F: Tables>(queue: &Newcomers<F>, work: &mut Work<F>, now: u32
     }
     if find(&work.newcomer.key, &mut work.other).is_none()
         || work.other.created != work.newcomer.created
-        || !is_unproven(work.other.state)
+        || !(is_unproven(work.other.state) || FULL && matches!(work.other.state, CLOSED | RESET))
     {
         return false;
     }

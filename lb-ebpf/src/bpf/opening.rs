@@ -11,7 +11,7 @@ use core::ptr::copy_nonoverlapping;
 use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{
     DIRECT, HAIRPIN, LOCAL_ENDPOINT, MASQUERADE, MASQUERADED, NEW, OWN_ADDRESS, OWN_CLIENT, POD,
-    has_ended, is_unproven, key_check,
+    RESET, has_ended, is_unproven, key_check,
 };
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{counter, endpoint};
@@ -72,6 +72,17 @@ pub(crate) trait Claim: Tables {
 const CLIENTS_OWN: u32 = 0;
 /// It gets one of our pool.
 const POOLED: u32 = 1;
+
+/// From whom a port may be taken whose flow has not expired: of our pool first only from who was reset a moment ago. An
+/// endpoint that closed a connection itself refuses another client's from the same port for a minute (RFC 9293, TIME-WAIT).
+const LENIENT: u8 = 0;
+/// A client's own port: it knows when it may use it again. From whoever is over.
+const OWN_PORT: u8 = 1;
+/// None is left: also from whoever is unproven.
+const PRESSED: u8 = 2;
+
+/// Seconds without a packet after which nobody denies a reset any more.
+const DENIED_WITHIN: u32 = 1;
 
 impl Claim for V4 {
     #[inline(always)]
@@ -365,8 +376,8 @@ impl<F: Claim> Work<F> {
     /// where an unproven flow has them: a flood of made-up clients fills the pool towards an endpoint long before the table.
     #[inline(always)]
     fn claim_keys(&mut self, port: u32, settings: &Settings, now: u32) -> Opening {
-        self.pressed = false;
         if port == CLIENTS_OWN {
+            self.grip = OWN_PORT;
             write_reply_key(&mut self.reply, &self.flow, &self.key);
             match F::claim_key(now) {
                 Opening::Taken => count(counter::REPLY_CONFLICT),
@@ -378,6 +389,7 @@ impl<F: Claim> Work<F> {
         if first == 0 {
             return Opening::Full;
         }
+        self.grip = LENIENT;
         // Written out: of a loop that stays one, LLVM spills the counter, and without CAP_PERFMON the verifier loses it.
         macro_rules! try_ports {
             ($($number:literal)+) => {
@@ -391,7 +403,7 @@ impl<F: Claim> Work<F> {
             };
         }
         try_ports!(1 2 3 4);
-        self.pressed = true;
+        self.grip = PRESSED;
         let mut search = Search {
             first: first.into(),
             size,
@@ -452,10 +464,14 @@ impl<F: Tables> Work<F> {
         if find(&self.forward, &mut self.other).is_some()
             && answers(&self.reply, &self.other, &self.forward)
         {
-            if !has_ended(self.other.state)
-                && !has_expired(&self.other, settings, self.key.protocol, now)
-            {
-                if !self.pressed || !is_unproven(self.other.state) {
+            let (state, grip) = (self.other.state, self.grip);
+            let free = if grip == LENIENT {
+                state == RESET && now.saturating_sub(self.other.last_seen) > DENIED_WITHIN
+            } else {
+                has_ended(state)
+            };
+            if !free && !has_expired(&self.other, settings, self.key.protocol, now) {
+                if grip != PRESSED || !is_unproven(state) {
                     return Opening::Taken;
                 }
                 count(counter::FLOW_DISPLACED);

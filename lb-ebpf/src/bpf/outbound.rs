@@ -6,7 +6,6 @@
 use core::ptr::{read_volatile, write_volatile};
 use lb_ebpf::abi::UDP;
 use lb_ebpf::abi::address::NODE;
-use lb_ebpf::abi::flow::OUTSIDE;
 use lb_ebpf::abi::frontend::FrontendKey;
 use lb_ebpf::abi::outbound::{Outbound, OutboundKey, port_place};
 use lb_ebpf::abi::settings::Settings;
@@ -29,7 +28,7 @@ pub(crate) fn may_be_node_port(port: u16) -> bool {
 
 /// Notes that the datagram at hand leaves from a NodePort's port, unless it is an answer to a client of ours.
 #[inline(never)]
-pub(crate) fn note<F: Tables>(work: &mut Work<F>) {
+pub(crate) fn note<F: Tables, const SCOPE: u8>(work: &mut Work<F>) {
     let port = work.transport.source_port;
     if address_use::<F>(&work.network.source) & NODE == 0 {
         return;
@@ -43,7 +42,7 @@ pub(crate) fn note<F: Tables>(work: &mut Work<F>) {
     if frontend(&node_port).is_none() {
         return;
     }
-    work.set_key(OUTSIDE);
+    work.set_key(SCOPE);
     write_turned(&mut work.forward, &work.key);
     if find(&work.forward, &mut work.flow).is_some() {
         return;

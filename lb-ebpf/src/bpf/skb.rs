@@ -180,6 +180,14 @@ impl Skb {
         unsafe { read_volatile(addr_of!((*self.0).ingress_ifindex)) == 0 }
     }
 
+    /// Whether the frame was addressed to the device that it came in on. The host's stack takes no other: a promiscuous
+    /// device also brings others', and one that mirrors traffic nothing else.
+    #[inline(always)]
+    pub(crate) fn is_for_this_host(&self) -> bool {
+        // SAFETY: a field of the context.
+        unsafe { read_volatile(addr_of!((*self.0).pkt_type)) == TO_US }
+    }
+
     /// Reads a header at a place that is known beforehand, if the packet's linear part has it. `T` is made of whole words.
     #[inline(always)]
     pub(crate) fn peek_at<T: Copy, const OFFSET: u32>(&self) -> Option<T> {

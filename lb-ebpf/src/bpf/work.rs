@@ -31,10 +31,13 @@ pub(crate) struct Work<F: Family> {
     pub(crate) masquerade: bool,
     /// Whether the packet's key has a record already, of a connection that ended.
     pub(crate) ended: bool,
-    /// Whether the new flow may take its port from one that is unproven.
-    pub(crate) pressed: bool,
+    /// From whom the new flow may take its port, see `opening`.
+    pub(crate) grip: u8,
     /// The second, its low half, in which this processor last ended an unproven flow to make room.
     pub(crate) displaced: u16,
+    /// The device that XDP met last, and its link-layer address.
+    pub(crate) mac_device: u32,
+    pub(crate) mac: [u16; 3],
     /// Address of this node that a new flow is to be masqueraded with.
     pub(crate) masquerade_address: F::Addr,
     /// The packet's own key.

@@ -41,6 +41,15 @@ pub(crate) fn incoming(side: Side, packet: Vec<u8>, tags: &[u16]) -> Vec<u8> {
     [frame, packet].concat()
 }
 
+/// A frame as its sender hands it to a side's device.
+pub(crate) fn delivered(side: Side, mut frame: Vec<u8>) -> Vec<u8> {
+    if let Some((link, _)) = frame.split_first_chunk_mut::<12>() {
+        link[..6].copy_from_slice(&MACS[side as usize]);
+        link[6..].copy_from_slice(&PEER);
+    }
+    frame
+}
+
 /// A packet with right lengths and checksums.
 pub(crate) fn packet(
     (source, destination): (IpAddr, IpAddr),

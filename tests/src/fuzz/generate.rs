@@ -231,6 +231,10 @@ fn edits(random: &mut Random, length: usize) -> Vec<Edit> {
             edits.push(Edit::Seal);
         }
     }
+    if random.once_in(64) {
+        // To another host, or to all.
+        edits.push(Edit::Flip(random.below(6), 1 << random.below(8)));
+    }
     if random.once_in(16) {
         edits.push(Edit::Cut(random.below(length) + 1));
     }

@@ -11,16 +11,16 @@ use lb_agent::datapath::pins::Pins;
 use lb_agent::datapath::{Config, Datapath};
 use lb_agent::plan::Write;
 use lb_agent::sys::bpf::{Link, Map, Outer, Program, Table, WriteMode, XdpMode};
-use lb_ebpf::abi::device::{Device, POD, UPLINK};
+use lb_ebpf::abi::device::{Device, Mac, POD, UPLINK};
 use lb_ebpf::abi::socket::Tombstone;
 use lb_ebpf::abi::{FLOW_SHARDS, Record, table};
 
 use super::records;
 use crate::oracle::packet::tables::Tables;
-use crate::oracle::packet::{DROP, Hook, Seen};
+use crate::oracle::packet::{DROP, Hook, Seen, UPLINK_MAC};
 
 /// Hardware addresses of the pod's and the uplink's device.
-pub const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+pub const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], UPLINK_MAC];
 
 /// The loaded programs.
 pub struct Kernel {
@@ -229,6 +229,12 @@ impl Kernel {
             let devices = &self.datapath.tables().devices;
             devices.put(index, &device, WriteMode::Any)?;
         }
+        let mac = Mac {
+            octets: MACS[1],
+            zero: [0; 2],
+        };
+        let macs = &self.datapath.tables().macs;
+        macs.put(&self.devices[1], &mac, WriteMode::Any)?;
         self.change(tables)
     }
 

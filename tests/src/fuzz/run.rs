@@ -134,5 +134,9 @@ fn source(from: &From, seen: &[Option<(Vec<u8>, Ran)>], hook: Hook) -> Option<(V
         From::Again(step, speech) => frames::again(&of(step)?.0, speech)?,
         From::Complaint(step, complaint) => frames::complaint(&out(step)?.1.seen.frame, complaint)?,
     };
+    let made = !matches!(from, From::Bytes(_));
+    if made && hook.is_ingress() {
+        return Some((frames::delivered(hook.side(), frame), 0));
+    }
     Some((frame, 0))
 }

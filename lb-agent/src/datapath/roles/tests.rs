@@ -12,6 +12,7 @@ fn device(index: u32, name: &str, kind: LinkKind) -> Interface {
         lower: 0,
         groups_only: false,
         peer_elsewhere: false,
+        mac: None,
         mtu: 1500,
         header_length: 14,
     }

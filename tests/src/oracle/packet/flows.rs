@@ -99,11 +99,13 @@ impl Flow {
         let life = match (self.state, self.protocol() == TCP) {
             // netfilter's SYN_RECV, and UDP before it is a stream: who only asks is soon forgotten (F29).
             (State::New | State::Answered, _) => timeout::NEW,
+            // Nothing is on its way any more after a reset.
+            (State::Reset | State::ResetDenied, _) => timeout::NEW,
             (State::Established, true) => timeout::TCP,
             (State::Established, false) if self.last - self.first <= 2 => timeout::NEW,
             (State::Established, false) => timeout::UDP,
             (State::ClientClosed | State::EndpointClosed, _) => timeout::CLOSING,
-            (State::Closed | State::Reset | State::ResetDenied, _) => timeout::CLOSED,
+            (State::Closed, _) => timeout::CLOSED,
         };
         now - self.last < life
     }
@@ -134,7 +136,9 @@ fn next_state(tcp: bool, state: State, speaker: Speaker, flags: Option<u8>) -> S
         let acknowledges = flags.is_some_and(|f| f & (ACK | SYN | FIN) == ACK);
         return match (state, rst, fin) {
             (State::Closed, ..) => State::Closed,
-            (_, true, _) => State::Reset,
+            // Who never acknowledged an answer may be anybody (R9): what he says ends nothing.
+            (State::New | State::Answered, true, _) if speaker == Speaker::Client => state,
+            (_, true, _) | (State::Reset, _, true) => State::Reset,
             (_, _, true) => State::Closed,
             (State::Reset, ..) if acknowledges && speaker == Speaker::Client => State::ResetDenied,
             (State::ResetDenied, ..) if acknowledges && speaker == Speaker::Endpoint => {
@@ -154,9 +158,7 @@ fn next_state(tcp: bool, state: State, speaker: Speaker, flags: Option<u8>) -> S
         (false, same, _) => same,
         (true, State::ClientClosed, Speaker::Endpoint)
         | (true, State::EndpointClosed, Speaker::Client) => State::Closed,
-        (true, State::New | State::Answered | State::Established, Speaker::Client) => {
-            State::ClientClosed
-        }
+        (true, State::Established, Speaker::Client) => State::ClientClosed,
         (true, State::New | State::Answered | State::Established, Speaker::Endpoint) => {
             State::EndpointClosed
         }

@@ -1,6 +1,6 @@
 //! Datagrams that leave from a port that is a NodePort, too, and what comes back to them (spec §7, item 10).
 
-use super::flows::{FlowKey, Side, timeout};
+use super::flows::{FlowKey, timeout};
 use super::wire::{Tuple, UDP};
 use super::{Hook, Met, Oracle};
 
@@ -12,7 +12,9 @@ impl Oracle {
         let cut = packet
             .piece
             .is_some_and(|piece| piece.more || piece.offset > 0);
-        if met.hook != Hook::OutEgress || packet.protocol != UDP || cut {
+        let side = met.hook.side();
+        let leaves = matches!(met.hook, Hook::OutEgress | Hook::PodEgress);
+        if !leaves || packet.protocol != UDP || cut {
             return;
         }
         let node = self.tables.uses(tuple.source).node;
@@ -21,14 +23,14 @@ impl Oracle {
             return;
         }
         let back = tuple.reversed();
-        if self.flows.known(&(Side::Outside, UDP, back)).is_none() {
+        if self.flows.known(&(side, UDP, back)).is_none() {
             self.outbound.insert(back, self.now);
         }
     }
 
     /// Whether what comes in under `key` answers such a datagram.
-    pub(super) fn is_answered(&self, &(side, protocol, tuple): &FlowKey) -> bool {
+    pub(super) fn is_answered(&self, &(_, protocol, tuple): &FlowKey) -> bool {
         let lives = |last: &i64| self.now - last <= timeout::UDP;
-        side == Side::Outside && protocol == UDP && self.outbound.get(&tuple).is_some_and(lives)
+        protocol == UDP && self.outbound.get(&tuple).is_some_and(lives)
     }
 }
