@@ -64,7 +64,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     let opened = spawn_blocking(move || {
         let tenure = Tenure::take(&settings.bpffs, PATIENCE)?;
-        datapath::Result::Ok((tenure, Datapath::open(&settings)?))
+        datapath::Result::Ok((tenure, Datapath::begin(&settings)?))
     });
     let (mut tenure, datapath) = opened.await.context("opening the datapath panicked")??;
     // Loading takes many times what stays.

@@ -70,20 +70,31 @@ pub struct DeviceChanges {
 impl Datapath {
     /// Opens or creates everything but attachments: those that a former agent made keep running meanwhile.
     pub fn open(config: &Config) -> Result<Self> {
-        let opened = Self::open_object(config, object::embedded()?);
-        object::forget();
-        opened
+        Self::open_object(config, object::embedded()?)
     }
 
     /// As [`Datapath::open`], with another object than the embedded one.
     pub fn open_object(config: &Config, object: &'static [u8]) -> Result<Self> {
+        let mut datapath = Self::begin_object(config, object)?;
+        datapath.finish()?;
+        Ok(datapath)
+    }
+
+    /// As [`Datapath::open`], but does not wait for programs that see packets where none of ours were before: sockets
+    /// can be served. Devices want [`Datapath::finish`] first.
+    pub fn begin(config: &Config) -> Result<Self> {
+        Self::begin_object(config, object::embedded()?)
+    }
+
+    fn begin_object(config: &Config, object: &'static [u8]) -> Result<Self> {
         mount::ensure_bpffs(&config.bpffs).map_err(|e| Error::io("find a BPF file system", e))?;
         let pins = Pins::new(&config.bpffs);
         pins.create_directories()?;
         let definitions = Arc::new(Definitions::of(object)?);
         let flows_may_be_there = Tables::were_there(&pins);
         let tables = Tables::open(&pins, &definitions)?;
-        let programs = Programs::open(&pins, &definitions, object)?;
+        let programs = Programs::begin(&pins, &definitions, object)?;
+        object::forget();
         if flows_may_be_there && !programs.adopted() {
             Tables::take_all_for_clients(&pins)?;
         }
@@ -100,6 +111,16 @@ impl Datapath {
             cgroup: None,
             keeper: Keeper::default(),
         })
+    }
+
+    /// Whether programs that see packets are still being loaded.
+    pub fn programs_are_coming(&self) -> bool {
+        self.programs.are_coming()
+    }
+
+    /// Waits for programs that are still being loaded; what the kernel does not take is an error.
+    pub fn finish(&mut self) -> Result<()> {
+        self.programs.finish()
     }
 
     /// Whether the running programs were adopted rather than loaded.

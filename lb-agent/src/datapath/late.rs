@@ -41,9 +41,28 @@ impl Late {
         }
     }
 
-    /// Where it pins them.
     pub(super) fn pins(&self) -> &Pins {
         &self.pins
+    }
+
+    pub(super) fn definitions(&self) -> &Definitions {
+        &self.definitions
+    }
+
+    pub(super) fn object(&self) -> &'static [u8] {
+        self.object
+    }
+
+    /// Loads and pins those that are wanted; which ones the kernel did not take.
+    pub(super) fn load_all(
+        &self,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<BTreeMap<String, Error>> {
+        let refused = load(&self.pins, &self.definitions, self.object, is_wanted)?;
+        object::forget();
+        // What loading takes is many times what stays.
+        memory::give_back();
+        Ok(refused)
     }
 
     /// Loads and pins one, if that was not done yet.
@@ -52,11 +71,7 @@ impl Late {
         if refused.contains_key(name) || self.pins.program(name).exists() {
             return Ok(());
         }
-        let wanted = |other: &str| other == name;
-        let refusals = load(&self.pins, &self.definitions, self.object, wanted)?;
-        object::forget();
-        // As at a start: what loading takes is many times what stays.
-        memory::give_back();
+        let refusals = self.load_all(|other| other == name)?;
         if refusals.is_empty() {
             info!(
                 program = name,

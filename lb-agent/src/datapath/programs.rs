@@ -1,21 +1,24 @@
 //! The programs: loaded and pinned, or adopted from an agent that loaded the very same object.
 //!
-//! The verifier reads for most of a first start. So programs for devices that few nodes have come later, see [`Late`].
+//! The verifier reads for most of a first start. So sockets are served before the programs that see packets are there,
+//! see [`Programs::begin`], and those for devices that few nodes have come later still, see [`Late`].
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 
-use tracing::info;
+use tracing::{info, warn};
 
+use super::attach::PACKET_PROGRAMS;
 use super::late::{Late, is_late};
 use super::load::load;
 use super::object::{Definition, Definitions};
 use super::pins::{Pins, check, list};
 use super::{Error, Result};
 use crate::sys::bpf::{Map, MapKind, Program, WriteMode, pin};
+use crate::sys::priority;
 
 /// Runs the sweeper's timer; see `sweep_arm` in the object.
 const SWEEP_ARM: &str = "sweep_arm";
@@ -23,12 +26,17 @@ const SWEEP_ARM: &str = "sweep_arm";
 /// A timer's memory is allocated without waiting (Linux 6.18), which fails now and then where CPUs compete for it.
 const ARMING_TRIES: u32 = 20;
 
+/// By how much reading the cluster goes before programs that see packets, which take processors at the same time.
+const NICENESS: i32 = 5;
+
 /// The object's programs, pinned.
 #[derive(Debug)]
 pub struct Programs {
     programs: BTreeMap<String, Pinned>,
     late: Arc<Late>,
     adopted: bool,
+    /// Loads those that see packets; which ones the kernel did not take.
+    coming: Option<JoinHandle<Result<BTreeMap<String, Error>>>>,
 }
 
 #[derive(Debug)]
@@ -41,19 +49,21 @@ impl Programs {
     /// Adopts the pinned programs if they come from this object, else loads and pins them, but for those that wait for
     /// their device. The tables are pinned already; programs that run keep running until their links are given the new
     /// ones.
-    pub fn open(
+    ///
+    /// Where none are pinned, those that see packets are still on their way then, until [`Programs::finish`].
+    pub fn begin(
         pins: &Pins,
         definitions: &Arc<Definitions>,
         object: &'static [u8],
     ) -> Result<Self> {
         let about = About::open(pins)?;
-        let identity = identity(object);
         let mut programs = Self {
             programs: BTreeMap::new(),
             late: Arc::new(Late::new(pins, definitions, object)),
             adopted: true,
+            coming: None,
         };
-        if about.read()? == identity && programs.open_pinned(pins, definitions)? {
+        if about.read()? == identity(object) && programs.open_pinned()? {
             let count = programs.programs.len();
             info!(programs = count, "adopted the running programs");
             return Ok(programs);
@@ -65,20 +75,66 @@ impl Programs {
             // Another object's: where it is attached it runs on.
             pin::remove(&pins.program(late))?;
         }
-        let refused = load(pins, definitions, object, |name| !is_late(name))?;
-        if let Some((_, error)) = refused.into_iter().next() {
-            return Err(error);
+        let is_first = list(&pins.programs()).is_ok_and(|pinned| pinned.is_empty());
+        let waits = |name: &str| is_first && sees_packets(name);
+        all_taken(load(pins, definitions, object, |name| {
+            !is_late(name) && !waits(name)
+        })?)?;
+        if is_first {
+            programs.open_pinned()?;
+            programs.coming = Some(programs.load_the_rest()?);
+        } else {
+            programs.settle()?;
         }
-        if !programs.open_pinned(pins, definitions)? {
+        Ok(programs)
+    }
+
+    /// Loads those that see packets, in a thread of its own.
+    fn load_the_rest(&self) -> Result<JoinHandle<Result<BTreeMap<String, Error>>>> {
+        let late = Arc::clone(&self.late);
+        let load_them = move || {
+            if let Err(error) = priority::yield_to_others(NICENESS) {
+                warn!(%error, "could not let other work go before loading programs");
+            }
+            late.load_all(|name| !is_late(name) && sees_packets(name))
+        };
+        let thread = thread::Builder::new().name("load".to_owned());
+        thread
+            .spawn(load_them)
+            .map_err(|e| Error::io("start a thread that loads programs", e))
+    }
+
+    /// Whether programs that see packets are still being loaded.
+    pub fn are_coming(&self) -> bool {
+        let coming = self.coming.as_ref();
+        coming.is_some_and(|loading| !loading.is_finished())
+    }
+
+    /// Waits for programs that are still on their way.
+    pub fn finish(&mut self) -> Result<()> {
+        let Some(loading) = self.coming.take() else {
+            return Ok(());
+        };
+        let loaded = loading
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        all_taken(loaded?)?;
+        self.settle()
+    }
+
+    /// All are pinned, and no other object's.
+    fn settle(&mut self) -> Result<()> {
+        if !self.open_pinned()? {
             return Err(Error::Object(
                 "a program vanished right after it was pinned".into(),
             ));
         }
-        about.write(identity)?;
-        remove_strangers(pins, definitions)?;
-        let count = programs.programs.len();
+        let late = Arc::clone(&self.late);
+        About::open(late.pins())?.write(identity(late.object()))?;
+        remove_strangers(late.pins(), late.definitions())?;
+        let count = self.programs.len();
         info!(programs = count, "loaded the programs");
-        Ok(programs)
+        Ok(())
     }
 
     /// Sees to it that a program that may come later is there; one that the kernel does not take is told by
@@ -100,17 +156,18 @@ impl Programs {
     }
 
     /// Opens what is pinned; whether nothing is missing.
-    fn open_pinned(&mut self, pins: &Pins, definitions: &Definitions) -> Result<bool> {
-        for name in definitions.programs() {
-            match Pinned::open(pins, name)? {
+    fn open_pinned(&mut self) -> Result<bool> {
+        let late = Arc::clone(&self.late);
+        let mut is_complete = true;
+        for name in late.definitions().programs() {
+            match Pinned::open(late.pins(), name)? {
                 Some(pinned) => {
                     self.programs.insert(name.to_owned(), pinned);
                 }
-                None if is_late(name) => {}
-                None => return Ok(false),
+                None => is_complete &= is_late(name),
             }
         }
-        Ok(true)
+        Ok(is_complete)
     }
 
     /// Whether they were there already.
@@ -163,6 +220,15 @@ impl Pinned {
         let id = program.info()?.id;
         Ok(Some(Self { program, id }))
     }
+}
+
+/// Whether devices have it. Sockets are served without.
+fn sees_packets(name: &str) -> bool {
+    PACKET_PROGRAMS.iter().any(|program| program.name == name)
+}
+
+fn all_taken(refused: BTreeMap<String, Error>) -> Result<()> {
+    refused.into_values().next().map_or(Ok(()), Err)
 }
 
 /// Removes pins of programs that this object does not have; links keep what is still attached.

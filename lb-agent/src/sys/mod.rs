@@ -10,4 +10,5 @@ pub mod mount;
 pub mod netdev;
 pub mod netlink;
 pub mod netns;
+pub mod priority;
 pub mod sock_diag;

@@ -20,6 +20,7 @@ impl Sync {
     /// Programs come after what they go by: they drop what goes to an address of the service CIDRs that no service has, and
     /// until they are there, whoever served here before still does.
     pub(super) fn become_ready(&mut self, received: Instant) -> anyhow::Result<()> {
+        self.finish_loading()?;
         self.attach_devices()?;
         let seen: HashSet<ObjectName> = self
             .snapshot
@@ -30,19 +31,7 @@ impl Sync {
         if !plan.is_empty() {
             self.execute(vec![(None, plan)]);
         }
-        match self.config.socket_lb {
-            SocketLb::Off => {
-                self.datapath.detach_sockets()?;
-            }
-            SocketLb::All | SocketLb::Host => {
-                let directory = match &self.config.cgroup {
-                    Some(directory) => cgroup::hierarchy(directory),
-                    None => cgroup::root()
-                        .context("find the cgroup v2 hierarchy; name it with --cgroup")?,
-                };
-                self.datapath.attach_sockets(&directory)?;
-            }
-        }
+        self.follow_sockets()?;
         self.ready = true;
         let eligible = match self.snapshot.node() {
             Some(node) => !node.draining,
@@ -60,6 +49,39 @@ impl Sync {
             "serving"
         );
         self.remove_other_versions();
+        Ok(())
+    }
+
+    /// Waits for programs that are still being loaded. Sockets are served meanwhile: what they connect to by a Service's
+    /// address meets no packet program that it would need.
+    fn finish_loading(&mut self) -> anyhow::Result<()> {
+        if self.datapath.programs_are_coming() {
+            self.follow_sockets()?;
+            info!("sockets are served; waiting for the programs that see packets");
+            if let Err(error) = self.datapath.finish() {
+                // Nothing served here before, and half of it is not what anybody asked for.
+                self.datapath.detach_sockets()?;
+                return Err(error.into());
+            }
+        }
+        Ok(self.datapath.finish()?)
+    }
+
+    /// Attaches the socket hooks, or takes off what a former agent attached.
+    fn follow_sockets(&mut self) -> anyhow::Result<()> {
+        match self.config.socket_lb {
+            SocketLb::Off => {
+                self.datapath.detach_sockets()?;
+            }
+            SocketLb::All | SocketLb::Host => {
+                let directory = match &self.config.cgroup {
+                    Some(directory) => cgroup::hierarchy(directory),
+                    None => cgroup::root()
+                        .context("find the cgroup v2 hierarchy; name it with --cgroup")?,
+                };
+                self.datapath.attach_sockets(&directory)?;
+            }
+        }
         Ok(())
     }
 
