@@ -6,16 +6,21 @@ mod scratch;
 mod tables;
 
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use clap::Parser as _;
 use lb_agent::cleanup::cleanup;
+use lb_agent::cli::{self, Cli};
 use lb_agent::datapath::pins::Pins;
 use lb_agent::datapath::{Config, Datapath, Reader};
 use lb_agent::plan::Write;
-use lb_agent::sys::bpf::{Table, WriteMode};
+use lb_agent::sys::bpf::{Map, MapSpec, NO_PREALLOC, Outer, Table, WriteMode, pin};
 use lb_ebpf::abi::address::{Address4, CLUSTER_IP};
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
 use lb_ebpf::abi::family::V4;
+use lb_ebpf::abi::frontend::{Frontend, FrontendKey};
 use lb_ebpf::abi::{address_filter, counter, table};
 use tables::{frontend4, open, rebuilt};
 
@@ -47,6 +52,117 @@ fn frontends_grow_and_every_one_is_there_for_a_new_agent() {
                 .len(),
             20_000
         );
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+/// 20,000 frontends written one after the other, and how many of them the programs find.
+fn fill_and_count(bpffs: &Path, datapath: &mut Datapath) -> usize {
+    for writes in (0..20_000)
+        .map(|n| frontend4((n % 250) as u8, n))
+        .collect::<Vec<_>>()
+        .chunks(500)
+    {
+        let applied = datapath.apply(&[writes]);
+        assert!(applied.failures.is_empty(), "{:?}", applied.failures);
+    }
+    let outer = outer(bpffs, table::FRONTENDS4);
+    let map = outer.find_inner(0).expect("pinned").expect("set");
+    let frontends = Table::<FrontendKey<V4>, Frontend>::new(map).expect("fits");
+    frontends.count().expect("read")
+}
+
+fn outer(bpffs: &Path, name: &str) -> Outer {
+    let pins = Pins::new(bpffs);
+    let map = Map::open_read_only(&pins.map(name)).expect("open");
+    Outer::new(map, &pins.inner()).expect("fits")
+}
+
+/// An empty table of the same layout.
+fn like(map: &Map) -> Map {
+    let info = map.info();
+    Map::create(&MapSpec {
+        name: "bl_test",
+        kind: info.kind,
+        key_size: info.key_size,
+        value_size: info.value_size,
+        max_entries: info.max_entries,
+        flags: NO_PREALLOC,
+        types: None,
+        inner: None,
+    })
+    .expect("created")
+}
+
+/// Tells those who watch that it is over, also where it ends in a panic.
+struct Watched<'a>(&'a AtomicBool);
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_table_that_is_watched_while_it_grows_loses_nothing() {
+    scratch::run("watched", |bpffs| {
+        let mut datapath = open(bpffs, None);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let outer = outer(bpffs, table::FRONTENDS4);
+                    while !over.load(Ordering::Relaxed) {
+                        outer.find_inner(0).expect("pinned").expect("set");
+                        // `beeline status` once finished the pins it met half-way: one of that version may still run.
+                        let _ = outer.open_inner(0);
+                    }
+                });
+            }
+            let _watched = Watched(&over);
+            assert_eq!(fill_and_count(bpffs, &mut datapath), 20_000);
+        });
+        let tables = datapath.kernel_state().expect("read");
+        assert_eq!(tables.frontends4.len(), 20_000);
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
+fn a_table_whose_pin_fails_when_it_grows_is_written_where_the_programs_look() {
+    scratch::run("unpinned", |bpffs| {
+        let mut datapath = open(bpffs, None);
+        let pin = datapath.tables().frontends4.outer().pin_path(0);
+        std::fs::remove_file(&pin).expect("was pinned");
+        std::fs::create_dir(&pin).expect("nothing can be renamed to this");
+        assert_eq!(fill_and_count(bpffs, &mut datapath), 20_000);
+        std::fs::remove_dir(&pin).expect("nothing is in it");
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+#[test]
+fn a_command_that_looks_leaves_a_half_finished_pin_to_the_agent() {
+    scratch::run("half", |bpffs| {
+        let datapath = open(bpffs, None);
+        let frontends = &datapath.tables().frontends4;
+        let (current, former) = (frontends.table().map(), frontends.outer().pin_path(0));
+        let next = former.with_file_name("frontends4-0-next");
+        // What the agent has done before it waits for the programs that still use the former table.
+        pin::pin(current.as_fd(), &next).expect("pinned");
+        pin::pin_over(like(current).as_fd(), &former).expect("pinned");
+        let former_id = || Map::open(&former).expect("pinned").info().id;
+        let before = former_id();
+        let words = [
+            "beeline",
+            "status",
+            "--bpffs",
+            bpffs.to_str().expect("text"),
+        ];
+        let cli = Cli::try_parse_from(words).expect("understood");
+        cli::answer(&cli.command).unwrap_or_else(|error| panic!("{error}"));
+        assert!(next.exists());
+        assert_eq!(former_id(), before);
         assert!(cleanup(bpffs).is_complete());
     });
 }

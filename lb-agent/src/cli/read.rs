@@ -150,7 +150,7 @@ impl Place {
     fn growing_usage<K: Record, V: Record>(&self, name: &'static str) -> Result<Usage, Error> {
         let (used, capacity) = match self
             .outer(name)?
-            .open_inner(0)?
+            .find_inner(0)?
             .map(Table::<K, V>::new)
             .transpose()?
         {

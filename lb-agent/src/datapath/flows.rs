@@ -148,7 +148,7 @@ where
 /// The map in each slot.
 fn shards<K: Record, V: Record>(pins: &Pins, name: &str) -> Result<Vec<Option<Table<K, V>>>> {
     let outer = outer(pins, name)?;
-    let open = |slot| Ok(outer.open_inner(slot)?.map(Table::new).transpose()?);
+    let open = |slot| Ok(outer.find_inner(slot)?.map(Table::new).transpose()?);
     // A slot and its pin change one after the other: in between there seems to be none.
     let patiently = |slot| {
         let mut opened = open(slot);

@@ -3,6 +3,7 @@
 //! The table is slot 0 of a table of tables. The agent is its only writer, so a copy that is complete when the
 //! slot changes has lost nothing: a program meets the old table or the new one, with the same contents.
 
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use lb_ebpf::abi::Record;
@@ -43,7 +44,7 @@ impl<K: Record, V: Record> Growing<K, V> {
             }
             None => {
                 let map = definitions.create(&definition)?;
-                outer.set(0, std::os::fd::AsFd::as_fd(&map))?;
+                outer.set(0, map.as_fd())?;
                 map
             }
         };
@@ -128,8 +129,15 @@ impl<K: Record, V: Record> Growing<K, V> {
         while over_threshold(wanted, next) && next < self.limit {
             next = next.saturating_mul(FACTOR).min(self.limit);
         }
-        let map = self.definitions.create_sized(&self.definition, next)?;
-        self.move_to(map)
+        let moved = self
+            .definitions
+            .create_sized(&self.definition, next)
+            .and_then(|map| self.move_to(map));
+        if let Err(error) = &moved {
+            // Told here: callers go on with single writes, for which there is room yet.
+            tracing::warn!(table = self.outer.map().name(), to = next, %error, "could not grow a table");
+        }
+        moved
     }
 
     fn move_to(&mut self, map: Map) -> crate::sys::bpf::Result<()> {
@@ -138,7 +146,7 @@ impl<K: Record, V: Record> Growing<K, V> {
         bigger
             .put_many(&keys, &values)
             .map_err(|stopped| stopped.error)?;
-        self.outer.set(0, std::os::fd::AsFd::as_fd(&bigger))?;
+        self.publish(&bigger)?;
         tracing::info!(
             table = self.outer.map().name(),
             entries = keys.len(),
@@ -148,6 +156,19 @@ impl<K: Record, V: Record> Growing<K, V> {
         );
         self.fill = Fill::of(keys.len(), bigger.max_entries());
         self.current = bigger;
+        Ok(())
+    }
+
+    /// Makes the programs use `bigger`. Where its pin fails after that it is theirs all the same, and to go on writing
+    /// to the former one would be to write where nobody looks.
+    fn publish(&self, bigger: &Table<K, V>) -> crate::sys::bpf::Result<()> {
+        let Err(error) = self.outer.set(0, bigger.as_fd()) else {
+            return Ok(());
+        };
+        if self.outer.inner_id(0)? != Some(bigger.map().info().id) {
+            return Err(error);
+        }
+        tracing::warn!(table = self.outer.map().name(), %error, "table grew, but its pin is not as it should be");
         Ok(())
     }
 }

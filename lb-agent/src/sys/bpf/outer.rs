@@ -1,18 +1,24 @@
 //! Tables of tables: the inner ones are replaced or added while programs run.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use super::map::{Map, MapKind, WriteMode};
+use super::map::{Map, MapInfo, MapKind, WriteMode};
 use super::table::bytes;
 use super::{Error, Result, pin};
+
+/// [`Outer::find_inner`] looks this often: the slot and its pins may change between two of its glances.
+const LOOKS: u32 = 8;
 
 /// An array of maps.
 ///
 /// The kernel tells only the id of an inner map, and opening by id needs CAP_SYS_ADMIN. So whoever sets a slot
 /// keeps the inner map itself, and pins it as `<directory>/<name>-<slot>` for the next agent and the CLI.
 ///
-/// Setting a slot waits until no program can still be using the old inner map (`synchronize_rcu`, about 10 ms).
+/// Setting a slot waits until no program can still be using the old inner map (`synchronize_rcu`, about 10 ms). So
+/// others meet slots whose pins lag behind, and what they do about it must not trip the one who is waiting: the slot's
+/// owner opens with [`Outer::open_inner`], everybody else with [`Outer::find_inner`].
 #[derive(Debug)]
 pub struct Outer {
     map: Map,
@@ -64,7 +70,7 @@ impl Outer {
         pin::remove(&next)?;
         pin::pin(inner, &next)?;
         self.set_unpinned(slot, inner)?;
-        self.finish_pin(slot)
+        self.finish_pin(slot, MapInfo::of(inner)?.id)
     }
 
     /// As [`Outer::set`] for many slots, with one wait for all.
@@ -85,7 +91,10 @@ impl Outer {
         self.map
             .update_many(&slots, &fds)
             .map_err(|stopped| stopped.error)?;
-        maps.iter().try_for_each(|(slot, _)| self.finish_pin(*slot))
+        maps.iter().try_for_each(|(slot, map)| {
+            let id = MapInfo::of(map.as_fd())?.id;
+            self.finish_pin(*slot, id)
+        })
     }
 
     /// Puts an inner map into a slot that nobody will want to open again (a dummy, or one pinned elsewhere).
@@ -101,7 +110,7 @@ impl Outer {
         Ok(held)
     }
 
-    /// The inner map of a slot, by its pin. `None` for an empty slot.
+    /// The inner map of a slot, by its pin, for the one who sets the slots. `None` for an empty slot.
     ///
     /// A pin that is not the slot's map is finished (its writer died between the two steps) where the right one
     /// lies beside it, else refused.
@@ -109,25 +118,44 @@ impl Outer {
         let Some(id) = self.inner_id(slot)? else {
             return Ok(None);
         };
-        let path = self.pin_path(slot);
-        for (candidate, finished) in [(&path, true), (&self.next_path(slot), false)] {
-            if let Some(fd) = pin::get_if_present(candidate)? {
-                let map = Map::from_fd(fd)?;
-                if map.info().id == id {
-                    if !finished {
-                        self.finish_pin(slot)?;
-                    }
+        if let Some(map) = pinned(&self.pin_path(slot), id)? {
+            return Ok(Some(map));
+        }
+        let Some(map) = pinned(&self.next_path(slot), id)? else {
+            return Err(self.unpinned(slot, id));
+        };
+        self.finish_pin(slot, id)?;
+        Ok(Some(map))
+    }
+
+    /// As [`Outer::open_inner`] for everybody else: whoever is setting the slot may be about to rename the pin, so it
+    /// is left as it is.
+    pub fn find_inner(&self, slot: u32) -> Result<Option<Map>> {
+        let mut looks = 0;
+        loop {
+            let Some(id) = self.inner_id(slot)? else {
+                return Ok(None);
+            };
+            for path in [self.next_path(slot), self.pin_path(slot)] {
+                if let Some(map) = pinned(&path, id)? {
                     return Ok(Some(map));
                 }
             }
+            looks += 1;
+            if looks == LOOKS {
+                return Err(self.unpinned(slot, id));
+            }
         }
-        Err(Error::refused(
+    }
+
+    fn unpinned(&self, slot: u32, id: u32) -> Error {
+        Error::refused(
             format!("open slot {slot} of map {}", self.map.name()),
             format!(
                 "its map (id {id}) is not pinned at {}: run `beeline cleanup`",
-                path.display()
+                self.pin_path(slot).display()
             ),
-        ))
+        )
     }
 
     fn next_path(&self, slot: u32) -> PathBuf {
@@ -136,10 +164,20 @@ impl Outer {
         path.into()
     }
 
-    fn finish_pin(&self, slot: u32) -> Result<()> {
+    /// Gives the pin of the slot's new map, the one with this id, its lasting name.
+    fn finish_pin(&self, slot: u32, id: u32) -> Result<()> {
         let path = self.pin_path(slot);
-        std::fs::rename(self.next_path(slot), &path)
-            .map_err(|e| Error::new(format!("rename pin to {}", path.display()), e))
+        let Err(error) = std::fs::rename(self.next_path(slot), &path) else {
+            return Ok(());
+        };
+        // Another agent or command, of whatever version, may have seen the slot change and done it.
+        if error.kind() == io::ErrorKind::NotFound && pinned(&path, id)?.is_some() {
+            return Ok(());
+        }
+        Err(Error::new(
+            format!("rename pin to {}", path.display()),
+            error,
+        ))
     }
 }
 
@@ -147,6 +185,12 @@ impl AsFd for Outer {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.map.as_fd()
     }
+}
+
+/// The map pinned at `path`, if it is the one with this id.
+fn pinned(path: &Path, id: u32) -> Result<Option<Map>> {
+    let map = pin::get_if_present(path)?.map(Map::from_fd).transpose()?;
+    Ok(map.filter(|map| map.info().id == id))
 }
 
 /// Where the inner map of a slot of table `name` is pinned.
