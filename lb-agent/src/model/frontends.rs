@@ -10,7 +10,7 @@ use crate::snapshot::{Cidr, Family, Service, ServicePort};
 pub(super) struct Addresses {
     family: Family,
     cluster_ip: IpAddr,
-    /// With their kind, each address once.
+    /// With their kind, sorted, each address once.
     external: Vec<(IpAddr, FrontendKind)>,
 }
 
@@ -37,12 +37,13 @@ impl Addresses {
             .iter()
             .filter(usable)
             .map(|a| (*a, FrontendKind::ExternalIp));
-        let mut all: Vec<(IpAddr, FrontendKind)> = Vec::new();
-        for (address, kind) in vips.chain(external) {
-            if address != cluster_ip && all.iter().all(|(earlier, _)| *earlier != address) {
-                all.push((address, kind));
-            }
-        }
+        let mut all: Vec<(IpAddr, FrontendKind)> = vips
+            .chain(external)
+            .filter(|(address, _)| *address != cluster_ip)
+            .collect();
+        // A stable sort: of one address the VIP stays first. There may be as many as an object has room for.
+        all.sort_by_key(|(address, _)| *address);
+        all.dedup_by_key(|(address, _)| *address);
         Some(Self {
             family,
             cluster_ip,

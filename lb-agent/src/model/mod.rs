@@ -11,6 +11,7 @@ mod sample;
 mod tests;
 mod topology;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -146,16 +147,18 @@ pub fn service_ports(
             continue;
         };
         let slices = endpoints::slices_of(service, slices, family);
+        let mut known = HashSet::new();
         for port in service.ports.iter().filter(|port| port.port != 0) {
+            if !known.insert((&*port.name, port.protocol)) {
+                continue;
+            }
             let id = ServicePortId {
                 service: service.name.clone(),
                 port: port.name.clone(),
                 protocol: port.protocol,
                 family,
             };
-            if ports.iter().all(|earlier| earlier.id != id) {
-                ports.push(service_port(id, service, port, &addresses, &slices, node));
-            }
+            ports.push(service_port(id, service, port, &addresses, &slices, node));
         }
     }
     ports

@@ -1,6 +1,6 @@
 //! The mirror of the kernel's tables, and the verbs that change it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use lb_ebpf::abi::frontend::Frontend;
@@ -103,16 +103,28 @@ impl Ledger {
         let mut draft = Draft::default();
         let held = self.services.remove(service).unwrap_or_default();
         let mut kept = Vec::with_capacity(desired.len());
+        // By name and by id: a Service may have as many ports as an object has room for.
+        let mut known = HashMap::with_capacity(held.len());
+        let mut staying = HashSet::with_capacity(desired.len());
+        for id in &held {
+            if let Some(port) = self.port(*id) {
+                known.entry(port.name.clone()).or_insert(*id);
+            }
+        }
         for want in desired
             .into_iter()
             .filter(|want| want.id.service == *service)
         {
-            let named = |id: &u32| self.port(*id).is_some_and(|port| port.name == want.id);
-            let found = held.iter().chain(&kept).copied().find(named);
-            let id = self.apply_port(found, want, &mut draft);
-            kept.extend(id.filter(|id| !kept.contains(id)));
+            let name = want.id.clone();
+            let found = known.get(&name).copied();
+            if let Some(id) = self.apply_port(found, want, &mut draft)
+                && staying.insert(id)
+            {
+                known.insert(name, id);
+                kept.push(id);
+            }
         }
-        for id in held.into_iter().filter(|id| !kept.contains(id)) {
+        for id in held.into_iter().filter(|id| !staying.contains(id)) {
             self.remove_port(id, &mut draft);
         }
         if !kept.is_empty() {
@@ -196,7 +208,7 @@ impl Ledger {
             retire,
             ..Debt::default()
         };
-        let mut blocks = Vec::new();
+        let mut blocks = HashSet::new();
         for write in unwritten {
             match &write {
                 Write::Frontend4 { key, .. } | Write::Frontend4Gone { key } => {
@@ -219,8 +231,8 @@ impl Ledger {
                 Write::EndpointState { .. }
                 | Write::SourceRange { allowed: true, .. }
                 | Write::Name { .. } => {}
-                Write::Endpoints4 { first, .. } => blocks.push((Family::V4, *first)),
-                Write::Endpoints6 { first, .. } => blocks.push((Family::V6, *first)),
+                Write::Endpoints4 { first, .. } => drop(blocks.insert((Family::V4, *first))),
+                Write::Endpoints6 { first, .. } => drop(blocks.insert((Family::V6, *first))),
             }
         }
         for key in &debt.frontends {

@@ -19,7 +19,7 @@ pub(super) struct HeldPort {
     pub(super) name: ServicePortId,
     /// Sorted by address and port.
     pub(super) endpoints: Vec<Held>,
-    /// Those it wants; whether it has them is in the claims.
+    /// Those it wants, sorted; whether it has them is in the claims.
     pub(super) frontends: Vec<model::Frontend>,
     /// Sorted.
     pub(super) ranges: Vec<Range>,
@@ -130,9 +130,11 @@ impl HeldPort {
 
     /// The frontend it wants under `key`.
     pub(super) fn frontend(&self, key: FrontendId) -> Option<&model::Frontend> {
+        let wanted = (key.address, key.port);
         self.frontends
-            .iter()
-            .find(|frontend| frontend.address == key.address && frontend.port == key.port)
+            .binary_search_by_key(&wanted, |frontend| (frontend.address, frontend.port))
+            .ok()
+            .map(|at| &self.frontends[at])
     }
 
     /// Claims to one frontend are ranked by this: a ClusterIP first, then by name (spec D22).

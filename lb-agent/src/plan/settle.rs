@@ -93,7 +93,8 @@ impl Ledger {
                 length,
                 ..
             } => {
-                let held = |port: &HeldPort| port.ranges.contains(&(*address, *length));
+                let held =
+                    |port: &HeldPort| port.ranges.binary_search(&(*address, *length)).is_ok();
                 if !self.port(*service).is_some_and(held) {
                     draft.withdrawals.push(write);
                 }

@@ -1,5 +1,7 @@
 //! Spec §1.A: from a Service to its frontends.
 
+use std::net::Ipv4Addr;
+
 use super::*;
 
 #[test]
@@ -259,5 +261,30 @@ fn a28_internal_local_with_a_node_port_keeps_the_cluster_set() {
     assert_eq!(
         leads(&port, FrontendKind::NodePort),
         to(&["10.0.0.1", "10.0.0.2"])
+    );
+}
+
+/// Comparing each with each would take these minutes.
+#[test]
+fn an_object_full_of_addresses_and_ports_has_each_once() {
+    let mut large = service();
+    let addresses = || (0..50_000u32).map(|n| IpAddr::from(Ipv4Addr::from_bits(0xc612_0000 + n)));
+    large.external_ips = addresses().rev().chain(addresses()).collect();
+    large.load_balancer_ips = addresses().step_by(2).collect();
+    let frontends = only(&large, vec![]).frontends;
+    let count = |kind| frontends.iter().filter(|f| f.kind == kind).count();
+    assert_eq!(frontends.len(), 50_001);
+    assert_eq!(count(FrontendKind::LoadBalancer), 25_000);
+    assert!(frontends.is_sorted_by_key(|frontend| (frontend.address, frontend.port)));
+
+    let mut large = service();
+    let numbered = |n: u16| named_port(&format!("port-{n}"), Protocol::Tcp, n, 0);
+    large.ports = (1..=40_000).chain(1..=40_000).map(numbered).collect();
+    let found = ports(&large, &[]);
+    assert!(
+        found
+            .iter()
+            .map(|port| port.frontends[0].port)
+            .eq(1..=40_000)
     );
 }

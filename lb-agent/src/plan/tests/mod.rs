@@ -5,6 +5,7 @@ mod cases;
 mod expected;
 mod failures;
 mod fake;
+mod large;
 mod node_addresses;
 mod random;
 mod scenario;
