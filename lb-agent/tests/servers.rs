@@ -329,6 +329,36 @@ async fn health_check_ports_open_count_move_and_close() {
     wait_for(v4(second), None).await;
 }
 
+/// Spec H13.
+#[tokio::test]
+async fn a_health_check_port_that_moves_to_another_service_answers_at_once() {
+    let service_health = ServiceHealth::start(Health::default());
+    let port = free_port();
+    let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
+    let of = |name: &str| HealthPort {
+        service: ObjectName {
+            namespace: "shop".into(),
+            name: name.into(),
+        },
+        ..check(Family::V4, port, 1)
+    };
+    for name in ["web", "mail", "web"] {
+        service_health.set(vec![of(name)]);
+        let named = async {
+            loop {
+                let answer = get(address, "/").await.unwrap_or_default();
+                if answer.contains(&format!("\"name\":\"{name}\"")) {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        // A port that could not be bound is tried again after five seconds.
+        let moved = tokio::time::timeout(http::BIND_RETRY / 2, named).await;
+        assert!(moved.is_ok(), "{name} does not answer");
+    }
+}
+
 /// Spec H6.
 #[tokio::test]
 async fn health_check_ports_open_on_the_addresses_named_alone() {

@@ -10,7 +10,7 @@ use hyper::StatusCode;
 use hyper::header::{HeaderName, HeaderValue};
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use super::Health;
@@ -85,7 +85,18 @@ struct Key {
 struct Listener {
     local_endpoints: Arc<AtomicUsize>,
     /// `None` while the port cannot be bound.
-    task: Option<AbortHandle>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Listener {
+    /// Gives the port back to the system. An aborted task holds it until the runtime comes to drop the task.
+    async fn close(mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+            // An error says that it was aborted.
+            let _ = task.await;
+        }
+    }
 }
 
 impl Drop for Listener {
@@ -100,7 +111,7 @@ async fn follow(mut changes: watch::Receiver<Vec<HealthPort>>, health: Health) {
     let mut listeners = HashMap::new();
     loop {
         let desired = changes.borrow_and_update().clone();
-        let all_open = reconcile(&mut listeners, &desired, &health);
+        let all_open = reconcile(&mut listeners, &desired, &health).await;
         let changed = tokio::select! {
             changed = changes.changed() => changed,
             () = tokio::time::sleep(http::BIND_RETRY), if !all_open => Ok(()),
@@ -112,7 +123,7 @@ async fn follow(mut changes: watch::Receiver<Vec<HealthPort>>, health: Health) {
 }
 
 /// Returns whether every wanted port is open.
-fn reconcile(
+async fn reconcile(
     listeners: &mut HashMap<Key, Listener>,
     desired: &[HealthPort],
     health: &Health,
@@ -121,14 +132,14 @@ fn reconcile(
         .iter()
         .map(|check| (key(check), check.local_endpoints))
         .collect();
-    // Close first: a port may move from one Service to another.
-    listeners.retain(|key, _| {
-        let keep = wanted.contains_key(key);
-        if !keep {
-            debug!(service = %name(&key.service), address = %key.address, "health-check port closed");
-        }
-        keep
-    });
+    // Close first, and wait for it: a port may move from one Service to another.
+    let closed: Vec<_> = listeners
+        .extract_if(|key, _| !wanted.contains_key(key))
+        .collect();
+    for (key, listener) in closed {
+        listener.close().await;
+        debug!(service = %name(&key.service), address = %key.address, "health-check port closed");
+    }
     let mut all_open = true;
     for (key, local_endpoints) in wanted {
         match listeners.get_mut(&key) {
@@ -170,12 +181,12 @@ fn open(
     count: &Arc<AtomicUsize>,
     health: &Health,
     complain: Complain,
-) -> Option<AbortHandle> {
+) -> Option<JoinHandle<()>> {
     match http::bind(key.address, Reach::OwnFamily) {
         Ok(listener) => {
             info!(service = %name(&key.service), address = %key.address, "health-check port opened");
             let handler = handler(key.service.clone(), Arc::clone(count), health.clone());
-            Some(tokio::spawn(http::serve_on(listener, handler)).abort_handle())
+            Some(tokio::spawn(http::serve_on(listener, handler)))
         }
         Err(error) => {
             if complain == Complain::Yes {
