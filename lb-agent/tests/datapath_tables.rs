@@ -8,14 +8,19 @@ mod tables;
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser as _;
 use lb_agent::cleanup::cleanup;
 use lb_agent::cli::{self, Cli};
+use lb_agent::datapath::object::{self, Definitions};
 use lb_agent::datapath::pins::Pins;
+use lb_agent::datapath::tables::Tables;
 use lb_agent::datapath::{Config, Datapath, Reader};
-use lb_agent::plan::Write;
+use lb_agent::model::{self, FrontendKind, ServicePort, ServicePortId};
+use lb_agent::plan::{Ledger, Write};
+use lb_agent::snapshot::{Family, ObjectName, Protocol};
 use lb_agent::sys::bpf::{Map, MapSpec, NO_PREALLOC, Outer, Table, WriteMode, pin};
 use lb_ebpf::abi::address::{Address4, CLUSTER_IP};
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
@@ -293,6 +298,76 @@ fn a_full_table_fails_one_plan_by_name_and_spares_the_others() {
             .map(|(_, frontend)| frontend.service)
             .collect();
         assert_eq!(services, [2]);
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
+
+/// A service port with these frontends: addresses of 198.18.0.0/15.
+fn service_port(name: &str, external: std::ops::Range<u32>) -> (ObjectName, Vec<ServicePort>) {
+    let service = ObjectName {
+        namespace: "shop".into(),
+        name: name.into(),
+    };
+    let id = ServicePortId {
+        service: service.clone(),
+        port: "http".into(),
+        protocol: Protocol::Tcp,
+        family: Family::V4,
+    };
+    let frontends = external.map(|n| model::Frontend {
+        address: Ipv4Addr::from(0xc612_0000 + n).into(),
+        port: 80,
+        kind: FrontendKind::ExternalIp,
+        local_policy: false,
+        source_ranges: false,
+    });
+    let port = ServicePort {
+        id,
+        frontends: frontends.collect(),
+        endpoints: vec![],
+        has_any: false,
+        affinity_seconds: 0,
+        source_ranges: vec![],
+        ranges_admit_node: false,
+    };
+    (service, vec![port])
+}
+
+/// Spec J7.
+#[test]
+fn a_service_that_does_not_fit_leaves_the_room_to_others() {
+    scratch::run("room", |bpffs| {
+        let pins = Pins::new(bpffs);
+        pins.create_directories().expect("made");
+        let object = object::embedded().expect("built");
+        let definitions = Arc::new(Definitions::of(object).expect("sound"));
+        let mut tables = Tables::open(&pins, &definitions).expect("opened");
+        tables.frontends4 = tables.frontends4.with_limit(1);
+        let room = tables.frontends4.table().max_entries();
+        let mut ledger = Ledger::default();
+        let (large, small) = (
+            service_port("large", 0..room + 5_000),
+            service_port("small", 100_000..100_100),
+        );
+        for _ in 0..3 {
+            // They are planned together, the small one first, as there is no other room than the large one leaves.
+            let plans = [&small, &large].map(|(name, ports)| ledger.apply(name, ports.clone()));
+            let writes = plans.each_ref().map(|plan| &plan.writes[..]);
+            let failures = tables.apply(&writes).failures;
+            let [failure] = &failures[..] else {
+                panic!("{failures:?}");
+            };
+            assert!(failure.plan == 1 && failure.lacked_room() && failure.is_its_own());
+            let [_, plan] = plans;
+            let removals = ledger.no_room(&large.0, plan, failure.from);
+            assert!(tables.apply(&[&removals]).failures.is_empty());
+            let frontends = tables.frontends4.table().count().expect("read");
+            assert_eq!(frontends, 100);
+        }
+        let late = service_port("late", 200_000..200_000 + room - 100);
+        let plan = ledger.apply(&late.0, late.1);
+        assert!(tables.apply(&[&plan.writes]).failures.is_empty());
+        drop(tables);
         assert!(cleanup(bpffs).is_complete());
     });
 }

@@ -1,6 +1,7 @@
 //! From events to writes.
 
 mod devices;
+mod failed;
 mod ready;
 mod refusals;
 mod report;
@@ -25,9 +26,10 @@ use crate::health::service::{HealthPort, ServiceHealth};
 use crate::metrics::{Extent, Metrics, Policy};
 use crate::model::{self, HealthCheck, NodeView, Options};
 use crate::plan::{Ledger, NodeAddresses, Plan, Retired, Timing, Write};
-use crate::snapshot::{Event, Family, Kind, ObjectName, Snapshot};
+use crate::snapshot::{Event, Family, Kind, ObjectName, Service, Snapshot};
 use crate::sys::{clock, memory, netns};
 
+use self::failed::{Blame, Failed};
 use self::refusals::Refusals;
 
 /// How long a Service that could not be written waits for another try.
@@ -53,7 +55,7 @@ pub(super) struct Sync {
     dirty: HashSet<ObjectName>,
     refusals: Refusals,
     /// Services whose last writes failed, tried again from this time on.
-    failed: HashSet<ObjectName>,
+    failed: Failed,
     retry_at: Instant,
     /// Interface addresses of this node.
     own_addresses: Vec<IpAddr>,
@@ -142,7 +144,7 @@ impl Sync {
             no_local: HashMap::new(),
             dirty: HashSet::new(),
             refusals: Refusals::default(),
-            failed: HashSet::new(),
+            failed: Failed::default(),
             retry_at: Instant::now(),
             own_addresses: Vec::new(),
             told: Told::default(),
@@ -300,7 +302,9 @@ impl Sync {
             self.dirty
                 .extend(self.snapshot.services().map(|service| service.name.clone()));
         }
-        let dirty: Vec<ObjectName> = self.dirty.drain().collect();
+        let mut dirty: Vec<ObjectName> = self.dirty.drain().collect();
+        // Where the room ends, it is the largest that find none.
+        dirty.sort_by_cached_key(|name| self.snapshot.service(name).map_or(0, frontends));
         let (changed, all) = (dirty.len(), self.snapshot.services().len());
         for name in dirty {
             let plan = self.plan(&name);
@@ -418,12 +422,14 @@ impl Sync {
         let mut retire = Retired::default();
         let mut debtor = None;
         let mut vanished = HashSet::new();
+        let mut taken_back = Vec::new();
         for (index, (name, plan)) in plans.drain(..).enumerate() {
             for problem in &plan.problems {
                 warn!(%problem, "could not serve part of a Service");
                 self.refusals
                     .refused(&problem.service().service, problem.to_string());
-                self.failed.insert(problem.service().service.clone());
+                self.failed
+                    .insert(problem.service().service.clone(), Blame::Service);
                 self.retry_at = Instant::now() + RETRY;
             }
             if let Some(failure) = failures.get(&index) {
@@ -438,14 +444,22 @@ impl Sync {
                     "could not write; what was there before stays in force, trying again every {} s",
                     RETRY.as_secs()
                 );
-                let mut unwritten = plan.writes;
-                unwritten.drain(..failure.from.min(unwritten.len()));
-                self.ledger.failed(name.as_ref(), unwritten, plan.retire);
+                match &name {
+                    Some(name) if failure.lacked_room() => {
+                        let removals = self.ledger.no_room(name, plan, failure.from);
+                        taken_back.push((name.clone(), removals));
+                    }
+                    _ => {
+                        let mut unwritten = plan.writes;
+                        unwritten.drain(..failure.from.min(unwritten.len()));
+                        self.ledger.failed(name.as_ref(), unwritten, plan.retire);
+                    }
+                }
                 debtor = Some(debtor.flatten().or_else(|| name.clone()));
                 match name {
                     Some(name) => {
                         self.refusals.refused(&name, failure.to_string());
-                        self.failed.insert(name);
+                        self.failed.insert(name, Blame::of(failure));
                     }
                     None => self.node_changed = true,
                 }
@@ -459,6 +473,7 @@ impl Sync {
             retire.append(plan.retire);
         }
         self.sockets.end(vanished);
+        self.take_back(taken_back);
         match debtor {
             // A frontend that should have gone over to a failed Service may still lead to what others gave up.
             Some(debtor) => self.ledger.failed(debtor.as_ref(), Vec::new(), retire),
@@ -466,6 +481,24 @@ impl Sync {
             None => self.grace.retire(retire),
         }
     }
+
+    /// Removes what Services without room have put into the tables, so that others fit.
+    fn take_back(&mut self, removals: Vec<(ObjectName, Vec<Write>)>) {
+        let writes: Vec<&[Write]> = removals.iter().map(|(_, writes)| &writes[..]).collect();
+        let applied = self.datapath.apply(&writes);
+        for failure in applied.failures {
+            let (service, writes) = &removals[failure.plan];
+            error!(service = shown(service), %failure, "could not take back what did not fit");
+            let unwritten = writes.get(failure.from..).unwrap_or_default().to_vec();
+            self.ledger
+                .failed(Some(service), unwritten, Retired::default());
+        }
+    }
+}
+
+/// How many frontends a Service asks for, about.
+fn frontends(service: &Service) -> usize {
+    service.ports.len() * (1 + service.external_ips.len() + service.load_balancer_ips.len())
 }
 
 /// Microseconds since a moment, as logs take them.

@@ -8,7 +8,7 @@
 //! What cannot be written fails alone: its plan is named, none of that plan's later phases happen (its frontends
 //! never lead to a block that is not there), and all others go on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::hash::Hash;
 
@@ -41,6 +41,17 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// The plan's own: there was no room for it, or it waits for another one. Whatever else fails a write would fail
+    /// anybody's.
+    pub fn is_its_own(&self) -> bool {
+        self.lacked_room() || self.error.errno() == 0
+    }
+
+    /// There was no room for what it wanted.
+    pub fn lacked_room(&self) -> bool {
+        self.error.is_full()
+    }
+
     /// The plan would lead clients to what another, failed plan did not write.
     fn of_another(plan: usize) -> Self {
         let why = "the Service that follows at one of its addresses could not be written";
@@ -135,7 +146,10 @@ impl Tables {
         for error in prepared.into_iter().filter_map(Result::err) {
             tracing::debug!(%error, "could not create segments together; trying one by one");
         }
-        let mut run = Run { applied };
+        let mut run = Run {
+            applied,
+            failed: HashSet::new(),
+        };
         run.changes(table::NAMES, &mut self.names, names);
         for (batch, first, records) in endpoints4 {
             let answer = self.endpoints4.write(first, records);
@@ -252,6 +266,8 @@ where
 
 struct Run<'a> {
     applied: &'a mut Applied,
+    /// Plans that failed in this step. Those of earlier ones write nothing.
+    failed: HashSet<usize>,
 }
 
 impl Run<'_> {
@@ -262,21 +278,17 @@ impl Run<'_> {
         table: &mut impl Bulk<K, V>,
         changes: Changes<K, V>,
     ) {
-        let (mut owners, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut leaving, mut gone) = (Vec::new(), Vec::new());
-        for (key, (batch, value)) in changes {
+        let (mut coming, mut leaving, mut gone) = (Vec::new(), Vec::new(), Vec::new());
+        for (key, (from, value)) in changes {
             match value {
-                Some(value) => {
-                    owners.push(batch);
-                    keys.push(key);
-                    values.push(value);
-                }
+                Some(value) => coming.push((from, key, value)),
                 None => {
-                    leaving.push(batch);
+                    leaving.push(from.0);
                     gone.push(key);
                 }
             }
         }
+        let mut usage = None;
         let mut done = 0;
         while done < gone.len() {
             match table.delete_all(&gone[done..]) {
@@ -287,19 +299,27 @@ impl Run<'_> {
                 Err(stopped) => {
                     self.applied.entries += stopped.done;
                     done += stopped.done;
-                    self.fail(
-                        leaving[done.min(leaving.len() - 1)],
-                        name,
-                        stopped.error,
-                        table.used(),
-                    );
+                    let usage = *usage.get_or_insert_with(|| table.used());
+                    let plan = leaving[done.min(leaving.len() - 1)];
+                    self.fail(plan, name, stopped.error, usage);
                     done += 1;
                 }
             }
         }
+        // Plan by plan: where the room ends, as few of them as can be are left without.
+        coming.sort_unstable_by_key(|(from, ..)| *from);
+        let mut owners = Vec::with_capacity(coming.len());
+        let (keys, values): (Vec<K>, Vec<V>) = coming
+            .into_iter()
+            .map(|((plan, _), key, value)| {
+                owners.push(plan);
+                (key, value)
+            })
+            .unzip();
         self.puts(name, table, &owners, (&keys, &values));
     }
 
+    /// The keys of a plan lie together, in its order.
     fn puts<K: Record, V: Record>(
         &mut self,
         name: &'static str,
@@ -320,11 +340,20 @@ impl Run<'_> {
                 }
             }
         }
-        // A full table still takes new values for keys it has: ask for each.
+        // A full table still takes new values for keys it has, and a plan names those first: ask for each until one
+        // does not fit. To count a large table takes long, and one count tells it all.
+        let (mut full, mut usage) = (None, None);
         for at in rest..keys.len() {
+            if full == Some(owners[at]) {
+                continue;
+            }
             match table.put_one(&keys[at], &values[at]) {
                 Ok(()) => self.applied.entries += 1,
-                Err(error) => self.fail(owners[at], name, error, table.used()),
+                Err(error) => {
+                    full = error.is_full().then_some(owners[at]);
+                    let usage = *usage.get_or_insert_with(|| table.used());
+                    self.fail(owners[at], name, error, usage);
+                }
             }
         }
     }
@@ -361,12 +390,7 @@ impl Run<'_> {
         error: KernelError,
         usage: Option<(usize, u32)>,
     ) {
-        if self
-            .applied
-            .failures
-            .iter()
-            .all(|failure| failure.plan != plan)
-        {
+        if self.failed.insert(plan) {
             self.applied.failures.push(Failure {
                 plan,
                 from: 0,
@@ -375,5 +399,88 @@ impl Run<'_> {
                 error,
             });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table that counts what it is asked.
+    #[derive(Default)]
+    struct Small {
+        entries: HashMap<u32, u32>,
+        room: usize,
+        counts: std::cell::Cell<usize>,
+        puts: usize,
+    }
+
+    impl Bulk<u32, u32> for Small {
+        fn put_one(&mut self, key: &u32, value: &u32) -> Result<(), KernelError> {
+            self.puts += 1;
+            if self.entries.len() == self.room && !self.entries.contains_key(key) {
+                return Err(KernelError::from_errno("update map", libc::E2BIG));
+            }
+            self.entries.insert(*key, *value);
+            Ok(())
+        }
+
+        fn put_all(&mut self, keys: &[u32], values: &[u32]) -> Result<(), WriteError> {
+            for (done, (key, value)) in keys.iter().zip(values).enumerate() {
+                self.put_one(key, value)
+                    .map_err(|error| WriteError { done, error })?;
+            }
+            Ok(())
+        }
+
+        fn delete_all(&mut self, keys: &[u32]) -> Result<(), WriteError> {
+            self.entries.retain(|key, _| !keys.contains(key));
+            Ok(())
+        }
+
+        fn used(&self) -> Option<(usize, u32)> {
+            self.counts.set(self.counts.get() + 1);
+            Some((self.entries.len(), self.room as u32))
+        }
+    }
+
+    /// Plan by plan, the keys each puts.
+    fn put(table: &mut Small, plans: &[std::ops::Range<u32>]) -> Applied {
+        let mut applied = Applied::default();
+        let mut run = Run {
+            applied: &mut applied,
+            failed: HashSet::new(),
+        };
+        let keys = (0..).zip(plans).flat_map(|(plan, keys)| {
+            let keys = (0..).zip(keys.clone());
+            keys.map(move |(at, key)| (key, ((plan, at), Some(key))))
+        });
+        run.changes(table::FRONTENDS4, table, keys.collect());
+        applied
+    }
+
+    #[test]
+    fn a_full_table_is_counted_once_and_each_plan_tried_until_it_does_not_fit() {
+        let mut table = Small {
+            room: 110,
+            ..Small::default()
+        };
+        put(&mut table, &[0..10, 0..0]);
+        table.puts = 0;
+        let applied = put(
+            &mut table,
+            &[100..150, 200..100_000, 100_000..200_000, 0..5],
+        );
+        let failed: Vec<_> = applied
+            .failures
+            .iter()
+            .map(|failure| failure.plan)
+            .collect();
+        assert_eq!(failed, [1, 2]);
+        assert_eq!(applied.failures[0].usage, Some((110, 110)));
+        assert_eq!(table.counts.get(), 1);
+        // What fits, the key at which the batch stopped, that key again, one of the next plan, and keys that are there.
+        assert_eq!(table.puts, 50 + 50 + 1 + 1 + 1 + 5);
+        assert_eq!(applied.entries, 50 + 50 + 5);
     }
 }

@@ -221,8 +221,8 @@ impl Phase {
     }
 }
 
-/// The later write to a key, with the batch it is from. `None` removes the key.
-pub(super) type Changes<K, V> = HashMap<K, (usize, Option<V>)>;
+/// The later write to a key, with its plan and place in it. `None` removes the key.
+pub(super) type Changes<K, V> = HashMap<K, ((usize, usize), Option<V>)>;
 
 /// One phase's writes, by table.
 #[derive(Default)]
@@ -243,6 +243,7 @@ impl<'a> Staged<'a> {
     /// Takes in a write. The later of two to one key counts.
     pub(super) fn add(&mut self, placed: Placed<'a>) {
         let batch = placed.plan;
+        let from = (placed.plan, placed.at);
         match placed.write {
             Write::Endpoints4 { first, records } => self.endpoints4.push((batch, *first, records)),
             Write::Endpoints6 { first, records } => self.endpoints6.push((batch, *first, records)),
@@ -250,25 +251,25 @@ impl<'a> Staged<'a> {
                 self.states.insert(*id, (batch, *state));
             }
             Write::Name { id, name } => {
-                self.names.insert(*id, (batch, Some(**name)));
+                self.names.insert(*id, (from, Some(**name)));
             }
             Write::NameGone { id } => {
-                self.names.insert(*id, (batch, None));
+                self.names.insert(*id, (from, None));
             }
             Write::Frontend4 { key, frontend } => {
-                self.frontends4.insert(*key, (batch, Some(*frontend)));
+                self.frontends4.insert(*key, (from, Some(*frontend)));
             }
             Write::Frontend6 { key, frontend } => {
-                self.frontends6.insert(*key, (batch, Some(*frontend)));
+                self.frontends6.insert(*key, (from, Some(*frontend)));
             }
             Write::Frontend4Gone { key } => {
-                self.frontends4.insert(*key, (batch, None));
+                self.frontends4.insert(*key, (from, None));
             }
             Write::Frontend6Gone { key } => {
-                self.frontends6.insert(*key, (batch, None));
+                self.frontends6.insert(*key, (from, None));
             }
             Write::Address { address, flags } => {
-                let value = (batch, (*flags != 0).then_some(AddressUse { flags: *flags }));
+                let value = (from, (*flags != 0).then_some(AddressUse { flags: *flags }));
                 match address {
                     IpAddr::V4(v4) => drop(self.addresses4.insert(Address4::from(*v4), value)),
                     IpAddr::V6(v6) => drop(self.addresses6.insert(Address6::from(*v6), value)),
@@ -289,13 +290,13 @@ impl<'a> Staged<'a> {
                     prefix,
                 };
                 self.source_ranges
-                    .insert(key, (batch, allowed.then_some(SourceRange { allowed: 1 })));
+                    .insert(key, (from, allowed.then_some(SourceRange { allowed: 1 })));
             }
             Write::Tombstone { key, present } => {
                 let value = present.then(|| Tombstone {
                     since: clock::seconds(),
                 });
-                self.tombstones.insert(*key, (batch, value));
+                self.tombstones.insert(*key, (from, value));
             }
         }
     }

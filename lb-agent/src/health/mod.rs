@@ -100,7 +100,7 @@ impl Health {
         self.verdict_at(Instant::now())
     }
 
-    fn queued_at(&self, family: Family, now: Instant) {
+    pub(crate) fn queued_at(&self, family: Family, now: Instant) {
         self.state().family(family).oldest_queued.get_or_insert(now);
     }
 
@@ -111,7 +111,7 @@ impl Health {
         };
     }
 
-    fn verdict_at(&self, now: Instant) -> Verdict {
+    pub(crate) fn verdict_at(&self, now: Instant) -> Verdict {
         let state = self.state();
         let families = [state.v4, state.v6].map(|family| {
             // As kube-proxy has it, the age of an update counts only once the family has synced.

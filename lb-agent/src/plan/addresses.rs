@@ -8,6 +8,7 @@ use lb_ebpf::abi::address::{
 };
 
 use super::Write;
+use super::draft::Draft;
 use crate::model::FrontendKind;
 
 /// Marks a record whose last write may not have been done. No set of flags looks like it.
@@ -91,7 +92,8 @@ impl Addresses {
         if let Some(count) = uses.count(kind) {
             *count = count.saturating_sub(1);
         }
-        if uses.cluster_ip == 0 && uses.external == 0 {
+        // There are no flows through one that was never opened, or was taken back.
+        if uses.cluster_ip == 0 && uses.external == 0 && uses.written != 0 {
             uses.lingering = Some(now);
         }
     }
@@ -176,8 +178,19 @@ impl Addresses {
         self.touch(address);
     }
 
+    /// Whether the kernel has `address` with these flags for `frontends` frontends and nothing else; then forgets that
+    /// it has. The next write waits for [`Addresses::settle`] or for another user.
+    pub(super) fn take_back(&mut self, address: IpAddr, flags: u32, frontends: u32) -> bool {
+        let only = |uses: &&mut Uses| {
+            let others = uses.tombstones > 0 || uses.node != 0;
+            uses.written == flags && uses.cluster_ip + uses.external == frontends && !others
+        };
+        let uses = self.table.get_mut(&address).filter(only);
+        uses.map(|uses| uses.written = 0).is_some()
+    }
+
     /// The writes that are due: those that open an address, and those that close one.
-    pub(super) fn flush(&mut self, opening: &mut Vec<Write>, closing: &mut Vec<Write>) {
+    pub(super) fn flush(&mut self, draft: &mut Draft) {
         self.touched.sort_unstable();
         self.touched.dedup();
         for address in self.touched.drain(..) {
@@ -187,7 +200,13 @@ impl Addresses {
             let flags = uses.flags();
             if flags != uses.written {
                 let closes = uses.written & !flags & OPENING != 0 || flags & OPENING == 0;
-                let list = if closes { &mut *closing } else { &mut *opening };
+                let list = if closes {
+                    &mut draft.closing
+                } else if uses.written == 0 {
+                    &mut draft.new_addresses
+                } else {
+                    &mut draft.opening
+                };
                 list.push(Write::Address { address, flags });
                 uses.written = flags;
             }

@@ -16,7 +16,12 @@ pub(super) struct Draft {
     pub(super) blocks: Vec<Write>,
     /// Tombstones lifted and source ranges added.
     pub(super) permits: Vec<Write>,
+    /// Under keys that held something before.
     pub(super) frontends: Vec<Write>,
+    /// Under keys that held nothing.
+    pub(super) new_frontends: Vec<Write>,
+    /// Addresses that were nobody's.
+    pub(super) new_addresses: Vec<Write>,
     pub(super) opening: Vec<Write>,
     pub(super) frontends_gone: Vec<Write>,
     /// States of ids that lose something.
@@ -61,12 +66,23 @@ impl Draft {
     }
 
     pub(super) fn finish(self) -> Plan {
+        let before = [
+            &self.names,
+            &self.states,
+            &self.blocks,
+            &self.permits,
+            &self.frontends,
+        ];
+        let first = before.into_iter().map(Vec::len).sum();
+        let fresh = first..first + self.new_frontends.len() + self.new_addresses.len();
         let phases = [
             self.names,
             self.states,
             self.blocks,
             self.permits,
             self.frontends,
+            self.new_frontends,
+            self.new_addresses,
             self.opening,
             self.frontends_gone,
             self.late_states,
@@ -80,6 +96,7 @@ impl Draft {
             .for_each(|mut phase| writes.append(&mut phase));
         Plan {
             writes,
+            fresh,
             retire: self.retire,
             problems: self.problems,
         }

@@ -268,6 +268,10 @@ impl Ledger {
                 }
             }
         }
+        self.owe(service, debt);
+    }
+
+    pub(super) fn owe(&mut self, service: ObjectName, mut debt: Debt) {
         let owed = self.debts.entry(service).or_default();
         owed.removals.append(&mut debt.removals);
         owed.frontends.append(&mut debt.frontends);

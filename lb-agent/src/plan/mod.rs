@@ -8,7 +8,8 @@
 //!
 //! 1. names, states of new endpoint ids, the *new* block, tombstones lifted, source ranges added: nothing
 //!    reaches these yet, or they only permit;
-//! 2. one write per frontend: each leads to the old block before it and to the new one after it;
+//! 2. one write per frontend: each leads to the old block before it and to the new one after it. Those that are there
+//!    already come first: they can be written in a full table, too;
 //! 3. uses of addresses gained: an address starts to be ours when all its ports are there, so that no client
 //!    meets a Service of which only some ports exist;
 //! 4. frontends that go, then states of endpoints that stopped serving, tombstones, source ranges, addresses and
@@ -27,6 +28,7 @@
 //!   written is free at once. Where plans were carried out together, hand it the
 //!   `retire` of the others too: a frontend that was to go over to the failed Service may lead there still. And
 //!   stop plans that lead clients to a service port of the failed one.
+//!   If it failed for want of room, use [`Ledger::no_room`] instead: others may need the room that it took.
 //! * Call [`Ledger::tick`] about once a minute. Times come from there alone.
 //!
 //! # What can be read back
@@ -47,6 +49,7 @@ mod ledger;
 mod port;
 mod read;
 mod record;
+mod room;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -55,6 +58,7 @@ mod udp;
 use lb_ebpf::abi::address::Address6;
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::Range;
 
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
 use lb_ebpf::abi::family::{V4, V6};
@@ -139,6 +143,8 @@ pub enum Write {
 pub struct Plan {
     /// In this order.
     pub writes: Vec<Write>,
+    /// Those of them that put frontends and addresses under keys that held nothing.
+    fresh: Range<usize>,
     /// For [`Ledger::release`], after the writes and a grace period.
     pub retire: Retired,
     /// What could not be planned, for the log and an Event on the Service.

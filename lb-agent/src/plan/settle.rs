@@ -36,7 +36,7 @@ impl Ledger {
         for write in std::mem::take(&mut draft.outstanding) {
             self.settle_outstanding(write, &mut draft);
         }
-        self.addresses.flush(&mut draft.opening, &mut draft.closing);
+        self.addresses.flush(&mut draft);
         draft.finish()
     }
 
@@ -80,7 +80,12 @@ impl Ledger {
             wanted.generation = self.generation;
             wanted.generation_end = self.generation;
             self.claims.set_written(key, wanted);
-            draft.frontends.push(record::frontend(key, Some(wanted)));
+            let list = if held.is_some() {
+                &mut draft.frontends
+            } else {
+                &mut draft.new_frontends
+            };
+            list.push(record::frontend(key, Some(wanted)));
         }
     }
 

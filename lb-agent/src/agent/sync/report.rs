@@ -25,9 +25,9 @@ impl Sync {
     pub(super) fn report(&mut self, received: Instant, extent: Extent) {
         let took = received.elapsed();
         for family in [Family::V4, Family::V6] {
-            // What failed is not written: health tells so after a while (spec §3.5).
-            if self.failed.is_empty() {
-                self.health.updated(family);
+            // What is not written makes the node stale after a while (spec §3.5).
+            if self.ready && !self.node_changed {
+                self.failed.tell(&self.health, family);
             }
             self.metrics.synced(family, took, extent);
             for policy in [Policy::Internal, Policy::External] {

@@ -8,6 +8,7 @@ mod fake;
 mod large;
 mod node_addresses;
 mod random;
+mod room;
 mod scenario;
 mod tombstones;
 

@@ -1,0 +1,106 @@
+//! Services whose last writes failed, and what that says of the node.
+
+use std::collections::HashMap;
+
+use crate::datapath::Failure;
+use crate::health::Health;
+use crate::snapshot::{Family, ObjectName};
+
+/// What a failure is to be laid to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Blame {
+    /// The Service asks for more than there is room for, or waits for one that does. The others are served.
+    Service,
+    /// The tables, which took what fits no better from any other Service.
+    Tables,
+}
+
+impl Blame {
+    pub(super) fn of(failure: &Failure) -> Self {
+        if failure.is_its_own() {
+            Self::Service
+        } else {
+            Self::Tables
+        }
+    }
+}
+
+/// Services to try again.
+#[derive(Debug, Default)]
+pub(super) struct Failed(HashMap<ObjectName, Blame>);
+
+impl Failed {
+    pub(super) fn insert(&mut self, service: ObjectName, blame: Blame) {
+        self.0.insert(service, blame);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = ObjectName> {
+        self.0.drain().map(|(service, _)| service)
+    }
+
+    /// Tells health what is received and written. A Service that cannot be written is named by `beeline status`, and
+    /// no reason to take this node from the load balancers of all others (spec §3.5).
+    pub(super) fn tell(&self, health: &Health, family: Family) {
+        if self.0.values().all(|blame| *blame == Blame::Service) {
+            health.updated(family);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::health::STALE_AFTER;
+    use crate::sys::bpf::Error;
+
+    fn failure(errno: i32) -> Failure {
+        Failure {
+            plan: 0,
+            from: 0,
+            table: "frontends4",
+            usage: None,
+            error: Error::from_errno("update map", errno),
+        }
+    }
+
+    /// Whether the node is healthy a minute after a change that failed so.
+    fn healthy_after(failures: &[i32]) -> bool {
+        let (health, mut failed) = (Health::default(), Failed::default());
+        health.updated(Family::V4);
+        let queued = Instant::now();
+        health.queued_at(Family::V4, queued);
+        for (number, errno) in failures.iter().enumerate() {
+            let service = ObjectName {
+                namespace: "shop".into(),
+                name: number.to_string().into(),
+            };
+            failed.insert(service, Blame::of(&failure(*errno)));
+        }
+        failed.tell(&health, Family::V4);
+        health.verdict_at(queued + STALE_AFTER).healthy
+    }
+
+    /// Spec §3.5.
+    #[test]
+    fn a_service_that_does_not_fit_leaves_the_node_healthy() {
+        assert!(healthy_after(&[]));
+        assert!(healthy_after(&[libc::E2BIG, libc::ENOSPC, 0]));
+    }
+
+    /// Spec §3.5.
+    #[test]
+    fn tables_that_take_nothing_make_the_node_stale() {
+        assert!(!healthy_after(&[libc::EPERM]));
+        assert!(!healthy_after(&[libc::E2BIG, libc::ENOMEM]));
+    }
+}
