@@ -324,7 +324,7 @@ mod tests {
             r#"kubeproxy_proxy_livez_total{code="200"} 1"#,
             r#"kubeproxy_sync_full_proxy_rules_duration_seconds_bucket{le="0.004",ip_family="IPv4"} 1"#,
             r#"kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv6"} 1"#,
-            r#"kubeproxy_network_programming_duration_seconds_bucket{le="1",ip_family="IPv4"} 0"#,
+            r#"kubeproxy_network_programming_duration_seconds_bucket{le="1",ip_family="IPv4"} 1"#,
             r#"beeline_table_write_failures_total{table="frontends4"} 1"#,
             r#"beeline_datapath_events_total{event="connect_translated"} 41"#,
             r#"beeline_datapath_events_total{event="icmp_translated"} 0"#,

@@ -133,3 +133,46 @@ fn xdp_programs_wait_for_a_device_that_is_to_have_them() {
         assert!(cleanup(bpffs).is_complete());
     });
 }
+
+/// On a node without programs of ours sockets need not wait for those that see packets.
+#[test]
+fn sockets_can_be_served_while_packet_programs_are_loaded() {
+    scratch::run("late-packets", |bpffs| {
+        let config = Config {
+            bpffs: bpffs.to_owned(),
+            packet_hook: None,
+        };
+        let first = Datapath::begin(&config).expect("begun");
+        assert!(first.programs_are_coming());
+        for hook in ["connect4", "sendmsg6", "released"] {
+            assert!(pinned(bpffs, hook).is_some(), "{hook}");
+        }
+        while first.programs_are_coming() {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        // As a crash before it is noted that they are there.
+        drop(first);
+
+        let mut second = Datapath::begin(&config).expect("begun");
+        assert!(!second.adopted() && !second.programs_are_coming());
+        second.finish().expect("nothing is left to wait for");
+        let program = pinned(bpffs, "out_ingress").expect("loaded");
+        drop(second);
+
+        let third = Datapath::begin(&config).expect("begun");
+        assert!(third.adopted() && !third.programs_are_coming());
+        assert_eq!(pinned(bpffs, "out_ingress"), Some(program));
+        drop(third);
+        assert!(cleanup(bpffs).is_complete());
+
+        let mut fourth = Datapath::begin(&config).expect("begun");
+        fourth.finish().expect("loaded");
+        assert!(!fourth.programs_are_coming());
+        assert!(pinned(bpffs, "pod_egress").is_some());
+        drop(fourth);
+        let fifth = Datapath::begin(&config).expect("begun");
+        assert!(fifth.adopted(), "what was waited for is noted as complete");
+        drop(fifth);
+        assert!(cleanup(bpffs).is_complete());
+    });
+}
