@@ -158,10 +158,16 @@ impl<'a> Chosen<'a> {
         if self.filter.client.is_some_and(|wanted| wanted != client) {
             return None;
         }
-        // A service that is gone may still have connections, and its name.
+        // A service that is gone may still have connections, and its name, until another one gets its id: that one was not
+        // dialled.
         let gone;
+        let dialled = (address::<F>(key.destination), key.destination_port);
         let service = match self.services.get(&flow.service) {
-            Some(service) => service,
+            Some(service) if flow.flags & DIRECT != 0 || service.is_at(dialled) => service,
+            Some(_) => {
+                gone = ServicePort::unknown::<F>(flow.service, key.protocol);
+                &gone
+            }
             None => {
                 gone = self.tables.service::<F>(flow.service, key.protocol);
                 &gone
@@ -413,6 +419,21 @@ mod tests {
         chosen.now = 100;
         let (key, flow) = masqueraded();
         chosen.take(&key, &flow)
+    }
+
+    #[test]
+    fn a_connection_to_what_its_service_has_not_is_nobodys() {
+        let tables = sample::tables();
+        let any = filter(None, None);
+        let chosen = Chosen::new(&tables, &any).expect("known");
+        let (mut key, flow) = masqueraded();
+        let named = chosen.take(&key, &flow).expect("any flow").service;
+        key.destination_port = 4433;
+        let moved = chosen.take(&key, &flow).expect("any flow").service;
+        assert_eq!(moved, "?/#1", "not {named}, which got the id later");
+        let of_it = filter(Some("shop/web"), None);
+        let chosen = Chosen::new(&tables, &of_it).expect("known");
+        assert!(chosen.take(&key, &flow).is_none());
     }
 
     #[test]

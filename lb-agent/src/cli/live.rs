@@ -122,6 +122,30 @@ impl ServicePort {
     }
 }
 
+impl ServicePort {
+    /// Whether clients dial this address and port for it. A NodePort is at any of the node's addresses.
+    pub(super) fn is_at(&self, (address, port): (IpAddr, u16)) -> bool {
+        self.frontends.iter().any(|frontend| {
+            frontend.port == port
+                && (frontend.address == address || frontend.address.is_unspecified())
+        })
+    }
+
+    /// One of which only the id is known.
+    pub(super) fn unknown<F: Family>(id: u32, protocol: u8) -> Self {
+        Self {
+            namespace: "?".into(),
+            name: format!("#{id}"),
+            port_name: String::new(),
+            protocol: protocol_name(protocol),
+            family: if F::VERSION == 4 { "IPv4" } else { "IPv6" },
+            id,
+            frontends: Vec::new(),
+            endpoints: Vec::new(),
+        }
+    }
+}
+
 impl LiveTables {
     /// Service ports by name, protocol and family.
     pub fn services(&self) -> Vec<ServicePort> {
@@ -192,18 +216,16 @@ impl LiveTables {
 
     /// The service port of an id, by its name alone.
     pub(super) fn service<F: Family>(&self, id: u32, protocol: u8) -> ServicePort {
-        let name = self.names.get(&id);
-        let part = |bytes: Option<&[u8; 64]>| bytes.map(|bytes| text(bytes));
-        ServicePort {
+        let unknown = ServicePort::unknown::<F>(id, protocol);
+        match self.names.get(&id) {
+            Some(name) => ServicePort {
+                namespace: text(&name.namespace),
+                name: text(&name.name),
+                port_name: text(&name.port),
+                ..unknown
+            },
             // A name that is gone or not there yet: the id still tells services apart.
-            namespace: part(name.map(|n| &n.namespace)).unwrap_or_else(|| "?".into()),
-            name: part(name.map(|n| &n.name)).unwrap_or_else(|| format!("#{id}")),
-            port_name: part(name.map(|n| &n.port)).unwrap_or_default(),
-            protocol: protocol_name(protocol),
-            family: if F::VERSION == 4 { "IPv4" } else { "IPv6" },
-            id,
-            frontends: Vec::new(),
-            endpoints: Vec::new(),
+            None => unknown,
         }
     }
 

@@ -15,12 +15,11 @@ use lb_agent::snapshot::{
 };
 
 /// Prefixes of addresses that only the node itself, its links or nobody can reach.
-const FORBIDDEN: [(&str, u8); 11] = [
+const FORBIDDEN: [(&str, u8); 10] = [
     ("0.0.0.0", 8),
     ("127.0.0.0", 8),
     ("169.254.0.0", 16),
     ("224.0.0.0", 4),
-    ("240.0.0.0", 4),
     ("::", 128),
     ("::1", 128),
     ("fe80::", 10),
