@@ -232,7 +232,7 @@ fn a_port_of_the_pool_that_a_flow_left_is_free_for_direct_connections() {
                 let arrives = syn.from(between).to(net.local_endpoint);
                 node.pod_gets(&arrives)
                     .becomes(&arrives.clone().from(masked));
-                node.comes_in(&request.clone().rst());
+                node.pod_sends(&tcp(net.local_endpoint, masked).rst());
                 between
             };
             let direct = tcp(open(node), net.local_endpoint).syn();
