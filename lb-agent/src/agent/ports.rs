@@ -85,11 +85,9 @@ fn with(reserved: &str, ports: &RangeInclusive<u16>) -> Option<String> {
         let (first, last) = entry.split_once('-').unwrap_or((entry, entry));
         Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
     };
-    let known = reserved.split(',').filter_map(range);
+    let mut known = reserved.split(',').filter_map(range);
     // The kernel lists runs, each as long as it can be.
-    let has_them = known
-        .into_iter()
-        .any(|known| known.contains(ports.start()) && known.contains(ports.end()));
+    let has_them = known.any(|known| known.contains(ports.start()) && known.contains(ports.end()));
     let own = format!("{}-{}", ports.start(), ports.end());
     match reserved {
         _ if has_them => None,

@@ -440,8 +440,8 @@ impl<F: Claim> Work<F> {
 }
 
 impl<F: Tables> Work<F> {
-    /// Enters `reply`. An entry held by a flow that is gone or closing is taken over; if the flow at hand is pressed for
-    /// a port, also one whose client has not shown that it gets answers.
+    /// Enters `reply`. An entry held by a flow that is gone is taken over, and one by a flow that is over or unproven as far
+    /// as `grip` says.
     #[inline(always)]
     fn claim(&mut self, settings: &Settings, now: u32) -> Opening {
         let slot_of_reply = slot(key_check(&self.reply));

@@ -57,7 +57,10 @@ impl Sync {
     fn finish_loading(&mut self) -> anyhow::Result<()> {
         if self.datapath.programs_are_coming() {
             self.follow_sockets()?;
-            info!("sockets are served; waiting for the programs that see packets");
+            info!(
+                sockets_served = self.config.socket_lb != SocketLb::Off,
+                "waiting for the programs that see packets"
+            );
             if let Err(error) = self.datapath.finish() {
                 // Nothing served here before, and half of it is not what anybody asked for.
                 self.datapath.detach_sockets()?;
