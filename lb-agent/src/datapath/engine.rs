@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use lb_ebpf::abi::device::{Device, UPLINK};
 use lb_ebpf::abi::settings::Settings;
@@ -16,7 +17,7 @@ use super::pins::Pins;
 use super::programs::Programs;
 use super::read::KernelState;
 use super::roles::Chosen;
-use super::tables::Tables;
+use super::tables::{Tables, joined};
 use super::xdp::{self, Abilities, Seat, Wish};
 use super::{Error, Result};
 use crate::plan::Write;
@@ -92,8 +93,19 @@ impl Datapath {
         pins.create_directories()?;
         let definitions = Arc::new(Definitions::of(object)?);
         let flows_may_be_there = Tables::were_there(&pins);
-        let tables = Tables::open(&pins, &definitions)?;
-        let programs = Programs::begin(&pins, &definitions, object)?;
+        Tables::create(&pins, &definitions)?;
+        let (tables, programs) = if flows_may_be_there {
+            // Nobody gives up running programs before the tables are known to be fit.
+            let tables = Tables::open_created(&pins, &definitions)?;
+            (tables, Programs::begin(&pins, &definitions, object)?)
+        } else {
+            thread::scope(|scope| {
+                let programs = scope.spawn(|| Programs::begin(&pins, &definitions, object));
+                let tables = Tables::open_created(&pins, &definitions);
+                let programs = joined(programs);
+                Ok::<_, Error>((tables?, programs?))
+            })?
+        };
         object::forget();
         if flows_may_be_there && !programs.adopted() {
             Tables::take_all_for_clients(&pins)?;

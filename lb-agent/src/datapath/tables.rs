@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use std::thread::{self, ScopedJoinHandle};
 
 use lb_ebpf::abi::device::{Device, Mac};
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
@@ -48,9 +49,15 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// Opens all tables, creating what is missing. Also what no agent touches is created here, so that one piece
-    /// of code decides about layouts.
+    /// Opens all tables, creating what is missing.
     pub fn open(pins: &Pins, definitions: &Arc<Definitions>) -> Result<Self> {
+        Self::create(pins, definitions)?;
+        Self::open_created(pins, definitions)
+    }
+
+    /// Creates the tables that are missing, without what tables of tables hold: enough for programs to be loaded. Also
+    /// what no agent touches is created here, so that one piece of code decides about layouts.
+    pub fn create(pins: &Pins, definitions: &Definitions) -> Result<()> {
         let mut created = 0;
         for definition in definitions.tables() {
             if pins.open(definition)?.is_none() {
@@ -62,44 +69,57 @@ impl Tables {
         if created > 0 {
             tracing::info!(tables = created, directory = %pins.root().display(), "created tables");
         }
-        let opener = Opener { pins, definitions };
-        let flows = [
-            table::FLOWS4,
-            table::FLOWS6,
-            table::REPLIES4,
-            table::REPLIES6,
-        ]
-        .into_iter()
-        .map(|name| FlowTable::open(name, opener.outer(name)?, definitions))
-        .collect::<Result<_>>()?;
-        let newcomers = [table::NEWCOMERS4, table::NEWCOMERS6]
-            .into_iter()
-            .map(|name| Newcomers::open(name, opener.outer(name)?, definitions))
-            .collect::<Result<_>>()?;
-        let counters = || -> Result<_> { Ok(Counters::new(opener.map(table::COUNTERS)?)?) };
-        let frontends4: Growing<FrontendKey<V4>, Frontend> = opener.growing(table::FRONTENDS4)?;
-        let frontends6: Growing<FrontendKey<V6>, Frontend> = opener.growing(table::FRONTENDS6)?;
-        let (known4, known6) = (frontends4.table().entries()?, frontends6.table().entries()?);
-        let known4 = known4.iter().filter_map(|(key, _)| udp_node_port(key));
-        let known6 = known6.iter().filter_map(|(key, _)| udp_node_port(key));
-        let node_ports = NodePorts::open(opener.map(table::UDP_NODE_PORTS)?, known4.chain(known6))?;
-        Ok(Self {
-            frontends4,
-            frontends6,
-            node_ports,
-            addresses4: opener.addresses(table::ADDRESSES4, table::ADDRESS_FILTER4)?,
-            addresses6: opener.addresses(table::ADDRESSES6, table::ADDRESS_FILTER6)?,
-            endpoints4: opener.segments(table::ENDPOINTS4)?,
-            endpoints6: opener.segments(table::ENDPOINTS6)?,
-            endpoint_state: opener.segments(table::ENDPOINT_STATE)?,
-            names: opener.growing(table::NAMES)?,
-            tombstones: opener.growing(table::TOMBSTONES)?,
-            source_ranges: Table::new(opener.map(table::SOURCE_RANGES)?)?,
-            devices: Table::new(opener.map(table::DEVICES)?)?,
-            macs: Table::new(opener.map(table::MACS)?)?,
-            settings: Table::new(opener.map(table::SETTINGS)?)?,
-            flows: Arc::new(FlowShards::new(flows, newcomers, counters()?)?),
-            counters: counters()?,
+        Ok(())
+    }
+
+    /// Opens the tables, and fills tables of tables. For each the kernel waits until no program knows the state before
+    /// it, some 10 ms; tables that are opened at the same time wait together.
+    pub fn open_created(pins: &Pins, definitions: &Arc<Definitions>) -> Result<Self> {
+        let opener = &Opener { pins, definitions };
+        let flow_table = |name| move || FlowTable::open(name, opener.outer(name)?, definitions);
+        let newcomers = |name| move || Newcomers::open(name, opener.outer(name)?, definitions);
+        thread::scope(|scope| {
+            let flows = [
+                table::FLOWS4,
+                table::FLOWS6,
+                table::REPLIES4,
+                table::REPLIES6,
+            ]
+            .map(|name| scope.spawn(flow_table(name)));
+            let newcomers =
+                [table::NEWCOMERS4, table::NEWCOMERS6].map(|name| scope.spawn(newcomers(name)));
+            let frontends4 = scope.spawn(|| opener.growing(table::FRONTENDS4));
+            let frontends6 = scope.spawn(|| opener.growing(table::FRONTENDS6));
+            let addresses4 =
+                scope.spawn(|| opener.addresses(table::ADDRESSES4, table::ADDRESS_FILTER4));
+            let addresses6 =
+                scope.spawn(|| opener.addresses(table::ADDRESSES6, table::ADDRESS_FILTER6));
+            let names = scope.spawn(|| opener.growing(table::NAMES));
+            let tombstones = scope.spawn(|| opener.growing(table::TOMBSTONES));
+            let counters = || -> Result<_> { Ok(Counters::new(opener.map(table::COUNTERS)?)?) };
+            let (frontends4, frontends6) = (joined(frontends4)?, joined(frontends6)?);
+            Ok(Self {
+                node_ports: opener.node_ports(&frontends4, &frontends6)?,
+                frontends4,
+                frontends6,
+                addresses4: joined(addresses4)?,
+                addresses6: joined(addresses6)?,
+                endpoints4: opener.segments(table::ENDPOINTS4)?,
+                endpoints6: opener.segments(table::ENDPOINTS6)?,
+                endpoint_state: opener.segments(table::ENDPOINT_STATE)?,
+                names: joined(names)?,
+                tombstones: joined(tombstones)?,
+                source_ranges: Table::new(opener.map(table::SOURCE_RANGES)?)?,
+                devices: Table::new(opener.map(table::DEVICES)?)?,
+                macs: Table::new(opener.map(table::MACS)?)?,
+                settings: Table::new(opener.map(table::SETTINGS)?)?,
+                flows: Arc::new(FlowShards::new(
+                    flows.into_iter().map(joined).collect::<Result<_>>()?,
+                    newcomers.into_iter().map(joined).collect::<Result<_>>()?,
+                    counters()?,
+                )?),
+                counters: counters()?,
+            })
         })
     }
 
@@ -187,9 +207,26 @@ impl Opener<'_> {
         Addresses::open(self.growing(name)?, self.map(filter)?)
     }
 
+    fn node_ports(
+        &self,
+        frontends4: &Growing<FrontendKey<V4>, Frontend>,
+        frontends6: &Growing<FrontendKey<V6>, Frontend>,
+    ) -> Result<NodePorts> {
+        let (known4, known6) = (frontends4.table().entries()?, frontends6.table().entries()?);
+        let known4 = known4.iter().filter_map(|(key, _)| udp_node_port(key));
+        let known6 = known6.iter().filter_map(|(key, _)| udp_node_port(key));
+        NodePorts::open(self.map(table::UDP_NODE_PORTS)?, known4.chain(known6))
+    }
+
     fn segments<V: lb_ebpf::abi::Record>(&self, name: &str) -> Result<Segments<V>> {
         Segments::open(self.outer(name)?, Arc::clone(self.definitions))
     }
+}
+
+/// What a thread came to.
+pub(super) fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    let outcome = thread.join();
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 impl Definition {
