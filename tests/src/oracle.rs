@@ -201,6 +201,7 @@ fn intake<'a>(
         if slice.family != family {
             continue;
         }
+        let mut own: Vec<Candidate<'_>> = Vec::new();
         for slice_port in &slice.ports {
             // B6.
             if slice_port.name != port.name || slice_port.protocol != port.protocol {
@@ -217,22 +218,34 @@ fn intake<'a>(
                     slice_name: &slice.name.name,
                     endpoint,
                 };
-                // B11.
-                match kept
-                    .iter_mut()
-                    .find(|other| other.target == candidate.target)
-                {
-                    None => kept.push(candidate),
-                    Some(other) if beats(&candidate, other) => *other = candidate,
-                    Some(_) => {}
-                }
+                // B11 within one slice, whose order is the writer's: a later one counts unless it terminates.
+                put(&mut own, candidate, |new, _| !new.endpoint.terminating);
             }
+        }
+        for candidate in own {
+            put(&mut kept, candidate, beats);
         }
     }
     kept
 }
 
-/// B11 as corrected: not terminating beats terminating, then local beats remote, then the slice's name.
+/// Keeps one candidate for each target.
+fn put<'a>(
+    kept: &mut Vec<Candidate<'a>>,
+    candidate: Candidate<'a>,
+    beats: impl Fn(&Candidate<'_>, &Candidate<'_>) -> bool,
+) {
+    match kept
+        .iter_mut()
+        .find(|other| other.target == candidate.target)
+    {
+        None => kept.push(candidate),
+        Some(other) if beats(&candidate, other) => *other = candidate,
+        Some(_) => {}
+    }
+}
+
+/// B11 as corrected, between slices: not terminating beats terminating, then local beats remote, then the slice's name.
 fn beats(new: &Candidate<'_>, old: &Candidate<'_>) -> bool {
     if new.endpoint.terminating != old.endpoint.terminating {
         return !new.endpoint.terminating;

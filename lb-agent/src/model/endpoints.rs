@@ -44,6 +44,7 @@ pub(super) fn candidates<'a>(
     node: &NodeView,
 ) -> Vec<Candidate<'a>> {
     let mut all = Vec::with_capacity(slices.iter().map(|slice| slice.endpoints.len()).sum());
+    let mut own: Vec<Candidate<'a>> = Vec::new();
     for slice in slices {
         // B6: the same name may have different numbers, even within one slice.
         let numbers = slice
@@ -51,7 +52,7 @@ pub(super) fn candidates<'a>(
             .iter()
             .filter(|p| p.name == port.name && p.protocol == port.protocol && p.port != 0);
         for number in numbers {
-            all.extend(
+            own.extend(
                 slice
                     .endpoints
                     .iter()
@@ -72,9 +73,19 @@ pub(super) fn candidates<'a>(
                     }),
             );
         }
+        // Spec §8, B11: the order within a slice is the writer's, and a later duplicate counts unless it terminates.
+        own.sort_by_key(|c| (c.address, c.port));
+        own.dedup_by(|later, kept| {
+            let is_same = (later.address, later.port) == (kept.address, kept.port);
+            if is_same && !later.terminating {
+                *kept = *later;
+            }
+            is_same
+        });
+        all.append(&mut own);
     }
-    // Spec §8, B11: not terminating beats terminating, then local beats remote, then the order of slices,
-    // which the stable sort keeps.
+    // Slices have no order: not terminating beats terminating, then local beats remote, then their names, whose order
+    // the stable sort keeps.
     all.sort_by_key(|c| (c.address, c.port, c.terminating, !c.local));
     all.dedup_by_key(|c| (c.address, c.port));
     all

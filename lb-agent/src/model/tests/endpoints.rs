@@ -81,6 +81,34 @@ fn b11_not_terminating_beats_terminating_then_local_beats_remote() {
 }
 
 #[test]
+fn b11_within_a_slice_a_later_duplicate_counts_unless_it_terminates() {
+    let unready = || SliceEndpoint {
+        ready: false,
+        serving: false,
+        ..local("10.0.0.1")
+    };
+    let serves = |endpoints: Vec<SliceEndpoint>| {
+        let port = only(&service(), endpoints);
+        assert_eq!(port.endpoints.len(), 1);
+        (port.endpoints[0].local, port.endpoints[0].cluster)
+    };
+    assert_eq!(serves(vec![local("10.0.0.1"), unready()]), (true, false));
+    assert_eq!(serves(vec![unready(), local("10.0.0.1")]), (true, true));
+    assert_eq!(
+        serves(vec![local("10.0.0.1"), remote("10.0.0.1")]),
+        (false, true)
+    );
+    assert_eq!(
+        serves(vec![remote("10.0.0.1"), ts(local("10.0.0.1"))]),
+        (false, true)
+    );
+    assert_eq!(
+        serves(vec![tn(local("10.0.0.1")), ts(remote("10.0.0.1"))]),
+        (true, false)
+    );
+}
+
+#[test]
 fn b11_equal_duplicates_follow_the_slice_name() {
     let first = slice("a", vec![hinted(remote("10.0.0.1"), &["z1"], &[])]);
     let second = slice(
