@@ -1,7 +1,7 @@
 //! A node: a namespace with pods behind it, a cgroup, a bpffs and a directory of manifests of its own.
 
 use std::ffi::CString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use std::{fs, io, ptr};
 use anyhow::{Context as _, Result, ensure};
 use lb_agent::snapshot::Family;
 
-use crate::agent::{Agent, Settings, SocketLb, Source};
+use crate::agent::{self, Agent, Settings, SocketLb, Source};
 use crate::manifests::{Manifests, NodeObject};
 use crate::netns::Namespace;
 use crate::pod::Pod;
@@ -173,6 +173,12 @@ impl Node {
             .as_ref()
             .context("no agent was started on this node")?;
         Ok(agent.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What a health-check port says at the node's own address, for this node's processes.
+    pub fn health_check(&self, port: u16) -> Result<String> {
+        let to = SocketAddr::new(self.address(Family::V4), port);
+        self.namespace.run(|| Ok(agent::get(to, "/")?))
     }
 
     /// Waits until the agent has its programs on a device that came after it: the first without a link-layer header

@@ -121,7 +121,7 @@ table inet guard {
         let pod = cluster.pod(1, 1);
         let _web = Web::start_as(&cluster, service, &[pod])?;
         eventually("the health check answers", SOON, || {
-            let answer = cluster.node(1).agent()?.get(32_000, "/");
+            let answer = cluster.node(1).health_check(32_000);
             Ok(answer.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")).then_some(()))
         })?;
         for (node, before) in cluster.nodes().iter().zip(before) {

@@ -259,7 +259,7 @@ in_both_layouts! {
                 let inner = if inner.is_empty() { Outcome::Refused } else { seen(inner.clone(), cluster.pod(2, 2).address(family)) };
                 table.soon(format!("{row}: pod → ClusterIP"), &pod, at(address::service(family, 1), PORT), &inner);
             }
-            let answer = cluster.node(1).agent()?.get(32_500, "/")?;
+            let answer = cluster.node(1).health_check(32_500)?;
             assert_eq!(answer.starts_with("HTTP/1.1 200"), healthy, "{row}: {answer}");
         }
         table.finish()

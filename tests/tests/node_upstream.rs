@@ -180,13 +180,15 @@ in_every_case! {
         let all = [&web, &inner, &checked];
         let (here, there) = (cluster.pod(1, 2).peer()?, cluster.pod(2, 1).peer()?);
         let health = |node: u8, code: &str| {
-            let answer = cluster.node(node).agent()?.get(HEALTH_PORT, "/");
+            let answer = cluster.node(node).health_check(HEALTH_PORT);
             // The port may not be open yet.
             let told = answer.is_ok_and(|answer| answer.starts_with(&format!("HTTP/1.1 {code} ")));
             Ok(told.then_some(()))
         };
         eventually("node1 has a ready endpoint", SOON, || health(1, "200"))?;
         eventually("node2 has none", SOON, || health(2, "503"))?;
+        // H6: not at other addresses than NodePorts are.
+        assert!(cluster.node(1).agent()?.get(HEALTH_PORT, "/").is_err());
 
         all.iter().try_for_each(|web| web.set_conditions(&[(pod, Condition::Terminating)]))?;
         eventually("no node has a ready endpoint", SOON, || health(1, "503"))?;

@@ -113,7 +113,7 @@ in_both_layouts! {
                 let own: Vec<_> = served.iter().filter(|pod| pod.node() == node.number()).collect();
                 let code = if own.is_empty() { "503" } else { "200" };
                 eventually("the health check tells who has endpoints", SOON, || {
-                    let answer = node.agent()?.get(HEALTH_PORT, "/");
+                    let answer = node.health_check(HEALTH_PORT);
                     Ok(answer.is_ok_and(|answer| answer.starts_with(&format!("HTTP/1.1 {code} "))).then_some(()))
                 })?;
                 let Some(pod) = own.first() else { continue };

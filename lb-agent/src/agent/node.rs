@@ -66,15 +66,17 @@ impl Addresses {
         }
     }
 
-    /// Addresses that a family's health-check ports are opened on; `None`: on all (H6).
+    /// Addresses that a family's health-check ports are opened on; `None`: on all, also where the node has none of those
+    /// that are meant (H6).
     pub(super) fn health_checks(&self, config: &Config, family: Family) -> Option<Vec<IpAddr>> {
-        config.nodeport_addresses.restricts(family).then(|| {
-            self.nodeport
-                .iter()
-                .copied()
-                .filter(|address| Family::of(*address) == family)
-                .collect()
-        })
+        if !config.nodeport_addresses.restricts(family) {
+            return None;
+        }
+        let meant = self.nodeport.iter().chain(&self.loopback).copied();
+        let meant: Vec<IpAddr> = meant
+            .filter(|address| Family::of(*address) == family)
+            .collect();
+        (!meant.is_empty()).then_some(meant)
     }
 }
 

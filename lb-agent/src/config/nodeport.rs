@@ -77,10 +77,10 @@ impl NodePortAddresses {
         LOOPBACK.into_iter().filter(named).collect()
     }
 
-    /// Whether a family's list was given and leaves out some addresses: health-check ports are then opened on the
-    /// addresses meant, else on all (H6).
+    /// Whether a family's list leaves out some addresses, as the default does: health-check ports are then opened on
+    /// the addresses meant, else on all (H6).
     pub fn restricts(&self, family: Family) -> bool {
-        !self.entries.is_empty() && !self.of(family).contains(&Entry::All)
+        !self.of(family).contains(&Entry::All)
     }
 
     /// The entries of a family. A list without one for a family means all of that family, as does a prefix of
@@ -221,9 +221,9 @@ mod tests {
     }
 
     #[test]
-    fn only_a_given_list_restricts() {
+    fn a_list_restricts_unless_it_means_all() {
         let list = |text: &str| text.parse::<NodePortAddresses>().unwrap();
-        assert!(!list("").restricts(Family::V4));
+        assert!(list("").restricts(Family::V4));
         assert!(!list("all").restricts(Family::V4));
         assert!(list("192.0.2.0/24").restricts(Family::V4));
         assert!(!list("192.0.2.0/24").restricts(Family::V6));

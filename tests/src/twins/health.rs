@@ -1,15 +1,18 @@
 //! Health-check node ports (spec H7-H11, H15): what an external load balancer is told, by every node, in both families.
 
+use std::net::SocketAddr;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::Value;
 
+use super::proxy::Proxy;
 use super::stage::{NODES, Stage, Twin};
 use super::state::{NAMESPACE, list};
 use crate::address::{self, FAMILIES};
 use crate::agent::get;
+use crate::kube_proxy::Mode;
 
 /// Rounds before a disagreement is believed: nothing tells when a count has arrived.
 const ROUNDS: usize = 5;
@@ -45,8 +48,13 @@ pub(super) fn check(stage: &Stage) -> Result<Checked> {
         let name = service["metadata"]["name"].as_str().unwrap_or("?");
         for family in FAMILIES {
             for node in 1..=NODES {
-                let to = std::net::SocketAddr::new(address::node(family, node), port);
-                targets.push((name, to));
+                let mut addresses = vec![address::node(family, node)];
+                if stage.twins[0].proxy == Proxy::KubeProxy(Mode::Nftables) {
+                    // Another address of the node than the primary one (H6); in iptables mode all are listened on.
+                    addresses.push(address::pod_gateway(family, node));
+                }
+                let to = addresses.into_iter().map(|to| SocketAddr::new(to, port));
+                targets.extend(to.map(|to| (name, to)));
             }
         }
     }
@@ -81,7 +89,7 @@ pub(super) fn check(stage: &Stage) -> Result<Checked> {
 }
 
 /// From outside, as load balancers do.
-fn ask(twin: &Twin, targets: &[(&str, std::net::SocketAddr)]) -> Result<Vec<Told>> {
+fn ask(twin: &Twin, targets: &[(&str, SocketAddr)]) -> Result<Vec<Told>> {
     twin.cluster.outside().run(|| {
         Ok(targets
             .iter()
