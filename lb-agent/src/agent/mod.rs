@@ -93,6 +93,11 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            // Before its objects: what has no sender any more is always ready, and empty.
+            ended = &mut source => {
+                ended.context("the source panicked")?.context("the source of cluster objects ended")?;
+                anyhow::bail!("the source of cluster objects ended");
+            }
             Some(retired) = reusable.recv() => sync.release(retired),
             received = inbox.recv_many(&mut burst, BURST) => {
                 if received > 0 {
@@ -103,10 +108,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             _ = upkeep.tick() => {
                 tenure.keep()?;
                 sync.upkeep()?;
-            }
-            ended = &mut source => {
-                ended.context("the source panicked")?.context("the source of cluster objects ended")?;
-                anyhow::bail!("the source of cluster objects ended");
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The source ports that masqueraded connections get.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::ops::RangeInclusive;
 
 use tracing::{info, warn};
@@ -29,11 +30,21 @@ pub(super) fn reserve() {
     if free_ports(ephemeral.clone()).is_some() {
         return;
     }
-    let reserved = fs::read_to_string(RESERVED).unwrap_or_default();
+    let (first, last) = (SHARED.start(), SHARED.end());
+    let reserved = match read_list() {
+        Ok(reserved) => reserved,
+        Err(error) => {
+            warn!(
+                %error, first, last,
+                "could not read net.ipv4.ip_local_reserved_ports, so the source ports of masqueraded connections are not \
+                 added to it: a socket of this node may get the answers of a client's connection; add them to it"
+            );
+            return;
+        }
+    };
     let Some(wanted) = with(reserved.trim(), &SHARED) else {
         return;
     };
-    let (first, last) = (SHARED.start(), SHARED.end());
     match fs::write(RESERVED, &wanted) {
         Ok(()) => info!(
             first,
@@ -48,6 +59,15 @@ pub(super) fn reserve() {
             ephemeral.start(), ephemeral.end()
         ),
     }
+}
+
+/// All that is reserved. The kernel answers one read: what does not fit into it is left out, and a second finds the end.
+fn read_list() -> io::Result<String> {
+    // Every other port, which is the longest list, takes 200 kB.
+    let mut list = vec![0; 256 * 1024];
+    let length = File::open(RESERVED)?.read(&mut list)?;
+    list.truncate(length);
+    String::from_utf8(list).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 fn ephemeral() -> RangeInclusive<u16> {
