@@ -359,8 +359,8 @@ fn a_service_that_does_not_fit_leaves_the_room_to_others() {
             };
             assert!(failure.plan == 1 && failure.lacked_room() && failure.is_its_own());
             let [_, plan] = plans;
-            let removals = ledger.no_room(&large.0, plan, failure.from);
-            assert!(tables.apply(&[&removals]).failures.is_empty());
+            let back = ledger.no_room(&large.0, plan, failure.from);
+            assert!(tables.apply(&[&back.writes]).failures.is_empty());
             let frontends = tables.frontends4.table().count().expect("read");
             assert_eq!(frontends, 100);
         }

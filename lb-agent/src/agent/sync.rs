@@ -34,8 +34,8 @@ use self::execute::frontends;
 use self::failed::Failed;
 use self::refusals::Refusals;
 
-/// How long a Service that could not be written waits for another try.
-const RETRY: Duration = Duration::from_secs(5);
+/// A Service that could not be written is tried again at the first upkeep after this time, so at the next or the one after.
+const RETRY: Duration = Duration::from_secs(3);
 
 /// Owner of everything that changes.
 pub(super) struct Sync {
@@ -56,8 +56,9 @@ pub(super) struct Sync {
     no_local: HashMap<ObjectName, Vec<(Policy, Family)>>,
     dirty: HashSet<ObjectName>,
     refusals: Refusals,
-    /// Services whose last writes failed, tried again from this time on.
+    /// Services whose last writes failed.
     failed: Failed,
+    /// When a first start that failed is tried again.
     retry_at: Instant,
     /// Interface addresses of this node.
     own_addresses: Vec<IpAddr>,
@@ -247,9 +248,8 @@ impl Sync {
         if !plan.is_empty() {
             self.execute(vec![(None, plan)]);
         }
-        if !self.failed.is_empty() && Instant::now() >= self.retry_at {
-            self.dirty.extend(self.failed.drain());
-        }
+        self.dirty
+            .extend(self.failed.take_due(Instant::now(), RETRY));
         let due = !self.ready && Instant::now() >= self.retry_at
             || !self.dirty.is_empty()
             || self.node_changed
@@ -309,6 +309,7 @@ impl Sync {
         dirty.sort_by_cached_key(|name| self.snapshot.service(name).map_or(0, frontends));
         let (changed, all) = (dirty.len(), self.snapshot.services().len());
         for name in dirty {
+            self.failed.forget(&name);
             let plan = self.plan(&name);
             if plan.is_empty() {
                 self.refusals.accepted(&name);

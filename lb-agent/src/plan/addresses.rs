@@ -128,8 +128,18 @@ impl Addresses {
         }
     }
 
-    /// Ends what has lingered since before `deadline`.
-    pub(super) fn end_lingering(&mut self, deadline: u32) {
+    /// Ends what has lingered since before `deadline`, and the oldest of more than `most`: others need the room.
+    pub(super) fn end_lingering(&mut self, mut deadline: Option<u32>, most: usize) {
+        let mut since: Vec<u32> = self
+            .table
+            .values()
+            .filter_map(|uses| uses.lingering)
+            .collect();
+        if let Some(oldest) = since.len().checked_sub(most + 1) {
+            let (_, last, _) = since.select_nth_unstable(oldest);
+            deadline = deadline.max(Some(*last));
+        }
+        let Some(deadline) = deadline else { return };
         for (address, uses) in &mut self.table {
             if uses.lingering.is_some_and(|since| since <= deadline) {
                 uses.lingering = None;

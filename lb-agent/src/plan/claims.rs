@@ -28,6 +28,8 @@ pub(super) struct Claims {
     table: HashMap<FrontendId, Entry>,
     /// Service ports that want a frontend that another one has.
     waiting: HashMap<FrontendId, Vec<u32>>,
+    /// Number of the last change of who waits for whom.
+    contests: u64,
 }
 
 impl Claims {
@@ -36,13 +38,17 @@ impl Claims {
         let entry = self.table.entry(key).or_default();
         match entry.owner {
             None => entry.owner = Some(service),
-            Some(_) => self.waiting.entry(key).or_default().push(service),
+            Some(_) => {
+                self.waiting.entry(key).or_default().push(service);
+                self.contests += 1;
+            }
         }
     }
 
     /// `service` no longer wants `key`.
     pub(super) fn unclaim(&mut self, key: FrontendId, service: u32) {
         let waiting = self.waiting.get_mut(&key);
+        self.contests += u64::from(waiting.is_some());
         match self.table.get_mut(&key) {
             Some(entry) if entry.owner == Some(service) => entry.owner = waiting.and_then(Vec::pop),
             _ => {
@@ -67,6 +73,7 @@ impl Claims {
             let best = waiting.iter_mut().min_by_key(|id| rank(**id));
             if let Some(best) = best.filter(|best| rank(**best) < rank(*owner)) {
                 std::mem::swap(best, owner);
+                self.contests += 1;
             }
         }
         Some(*owner)
@@ -80,6 +87,11 @@ impl Claims {
             let waiting = waiting.iter();
             waiting.filter_map(move |id| Some((*key, owner?, *id)))
         })
+    }
+
+    /// Changes whenever [`Claims::contested`] does.
+    pub(super) fn contests(&self) -> u64 {
+        self.contests
     }
 
     /// The record in the kernel.

@@ -20,6 +20,11 @@ pub struct Conflict {
 }
 
 impl Ledger {
+    /// Another number whenever there may be other conflicts than before. Most plans change none, and there may be many.
+    pub fn contests(&self) -> u64 {
+        self.claims.contests()
+    }
+
     /// All conflicts there are now, in no order.
     pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
         self.claims.contested().filter_map(|(key, owner, loser)| {

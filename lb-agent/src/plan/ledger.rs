@@ -18,6 +18,9 @@ use super::{NO_ID, Plan, Retired, Write};
 use crate::model::{ServicePort, ServicePortId};
 use crate::snapshot::{Family, ObjectName};
 
+/// Addresses without a Service that flows are still looked up for, at most: a quarter of what their table may hold.
+const MOST_LINGERING: usize = 1 << 18;
+
 /// How long things outlive their Service or endpoint, in seconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Timing {
@@ -154,9 +157,8 @@ impl Ledger {
     pub fn tick(&mut self, now: u32) -> Plan {
         self.now = now;
         let mut draft = Draft::default();
-        if let Some(deadline) = now.checked_sub(self.timing.linger) {
-            self.addresses.end_lingering(deadline);
-        }
+        self.addresses
+            .end_lingering(now.checked_sub(self.timing.linger), MOST_LINGERING);
         if let Some(deadline) = now.checked_sub(self.timing.tombstone) {
             let old = self
                 .tombstones

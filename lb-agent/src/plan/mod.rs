@@ -28,7 +28,8 @@
 //!   written is free at once. Where plans were carried out together, hand it the
 //!   `retire` of the others too: a frontend that was to go over to the failed Service may lead there still. And
 //!   stop plans that lead clients to a service port of the failed one.
-//!   If it failed for want of room, use [`Ledger::no_room`] instead: others may need the room that it took.
+//!   If it failed for want of room, use [`Ledger::no_room`] instead, and do what it says: others may need the room that
+//!   it took.
 //! * Call [`Ledger::tick`] about once a minute. Times come from there alone.
 //!
 //! # What can be read back
@@ -71,6 +72,7 @@ pub use adopt::KernelState;
 pub use blocks::Block;
 pub use conflicts::Conflict;
 pub use ledger::{Ledger, Timing};
+pub use room::TakenBack;
 
 use crate::model::ServicePortId;
 

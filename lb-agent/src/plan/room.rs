@@ -9,14 +9,24 @@ use lb_ebpf::abi::frontend::Frontend;
 
 use super::claims::FrontendId;
 use super::ledger::{Debt, Ledger};
-use super::{Plan, Write, record};
+use super::{Plan, Retired, Write, record};
 use crate::model::FrontendKind;
 use crate::snapshot::ObjectName;
 
+/// What is to be done about a plan that found no room.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct TakenBack {
+    /// What takes back what is new. If one of these fails, hand it and the rest to [`Ledger::failed`], with `retire`.
+    pub writes: Vec<Write>,
+    /// For [`Ledger::release`], after the writes and a grace period.
+    pub retire: Retired,
+    /// Whether something may still lead to what this plan, or others carried out together with it, gave up.
+    pub owes: bool,
+}
+
 impl Ledger {
     /// As [`Ledger::failed`], for a plan of `service` that failed for want of room, its writes before `from` being done.
-    /// Gives the writes that take back what is new; if one of those fails, hand it and the rest to [`Ledger::failed`].
-    pub fn no_room(&mut self, service: &ObjectName, plan: Plan, from: usize) -> Vec<Write> {
+    pub fn no_room(&mut self, service: &ObjectName, plan: Plan, from: usize) -> TakenBack {
         let opens = matches!(
             plan.writes.get(from),
             Some(Write::Frontend4 { .. } | Write::Frontend6 { .. } | Write::Address { .. })
@@ -42,14 +52,36 @@ impl Ledger {
             }
         }
         self.owe(service.clone(), owed);
-        self.failed(Some(service), unwritten, plan.retire);
         if !opens {
             // It did not come to them.
-            return Vec::new();
+            self.failed(Some(service), unwritten, plan.retire);
+            return TakenBack {
+                owes: true,
+                ..TakenBack::default()
+            };
         }
         // Backwards: nobody is led to an address whose frontends are gone.
         removals.reverse();
-        removals
+        if unwritten.iter().any(leads) {
+            self.failed(Some(service), unwritten, plan.retire);
+            return TakenBack {
+                writes: removals,
+                owes: true,
+                ..TakenBack::default()
+            };
+        }
+        // Every frontend leads to what is current, so what was given up is nobody's. Kept with the debt, some for every
+        // try, it would fill the tables. What is left takes no room; addresses wait for their frontends.
+        let (addresses, rest): (Vec<_>, Vec<_>) = unwritten
+            .into_iter()
+            .partition(|write| matches!(write, Write::Address { .. }));
+        removals.extend(rest);
+        self.failed(Some(service), addresses, Retired::default());
+        TakenBack {
+            writes: removals,
+            retire: plan.retire,
+            owes: false,
+        }
     }
 
     /// Notes that the tables do not have what `write` put there, and gives the write that makes it so. `None` where
@@ -97,4 +129,14 @@ impl Ledger {
         }
         users
     }
+}
+
+fn leads(write: &Write) -> bool {
+    matches!(
+        write,
+        Write::Frontend4 { .. }
+            | Write::Frontend6 { .. }
+            | Write::Frontend4Gone { .. }
+            | Write::Frontend6Gone { .. }
+    )
 }

@@ -7,14 +7,15 @@ use tracing::{error, warn};
 
 use super::failed::Blame;
 use super::{RETRY, Sync, shown};
-use crate::agent::sockets;
+use crate::agent::{UPKEEP, sockets};
 use crate::datapath;
-use crate::plan::{Plan, Retired, Write};
+use crate::plan::{Plan, Retired, TakenBack, Write};
 use crate::snapshot::{ObjectName, Service};
 
 impl Sync {
     /// Carries out plans; what fails is named and tried again later.
     pub(super) fn execute(&mut self, mut plans: Vec<(Option<ObjectName>, Plan)>) {
+        let now = Instant::now();
         let writes: Vec<&[Write]> = plans
             .iter()
             .map(|(_, plan)| plan.writes.as_slice())
@@ -38,8 +39,7 @@ impl Sync {
                 self.refusals
                     .refused(&problem.service().service, problem.to_string());
                 self.failed
-                    .insert(problem.service().service.clone(), Blame::Service);
-                self.retry_at = Instant::now() + RETRY;
+                    .insert(problem.service().service.clone(), Blame::Service, now);
             }
             if let Some(failure) = failures.get(&index) {
                 self.metrics.table_write_failed(failure.table);
@@ -51,28 +51,31 @@ impl Sync {
                     service = shown,
                     %failure,
                     "could not write; what was there before stays in force, trying again every {} s",
-                    RETRY.as_secs()
+                    UPKEEP.as_secs()
                 );
                 match &name {
                     Some(name) if failure.lacked_room() => {
-                        let removals = self.ledger.no_room(name, plan, failure.from);
-                        taken_back.push((name.clone(), removals));
+                        let back = self.ledger.no_room(name, plan, failure.from);
+                        if back.owes {
+                            debtor = Some(debtor.flatten().or_else(|| Some(name.clone())));
+                        }
+                        taken_back.push((name.clone(), back));
                     }
                     _ => {
                         let mut unwritten = plan.writes;
                         unwritten.drain(..failure.from.min(unwritten.len()));
                         self.ledger.failed(name.as_ref(), unwritten, plan.retire);
+                        debtor = Some(debtor.flatten().or_else(|| name.clone()));
                     }
                 }
-                debtor = Some(debtor.flatten().or_else(|| name.clone()));
                 match name {
                     Some(name) => {
                         self.refusals.refused(&name, failure.to_string());
-                        self.failed.insert(name, Blame::of(failure));
+                        self.failed.insert(name, Blame::of(failure), now);
                     }
                     None => self.node_changed = true,
                 }
-                self.retry_at = Instant::now() + RETRY;
+                self.retry_at = now + RETRY;
                 continue;
             }
             if let (Some(name), true) = (&name, plan.problems.is_empty()) {
@@ -92,15 +95,25 @@ impl Sync {
     }
 
     /// Removes what Services without room have put into the tables, so that others fit.
-    fn take_back(&mut self, removals: Vec<(ObjectName, Vec<Write>)>) {
-        let writes: Vec<&[Write]> = removals.iter().map(|(_, writes)| &writes[..]).collect();
-        let applied = self.datapath.apply(&writes);
-        for failure in applied.failures {
-            let (service, writes) = &removals[failure.plan];
-            error!(service = shown(service), %failure, "could not take back what did not fit");
-            let unwritten = writes.get(failure.from..).unwrap_or_default().to_vec();
-            self.ledger
-                .failed(Some(service), unwritten, Retired::default());
+    fn take_back(&mut self, all: Vec<(ObjectName, TakenBack)>) {
+        let writes: Vec<&[Write]> = all.iter().map(|(_, back)| &back.writes[..]).collect();
+        let mut failures: HashMap<usize, datapath::Failure> = self
+            .datapath
+            .apply(&writes)
+            .failures
+            .into_iter()
+            .map(|failure| (failure.plan, failure))
+            .collect();
+        for (index, (service, mut back)) in all.into_iter().enumerate() {
+            match failures.remove(&index) {
+                Some(failure) => {
+                    error!(service = shown(&service), %failure, "could not take back what did not fit");
+                    back.writes.drain(..failure.from.min(back.writes.len()));
+                    self.ledger.failed(Some(&service), back.writes, back.retire);
+                }
+                None if back.retire.is_empty() => {}
+                None => self.grace.retire(back.retire),
+            }
         }
     }
 }

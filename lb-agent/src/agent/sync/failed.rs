@@ -1,6 +1,7 @@
 //! Services whose last writes failed, and what that says of the node.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use crate::datapath::Failure;
 use crate::health::Health;
@@ -25,31 +26,34 @@ impl Blame {
     }
 }
 
-/// Services to try again.
+/// Services to try again, each with the time when it failed.
 #[derive(Debug, Default)]
-pub(super) struct Failed(HashMap<ObjectName, Blame>);
+pub(super) struct Failed(HashMap<ObjectName, (Blame, Instant)>);
 
 impl Failed {
-    pub(super) fn insert(&mut self, service: ObjectName, blame: Blame) {
-        self.0.insert(service, blame);
+    pub(super) fn insert(&mut self, service: ObjectName, blame: Blame, now: Instant) {
+        self.0.insert(service, (blame, now));
+    }
+
+    /// It is about to be tried.
+    pub(super) fn forget(&mut self, service: &ObjectName) {
+        self.0.remove(service);
     }
 
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    pub(super) fn drain(&mut self) -> impl Iterator<Item = ObjectName> {
-        self.0.drain().map(|(service, _)| service)
+    /// Takes out those that failed `pause` before `now` at the latest. One that changes all the time keeps no other waiting.
+    pub(super) fn take_due(&mut self, now: Instant, pause: Duration) -> Vec<ObjectName> {
+        let due = self.0.extract_if(|_, (_, failed)| *failed + pause <= now);
+        due.map(|(service, _)| service).collect()
     }
 
     /// Tells health what is received and written. A Service that cannot be written is named by `beeline status`, and
     /// no reason to take this node from the load balancers of all others (spec §3.5).
     pub(super) fn tell(&self, health: &Health, family: Family) {
-        if self.0.values().all(|blame| *blame == Blame::Service) {
+        if self.0.values().all(|(blame, _)| *blame == Blame::Service) {
             health.updated(family);
         }
     }
@@ -57,8 +61,6 @@ impl Failed {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
     use crate::health::STALE_AFTER;
     use crate::sys::bpf::Error;
@@ -73,6 +75,28 @@ mod tests {
         }
     }
 
+    fn name(name: &str) -> ObjectName {
+        ObjectName {
+            namespace: "shop".into(),
+            name: name.into(),
+        }
+    }
+
+    #[test]
+    fn one_that_fails_again_and_again_keeps_no_other_waiting() {
+        let (start, pause) = (Instant::now(), Duration::from_secs(3));
+        let mut failed = Failed::default();
+        failed.insert(name("once"), Blame::Service, start);
+        for second in 0..4 {
+            let now = start + Duration::from_secs(second);
+            failed.insert(name("often"), Blame::Service, now);
+        }
+        let now = start + pause;
+        assert_eq!(failed.take_due(now, pause), [name("once")]);
+        assert_eq!(failed.take_due(now + pause, pause), [name("often")]);
+        assert_eq!(failed.len(), 0);
+    }
+
     /// Whether the node is healthy a minute after a change that failed so.
     fn healthy_after(failures: &[i32]) -> bool {
         let (health, mut failed) = (Health::default(), Failed::default());
@@ -80,11 +104,11 @@ mod tests {
         let queued = Instant::now();
         health.queued_at(Family::V4, queued);
         for (number, errno) in failures.iter().enumerate() {
-            let service = ObjectName {
-                namespace: "shop".into(),
-                name: number.to_string().into(),
-            };
-            failed.insert(service, Blame::of(&failure(*errno)));
+            failed.insert(
+                name(&number.to_string()),
+                Blame::of(&failure(*errno)),
+                queued,
+            );
         }
         failed.tell(&health, Family::V4);
         health.verdict_at(queued + STALE_AFTER).healthy

@@ -275,6 +275,26 @@ fn the_address_of_a_removed_service_lingers() {
     assert!(bench.fake.is_idle());
 }
 
+#[test]
+fn where_many_addresses_linger_the_oldest_make_room() {
+    let mut bench = Bench::default();
+    for number in 1..=3_u8 {
+        let name = format!("web{number}");
+        bench.apply(
+            &name,
+            vec![port(&name, &format!("10.96.0.{number}"), vec![])],
+        );
+        let plan = bench.ledger.tick(u32::from(number));
+        bench.run(plan);
+        bench.apply(&name, vec![]);
+    }
+    bench.ledger.addresses.end_lingering(None, 2);
+    let plan = bench.ledger.tick(4);
+    bench.run(plan);
+    let left: Vec<_> = bench.fake.addresses.keys().copied().collect();
+    assert_eq!(left, [ip("10.96.0.2"), ip("10.96.0.3")]);
+}
+
 /// Spec J8.
 #[test]
 fn a_new_service_ends_the_lingering() {
