@@ -159,11 +159,16 @@ impl<'a> Chosen<'a> {
             return None;
         }
         // A service that is gone may still have connections, and its name, until another one gets its id: that one was not
-        // dialled.
+        // dialled, and has other endpoints. One that gave up what was dialled still has this one.
         let gone;
         let dialled = (address::<F>(key.destination), key.destination_port);
+        let endpoint = (flow.endpoint, flow.endpoint_generation);
         let service = match self.services.get(&flow.service) {
-            Some(service) if flow.flags & DIRECT != 0 || service.is_at(dialled) => service,
+            Some(service)
+                if flow.flags & DIRECT != 0 || service.is_at(dialled) || service.has(endpoint) =>
+            {
+                service
+            }
             Some(_) => {
                 gone = ServicePort::unknown::<F>(flow.service, key.protocol);
                 &gone

@@ -131,6 +131,12 @@ impl ServicePort {
         })
     }
 
+    /// Whether it leads to this endpoint, by id and generation.
+    pub(super) fn has(&self, endpoint: (u32, u32)) -> bool {
+        let mut endpoints = self.endpoints.iter();
+        endpoints.any(|known| (known.id, known.generation) == endpoint)
+    }
+
     /// One of which only the id is known.
     pub(super) fn unknown<F: Family>(id: u32, protocol: u8) -> Self {
         Self {

@@ -252,14 +252,25 @@ impl Datapath {
             self.devices.remove(&index);
             // A device that was renamed or that a former agent attached to is known by its index alone.
             let name = netlink::device_name(index).unwrap_or_default();
-            attach::detach_device(&self.pins, self.hook, (index, &name))?;
-            xdp::remove(&self.pins, index)?;
-            self.tables.devices.delete(&index)?;
-            self.tables.macs.delete(&index)?;
-            changes.forgotten.push(index);
+            match self.forget_device(index, &name) {
+                Ok(()) => changes.forgotten.push(index),
+                // Its record and its links tell of it the next time.
+                Err(error) => tracing::warn!(
+                    index, device = name, %error,
+                    "could not take the packet programs off a device; trying again when devices change"
+                ),
+            }
         }
         self.follow_xdp()?;
         Ok(changes)
+    }
+
+    fn forget_device(&self, index: u32, name: &str) -> Result<()> {
+        attach::detach_device(&self.pins, self.hook, (index, name))?;
+        xdp::remove(&self.pins, index)?;
+        self.tables.macs.delete(&index)?;
+        self.tables.devices.delete(&index)?;
+        Ok(())
     }
 
     /// Puts back what somebody else took away: names of tables and programs, and programs where they sit. What fails
