@@ -195,20 +195,25 @@ pub(crate) fn choose_address<F: NodeAddress>(skb: impl Packet, work: &mut Work<F
     *route = unsafe { zeroed() };
     F::fill(route, F::UNSPECIFIED, work.endpoint.address);
     route.ifindex = skb.device();
-    let result = skb.route(route, WITH_SOURCE);
+    let mut result = skb.route(route, WITH_SOURCE);
+    let tells_source = result >= 0;
+    if !tells_source {
+        // The flag is unknown to kernels before 6.7.
+        F::fill(route, F::UNSPECIFIED, work.endpoint.address);
+        route.ifindex = skb.device();
+        result = skb.route(route, 0);
+    }
     let mut found = F::UNSPECIFIED;
     if result == FOUND || result == NO_NEIGHBOUR || result == TOO_BIG {
-        found = F::source(route);
+        found = if tells_source {
+            F::source(route)
+        } else {
+            F::of_device(route.ifindex)
+        };
         if !is_uplink(route.ifindex) {
             // A pod of this node whose slice names no node: its packets are for the stack, and for what filters there.
             work.endpoint.flags |= LOCAL;
         }
-    } else if result < 0 {
-        // The flag is unknown to kernels before 6.7.
-        F::fill(route, F::UNSPECIFIED, work.endpoint.address);
-        route.ifindex = skb.device();
-        skb.route(route, 0);
-        found = F::of_device(route.ifindex);
     }
     if found == F::UNSPECIFIED {
         found = F::of_device(skb.device());
