@@ -23,14 +23,28 @@ pub const MOST_TOGETHER: u64 = 24;
 /// A Service port: name, protocol, number.
 pub(super) type PortPlan = (String, String, u16);
 
-/// Attributes of one endpoint address within a Service: duplicates of it must not differ, as kube-proxy visits
-/// slices in random order (spec §8, B11).
+/// Attributes of one endpoint address within a Service: duplicates of it must not differ between slices, as kube-proxy
+/// visits them in random order (spec §8, B11).
 #[derive(Clone)]
 pub(super) struct Endpoint {
     address: String,
     node: Option<String>,
     conditions: Value,
     hints: Option<Value>,
+}
+
+impl Endpoint {
+    /// As a slice lists it.
+    fn listed(&self) -> Value {
+        let mut object = json!({"addresses": [self.address], "conditions": self.conditions});
+        if let Some(node) = &self.node {
+            object["nodeName"] = json!(node);
+        }
+        if let Some(hints) = &self.hints {
+            object["hints"] = hints.clone();
+        }
+        object
+    }
 }
 
 /// What a Service's endpoints lean to.
@@ -374,24 +388,20 @@ pub(super) fn slice(
         let protocol = if random.once_in(25) { other } else { protocol };
         slice_ports.push(json!({"name": name, "protocol": protocol, "port": target}));
     }
-    let endpoints: Vec<Value> = (0..random.below(6))
-        .map(|_| {
-            let hosts = usize::from(NODES) * (usize::from(PODS) + 1);
-            let place = random.below(hosts);
-            let found = known
-                .entry(place)
-                .or_insert_with(|| endpoint(random, place, family, leaning))
-                .clone();
-            let mut object = json!({"addresses": [found.address], "conditions": found.conditions});
-            if let Some(node) = found.node {
-                object["nodeName"] = json!(node);
+    let mut endpoints = Vec::new();
+    for _ in 0..random.below(6) {
+        let hosts = usize::from(NODES) * (usize::from(PODS) + 1);
+        let place = random.below(hosts);
+        if !known.contains_key(&place) {
+            if random.once_in(8) {
+                // Who had the address before: within a slice the later one counts, unless it terminates (spec §8, B11).
+                let leaning = Leaning::some(random);
+                endpoints.push(endpoint(random, place, family, leaning).listed());
             }
-            if let Some(hints) = found.hints {
-                object["hints"] = hints;
-            }
-            object
-        })
-        .collect();
+            known.insert(place, endpoint(random, place, family, leaning));
+        }
+        endpoints.push(known[&place].listed());
+    }
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {"name": format!("{service}-{}{number}", random.pick(&["x", "b", "q"])),
