@@ -13,6 +13,7 @@ use super::state::{NAMESPACE, list};
 use crate::address::{self, FAMILIES};
 use crate::agent::get;
 use crate::kube_proxy::Mode;
+use crate::link::Layout;
 
 /// Rounds before a disagreement is believed: nothing tells when a count has arrived.
 const ROUNDS: usize = 5;
@@ -49,7 +50,8 @@ pub(super) fn check(stage: &Stage) -> Result<Checked> {
         for family in FAMILIES {
             for node in 1..=NODES {
                 let mut addresses = vec![address::node(family, node)];
-                if stage.twins[0].proxy == Proxy::KubeProxy(Mode::Nftables) {
+                let has_gateway = stage.layout == Layout::Bridge;
+                if has_gateway && stage.twins[0].proxy == Proxy::KubeProxy(Mode::Nftables) {
                     // Another address of the node than the primary one (H6); in iptables mode all are listened on.
                     addresses.push(address::pod_gateway(family, node));
                 }

@@ -73,6 +73,7 @@ pub struct Stage {
     pub twins: Vec<Twin>,
     /// Whether it says what takes time.
     pub verbose: bool,
+    pub(super) layout: Layout,
     pub(super) admin: Client,
     pub(super) zones: Vec<Option<String>>,
     generation: u16,
@@ -115,6 +116,7 @@ impl Stage {
         let mut stage = Self {
             twins: Vec::new(),
             verbose: false,
+            layout,
             admin,
             zones: vec![None; usize::from(NODES)],
             generation: 0,
