@@ -23,16 +23,17 @@ use crate::sys::cgroup;
 
 /// Programs on the cgroup's hooks; pins of their links carry the same names.
 pub const SOCKET_HOOKS: [(&str, Attach); 9] = [
-    // First, as without it nobody gives back what the others take.
+    // First, and off last, as without it nobody gives back what the others take.
     ("released", Attach::SockRelease),
-    ("connect4", Attach::Connect4),
-    ("connect6", Attach::Connect6),
-    ("sendmsg4", Attach::Sendmsg4),
-    ("sendmsg6", Attach::Sendmsg6),
+    // What shows the Service before what translates.
     ("recvmsg4", Attach::Recvmsg4),
     ("recvmsg6", Attach::Recvmsg6),
     ("peername4", Attach::Peername4),
     ("peername6", Attach::Peername6),
+    ("connect4", Attach::Connect4),
+    ("connect6", Attach::Connect6),
+    ("sendmsg4", Attach::Sendmsg4),
+    ("sendmsg6", Attach::Sendmsg6),
 ];
 
 /// A direction of a packet hook.
@@ -144,7 +145,7 @@ pub fn attach_sockets(pins: &Pins, programs: &Programs, directory: &Path) -> Res
 /// Takes the socket hooks off. Returns how many there were.
 pub fn detach_sockets(pins: &Pins) -> Result<usize> {
     let mut detached = 0;
-    for (name, _) in SOCKET_HOOKS {
+    for (name, _) in SOCKET_HOOKS.into_iter().rev() {
         detached += usize::from(drop_link(&pins.link(name))?);
     }
     Ok(detached)

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ pub(super) struct Catalog {
     directory: PathBuf,
     node_name: String,
     converter: Converter,
+    /// The file system that the manifests were on.
+    device: Option<u64>,
     files: BTreeMap<OsString, File>,
     /// Hash of each object as last reported; empty before the first complete list.
     reported: HashMap<Key, u64>,
@@ -125,6 +128,7 @@ impl Catalog {
             directory,
             node_name,
             converter: Converter::new(options, refused),
+            device: None,
             files: BTreeMap::new(),
             reported: HashMap::new(),
             complete: false,
@@ -137,6 +141,15 @@ impl Catalog {
     /// that of the directory itself, nothing changed.
     pub(super) fn scan(&mut self, dirty: &Dirty) -> io::Result<Vec<Event>> {
         let present = manifests_in(&self.directory)?;
+        let device = std::fs::metadata(&self.directory)?.dev();
+        if !present.is_empty() {
+            self.device = Some(device);
+        } else if self.device.is_some_and(|known| known != device) {
+            // What is left is the place where it was mounted.
+            return Err(io::Error::other(
+                "it is empty, and of another file system than its manifests were",
+            ));
+        }
         self.files.retain(|name, _| present.contains(name));
         for name in present {
             let is_dirty = match dirty {

@@ -1,10 +1,13 @@
-//! The API client's connections: dead servers are noticed, and attempts are not logged one by one.
+//! The API client's connections: dead servers are noticed, attempts are not logged one by one, and lists are no older than
+//! the asking.
 //!
 //! kube's own stack offers no TCP keepalive, so a server that lost its power would go unnoticed until a watch runs
 //! out, and it logs every failed request; [`super::outage`] tells of those once a minute.
 
 use std::time::Duration;
 
+use hyper::Request;
+use hyper::http::uri::{PathAndQuery, Uri};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -12,7 +15,7 @@ use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::{Client, Config};
 use tower::BoxError;
-use tower::util::MapErr;
+use tower::util::{MapErr, MapRequest, MapRequestLayer};
 
 /// A connection attempt, TLS included, takes no longer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,7 +29,7 @@ const PROBES: u32 = 2;
 const READ_TIMEOUT: Duration = Duration::from_secs(90);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A client for what the configuration names. Proxies are left to kube's stack.
+/// A client for what the configuration names.
 pub(super) fn client(mut config: Config) -> kube::Result<Client> {
     if config.proxy_url.is_some() {
         config.connect_timeout = Some(CONNECT_TIMEOUT);
@@ -34,7 +37,9 @@ pub(super) fn client(mut config: Config) -> kube::Result<Client> {
         config.write_timeout = Some(WRITE_TIMEOUT);
         config.reset_reader_on_write = true;
         config.default_retry = false;
-        return Client::try_from(config);
+        return Ok(ClientBuilder::try_from(config)?
+            .with_layer(&MapRequestLayer::new(most_recent))
+            .build());
     }
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
@@ -54,6 +59,7 @@ pub(super) fn client(mut config: Config) -> kube::Result<Client> {
     let service = legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(connector);
     // The layers above agree on this error.
     let service = MapErr::new(service, BoxError::from);
+    let service = MapRequest::new(service, most_recent);
     let builder = ClientBuilder::new(service, config.default_namespace.clone())
         .with_layer(&config.extra_headers_layer()?);
     Ok(match config.auth_layer()? {
@@ -63,4 +69,61 @@ pub(super) fn client(mut config: Config) -> kube::Result<Client> {
             .build(),
         None => builder.with_layer(&config.base_uri_layer()).build(),
     })
+}
+
+/// Asks for a streamed list as the cluster is, not as this server knows it: kube asks for version 0, which any age of the
+/// server's cache satisfies, and what a list lacks is deleted here. Without a version the server looks into etcd first
+/// (KEP-3157), so one that is cut off from it gives no list.
+fn most_recent(mut request: Request<Body>) -> Request<Body> {
+    if let Some(uri) = without_version(request.uri()) {
+        *request.uri_mut() = uri;
+    }
+    request
+}
+
+/// The address of a streamed list without its version; `None` for all others.
+fn without_version(uri: &Uri) -> Option<Uri> {
+    let query = uri.query()?;
+    let parts = query.split('&');
+    if !parts.clone().any(|part| part == "sendInitialEvents=true") {
+        return None;
+    }
+    let kept: Vec<&str> = parts.filter(|part| *part != "resourceVersion=0").collect();
+    let mut new = uri.clone().into_parts();
+    let path = format!("{}?{}", uri.path(), kept.join("&"));
+    new.path_and_query = Some(PathAndQuery::try_from(path).ok()?);
+    Uri::from_parts(new).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(uri: &str) -> String {
+        let request = Request::builder().uri(uri).body(Body::empty()).unwrap();
+        most_recent(request).uri().to_string()
+    }
+
+    #[test]
+    fn a_streamed_list_is_asked_for_without_a_version() {
+        assert_eq!(
+            asked(
+                "https://api:6443/api/v1/services?watch=true&sendInitialEvents=true&\
+                 resourceVersionMatch=NotOlderThan&resourceVersion=0"
+            ),
+            "https://api:6443/api/v1/services?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"
+        );
+    }
+
+    #[test]
+    fn other_requests_are_left_alone() {
+        for uri in [
+            "/version",
+            "/api/v1/services?watch=true&resourceVersion=0",
+            "/api/v1/services?watch=true&resourceVersion=17",
+            "/api/v1/services?limit=500",
+        ] {
+            assert_eq!(asked(uri), uri);
+        }
+    }
 }

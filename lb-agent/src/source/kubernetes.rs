@@ -7,26 +7,24 @@ use std::fmt::Debug;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use futures_util::StreamExt as _;
 use k8s_openapi::Metadata;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher::{self, watcher};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::api_server::{Candidate, Finder, Found};
-use super::connection;
 use super::convert::{Converter, Options};
+use super::credentials::Credentials;
 use super::outage::{Backoff, Outage};
 use super::{Refused, Source};
 use crate::config::ApiServer;
@@ -45,6 +43,10 @@ const LIST_STALL: Duration = Duration::from_secs(20);
 const QUIET: Duration = Duration::from_secs(95);
 /// How long nothing may come from a server before another one is looked for, and how often.
 const LOST: Duration = Duration::from_secs(10);
+/// A server that does not answer for so long may do so because credentials are out of date: those in files that changed,
+/// and those that a program gave.
+const RENEW: Duration = Duration::from_secs(30);
+const RENEW_ANYWAY: Duration = Duration::from_secs(300);
 /// How often to ask again for a kind the server does not know (ServiceCIDR came with 1.33).
 const ABSENT_RETRY: Duration = Duration::from_secs(600);
 
@@ -70,7 +72,7 @@ pub enum Access {
 }
 
 enum Server {
-    Known(Client),
+    Known(Credentials, Client),
     Sought(Finder),
 }
 
@@ -86,17 +88,9 @@ impl KubernetesSource {
     pub async fn new(settings: Settings, refused: Arc<Refused>) -> anyhow::Result<Self> {
         let server = match settings.access {
             Access::Kubeconfig(file) => {
-                let kubeconfig = Kubeconfig::read_from(&file).with_context(|| {
-                    format!(
-                        "cannot read kubeconfig {}: check --kubeconfig",
-                        file.display()
-                    )
-                })?;
-                let config =
-                    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                        .await
-                        .with_context(|| format!("kubeconfig {} is not usable", file.display()))?;
-                Server::Known(connection::client(config).context("cannot set up the API client")?)
+                let credentials = Credentials::new(file);
+                let client = credentials.client().await?;
+                Server::Known(credentials, client)
             }
             Access::ServiceAccount(settings) => Server::Sought(Finder::new(settings)?),
         };
@@ -116,7 +110,7 @@ impl Source for KubernetesSource {
             converter,
         } = self;
         let (known, finder) = match server {
-            Server::Known(client) => (Some(client), None),
+            Server::Known(credentials, client) => (Some((credentials, client)), None),
             Server::Sought(finder) => (None, Some(finder)),
         };
         let follower = Follower {
@@ -127,7 +121,9 @@ impl Source for KubernetesSource {
         };
         let all = async {
             match (known, &follower.finder) {
-                (Some(client), _) => follower.follow_all(&client, &node_name).await,
+                (Some((credentials, client)), _) => {
+                    follower.follow_known(credentials, client, &node_name).await;
+                }
                 (None, Some(finder)) => follower.follow_found(finder, &node_name).await,
                 (None, None) => {}
             }
@@ -228,6 +224,36 @@ impl Follower {
             tokio::select! {
                 () = self.follow_all(&found.client, node_name) => return,
                 other = self.replacement(finder, &found.candidate) => found = other,
+            }
+        }
+    }
+
+    /// Follows the server of a kubeconfig, with new credentials when the old ones may be why it does not answer.
+    async fn follow_known(&self, credentials: Credentials, mut client: Client, node_name: &str) {
+        loop {
+            tokio::select! {
+                () = self.follow_all(&client, node_name) => return,
+                fresh = self.renewal(&credentials) => client = fresh,
+            }
+        }
+    }
+
+    /// A client as the kubeconfig and what it names say now, once the server is lost.
+    async fn renewal(&self, credentials: &Credentials) -> Client {
+        let mut tried = Instant::now();
+        loop {
+            sleep(LOST).await;
+            let is_due = credentials.changed() || tried.elapsed() >= RENEW_ANYWAY;
+            if !is_due || !self.outage().is_total(RENEW) {
+                continue;
+            }
+            tried = Instant::now();
+            match credentials.client().await {
+                Ok(client) => return client,
+                Err(error) => warn!(
+                    error = format!("{error:#}"),
+                    "could not read credentials anew"
+                ),
             }
         }
     }

@@ -11,6 +11,7 @@ mod api_server;
 mod catalog;
 mod connection;
 pub mod convert;
+mod credentials;
 pub mod directory;
 pub mod intern;
 pub mod kubernetes;

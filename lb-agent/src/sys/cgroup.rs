@@ -39,8 +39,16 @@ fn find(mountinfo: &str) -> Option<PathBuf> {
         .lines()
         .filter_map(parse)
         .filter(|mount| mount.kind == "cgroup2");
-    // A mount made inside a container may show only its own subtree.
-    let rank = |mount: &Mount<'_>| (mount.root != "/", mount.path.len());
+    // A mount made inside a container may show only its own subtree. Where that is the root of its cgroup namespace, the
+    // host's mount lies above it (cgroup_namespaces(7)).
+    let rank = |mount: &Mount<'_>| {
+        let place = match mount.root {
+            root if root.starts_with("/..") => 0,
+            "/" => 1,
+            _ => 2,
+        };
+        (place, mount.path.len())
+    };
     mounts
         .min_by_key(rank)
         .map(|mount| PathBuf::from(unescape(mount.path)))
@@ -94,6 +102,14 @@ mod tests {
     #[test]
     fn a_hybrid_host_has_cgroup2_below_unified() {
         assert_eq!(find(HYBRID), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+    }
+
+    #[test]
+    fn in_a_cgroup_namespace_the_hosts_mount_counts() {
+        let container = "\
+31 30 0:27 / /sys/fs/cgroup ro - cgroup2 cgroup rw
+32 30 0:27 /../../.. /host/cgroup rw - cgroup2 cgroup2 rw";
+        assert_eq!(find(container), Some(PathBuf::from("/host/cgroup")));
     }
 
     #[test]

@@ -98,8 +98,9 @@ fn dump(
     loop {
         let length = receive(socket, &mut buffer)?;
         let done = each_message(&buffer[..length], |kind, body| match i32::from(kind) {
-            libc::NLMSG_DONE => Ok(true),
-            libc::NLMSG_ERROR => error_of(body).map(|()| true),
+            libc::NLMSG_DONE if body.is_empty() => Ok(true),
+            // The end of a list has a code, too: a kernel without lists of UDP sockets tells so there.
+            libc::NLMSG_DONE | libc::NLMSG_ERROR => error_of(body).map(|()| true),
             _ => {
                 if let Some(id) = body.get(ID_IN_ANSWER..ID_IN_ANSWER + ID)
                     && endpoints.contains(&peer(family, id))

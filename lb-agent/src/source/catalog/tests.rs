@@ -79,6 +79,37 @@ fn scan(catalog: &mut Catalog) -> Vec<String> {
         .collect()
 }
 
+/// An unmounted file system leaves the empty place where it was.
+#[test]
+fn an_empty_directory_of_another_file_system_is_no_answer() {
+    let place = TestDirectory::new("mounted");
+    let shared = PathBuf::from("/dev/shm").join(format!("beeline-source-{}", std::process::id()));
+    fs::create_dir_all(&shared).unwrap();
+    fs::write(shared.join("a.yaml"), service("web", 80)).unwrap();
+    fs::create_dir(place.0.join("below")).unwrap();
+    let link = |to: &Path| {
+        let _none = fs::remove_file(place.0.join("now"));
+        std::os::unix::fs::symlink(to, place.0.join("now")).unwrap();
+    };
+    let mut catalog = Catalog::new(
+        place.0.join("now"),
+        "node-a".into(),
+        Options::default(),
+        Arc::default(),
+    );
+    link(&shared);
+    catalog.scan(&Dirty::All).unwrap();
+    link(&place.0.join("below"));
+    assert!(catalog.scan(&Dirty::All).is_err());
+    link(&shared);
+    assert!(catalog.scan(&Dirty::All).unwrap().is_empty());
+    // Its own file system says that there is nothing any more.
+    fs::remove_file(shared.join("a.yaml")).unwrap();
+    let gone = catalog.scan(&Dirty::All).unwrap();
+    assert_eq!(gone.iter().map(short).collect::<Vec<_>>(), ["-web"]);
+    fs::remove_dir_all(shared).unwrap();
+}
+
 #[test]
 fn the_first_report_is_complete_lists_and_later_ones_are_changes() {
     let directory = TestDirectory::new("complete");
