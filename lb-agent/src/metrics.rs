@@ -59,6 +59,11 @@ impl Default for Metrics {
         for (_, label, _) in lb_ebpf::abi::counter::ALL {
             drop(list.datapath.get_or_create(&EventLabel { event: label }));
         }
+        use snapshot::Kind::{Node, ServiceCidrs, Services, Slices};
+        for kind in [Services, Slices, Node, ServiceCidrs] {
+            // Until a server was found, too.
+            list.source_connected.get_or_create(&kind.into()).set(0);
+        }
         Metrics(Arc::new(Inner { list, registry }))
     }
 }
@@ -81,8 +86,13 @@ impl Metrics {
             Extent::Partial => &list.sync_partial,
         };
         by_extent.get_or_create(&label).observe(seconds);
-        list.last_sync
-            .get_or_create(&label)
+    }
+
+    /// Everything received for this family is in the kernel.
+    pub fn in_sync(&self, family: snapshot::Family) {
+        self.list()
+            .last_sync
+            .get_or_create(&family.into())
             .set(unix(SystemTime::now()));
     }
 
@@ -264,6 +274,8 @@ mod tests {
         metrics.queued(V4);
         metrics.synced(V4, Duration::from_millis(3), Extent::Full);
         metrics.synced(V6, Duration::from_micros(300), Extent::Partial);
+        metrics.in_sync(V4);
+        metrics.in_sync(V6);
         // Before this process: counts for nothing.
         metrics.network_programmed(V4, 0);
         metrics.network_programmed(V4, i64::MAX);

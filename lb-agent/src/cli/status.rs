@@ -145,7 +145,10 @@ pub(super) fn status(args: &StatusArgs) -> Printed {
 }
 
 fn agent(args: &StatusArgs) -> Agent {
-    let live = ask::get(args.healthz, "/livez");
+    // kube-proxy may have these ports. It has no such page.
+    let is_ours = ask::get(args.healthz, "/readyz").is_ok_and(|answer| answer.code != 404);
+    let live = ask::get(args.healthz, "/livez").map_err(drop);
+    let live = if is_ours { live } else { Err(()) };
     let status = ask::get(args.metrics, "/status").ok().and_then(|answer| {
         let body: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
         serde_json::from_value(body.get("status")?.clone()).ok()

@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::datapath::Failure;
-use crate::health::Health;
-use crate::snapshot::{Family, ObjectName};
+use crate::snapshot::ObjectName;
 
 /// What a failure is to be laid to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,19 +49,18 @@ impl Failed {
         due.map(|(service, _)| service).collect()
     }
 
-    /// Tells health what is received and written. A Service that cannot be written is named by `beeline status`, and
+    /// Whether all that is to be had is written. A Service that cannot be written is named by `beeline status`, and
     /// no reason to take this node from the load balancers of all others (spec §3.5).
-    pub(super) fn tell(&self, health: &Health, family: Family) {
-        if self.0.values().all(|(blame, _)| *blame == Blame::Service) {
-            health.updated(family);
-        }
+    pub(super) fn leaves_node_in_sync(&self) -> bool {
+        self.0.values().all(|(blame, _)| *blame == Blame::Service)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::STALE_AFTER;
+    use crate::health::{Health, STALE_AFTER};
+    use crate::snapshot::Family;
     use crate::sys::bpf::Error;
 
     fn failure(errno: i32) -> Failure {
@@ -110,7 +108,9 @@ mod tests {
                 queued,
             );
         }
-        failed.tell(&health, Family::V4);
+        if failed.leaves_node_in_sync() {
+            health.updated(Family::V4);
+        }
         health.verdict_at(queued + STALE_AFTER).healthy
     }
 

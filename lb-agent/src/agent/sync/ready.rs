@@ -11,7 +11,7 @@ use super::{Sync, micros};
 use crate::cleanup;
 use crate::config::{SocketLb, SourceConfig};
 use crate::datapath::attach::PacketHook;
-use crate::snapshot::ObjectName;
+use crate::snapshot::{Family, ObjectName};
 use crate::sys::cgroup;
 
 impl Sync {
@@ -39,6 +39,10 @@ impl Sync {
         };
         self.health.set_node_eligible(eligible);
         self.health.set_ready();
+        for family in [Family::V4, Family::V6] {
+            // From now on what waits for too long counts, also where one Service has failed from the start.
+            self.health.updated(family);
+        }
         self.metrics.set_ready();
         self.measure();
         info!(

@@ -26,8 +26,9 @@ impl Sync {
         let took = received.elapsed();
         for family in [Family::V4, Family::V6] {
             // What is not written makes the node stale after a while (spec §3.5).
-            if self.ready && !self.node_changed {
-                self.failed.tell(&self.health, family);
+            if self.ready && !self.node_changed && self.failed.leaves_node_in_sync() {
+                self.health.updated(family);
+                self.metrics.in_sync(family);
             }
             self.metrics.synced(family, took, extent);
             for policy in [Policy::Internal, Policy::External] {
