@@ -158,30 +158,26 @@ impl<'a> Chosen<'a> {
         if self.filter.client.is_some_and(|wanted| wanted != client) {
             return None;
         }
-        // A service that is gone may still have connections, and its name, until another one gets its id: that one was not
-        // dialled, and has other endpoints. One that gave up what was dialled still has this one.
+        // A service that is gone may still have connections, and its name, until another one gets its id: that one has other
+        // endpoints, and was not dialled.
         let gone;
         let dialled = (address::<F>(key.destination), key.destination_port);
-        let endpoint = (flow.endpoint, flow.endpoint_generation);
-        let service = match self.services.get(&flow.service) {
-            Some(service)
-                if flow.flags & DIRECT != 0 || service.is_at(dialled) || service.has(endpoint) =>
-            {
-                service
-            }
-            Some(_) => {
-                gone = ServicePort::unknown::<F>(flow.service, key.protocol);
-                &gone
-            }
-            None => {
-                gone = self.tables.service::<F>(flow.service, key.protocol);
+        let to = (flow.endpoint, flow.endpoint_generation);
+        let is_direct = flow.flags & DIRECT != 0;
+        let now = self.services.get(&flow.service);
+        let service = match now {
+            Some(service) if is_direct || service.has_led(dialled, to) => service,
+            _ => {
+                gone = match now {
+                    Some(_) => ServicePort::unknown::<F>(flow.service, key.protocol),
+                    None => self.tables.service::<F>(flow.service, key.protocol),
+                };
                 &gone
             }
         };
         let wanted = self.filter.service.as_ref();
-        wanted
-            .is_none_or(|query| query.matches(service))
-            .then(|| live_flow(key, flow, service, self.now))
+        let is_wanted = wanted.is_none_or(|query| query.matches(service));
+        is_wanted.then(|| live_flow(key, flow, service, self.now))
     }
 }
 

@@ -123,18 +123,14 @@ impl ServicePort {
 }
 
 impl ServicePort {
-    /// Whether clients dial this address and port for it. A NodePort is at any of the node's addresses.
-    pub(super) fn is_at(&self, (address, port): (IpAddr, u16)) -> bool {
+    /// Whether clients dial this address and port for it, or get this endpoint (id and generation) from it. A NodePort is at
+    /// any of the node's addresses.
+    pub(super) fn has_led(&self, (address, port): (IpAddr, u16), endpoint: (u32, u32)) -> bool {
+        let mut endpoints = self.endpoints.iter();
         self.frontends.iter().any(|frontend| {
             frontend.port == port
                 && (frontend.address == address || frontend.address.is_unspecified())
-        })
-    }
-
-    /// Whether it leads to this endpoint, by id and generation.
-    pub(super) fn has(&self, endpoint: (u32, u32)) -> bool {
-        let mut endpoints = self.endpoints.iter();
-        endpoints.any(|known| (known.id, known.generation) == endpoint)
+        }) || endpoints.any(|known| (known.id, known.generation) == endpoint)
     }
 
     /// One of which only the id is known.

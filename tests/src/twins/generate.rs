@@ -392,15 +392,15 @@ pub(super) fn slice(
     for _ in 0..random.below(6) {
         let hosts = usize::from(NODES) * (usize::from(PODS) + 1);
         let place = random.below(hosts);
-        if !known.contains_key(&place) {
+        let found = known.entry(place).or_insert_with(|| {
             if random.once_in(8) {
                 // Who had the address before: within a slice the later one counts, unless it terminates (spec §8, B11).
                 let leaning = Leaning::some(random);
                 endpoints.push(endpoint(random, place, family, leaning).listed());
             }
-            known.insert(place, endpoint(random, place, family, leaning));
-        }
-        endpoints.push(known[&place].listed());
+            endpoint(random, place, family, leaning)
+        });
+        endpoints.push(found.listed());
     }
     json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
