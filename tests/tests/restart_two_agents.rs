@@ -55,7 +55,7 @@ fn a_second_agent_and_a_clean_up_are_refused() -> Result<()> {
     // Also where somebody removed what the first one had locked, and had looked at: after the refusals, it has.
     std::fs::remove_dir_all(node.bpffs().join("beeline")).context("removing the pins")?;
     eventually("the agent puts back what is missing", LOOKED, || {
-        Ok(agent.log_contains("put back").then_some(()))
+        Ok(agent.log_contains("names: put back").then_some(()))
     })?;
     ensure!(agent.command(&["cleanup"]).is_err(), "nothing was locked");
     for family in FAMILIES {
