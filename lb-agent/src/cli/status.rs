@@ -147,15 +147,14 @@ pub(super) fn status(args: &StatusArgs) -> Printed {
 fn agent(args: &StatusArgs) -> Agent {
     // kube-proxy may have these ports. It has no such page.
     let is_ours = ask::get(args.healthz, "/readyz").is_ok_and(|answer| answer.code != 404);
-    let live = ask::get(args.healthz, "/livez").map_err(drop);
-    let live = if is_ours { live } else { Err(()) };
+    let live = ask::get(args.healthz, "/livez").ok().filter(|_| is_ours);
     let status = ask::get(args.metrics, "/status").ok().and_then(|answer| {
         let body: serde_json::Value = serde_json::from_str(&answer.body).ok()?;
         serde_json::from_value(body.get("status")?.clone()).ok()
     });
     Agent {
-        alive: live.is_ok() || status.is_some(),
-        healthy: live.is_ok_and(|answer| answer.code == 200),
+        alive: live.is_some() || status.is_some(),
+        healthy: live.is_some_and(|answer| answer.code == 200),
         status,
     }
 }

@@ -11,7 +11,7 @@ use aya::programs::Program as AyaProgram;
 use super::object::Definitions;
 use super::pins::Pins;
 use super::refusal::readable;
-use super::{Error, Result};
+use super::{Error, Result, joined};
 use crate::sys::bpf::pin;
 use crate::sys::capability;
 
@@ -62,12 +62,7 @@ pub(super) fn load(
     let results: Vec<Result<_>> = thread::scope(|scope| {
         let others: Vec<_> = (1..loaders).map(|_| scope.spawn(work)).collect();
         let own = work();
-        let others = others.into_iter().map(|other| {
-            other
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        others.chain([own]).collect()
+        others.into_iter().map(joined).chain([own]).collect()
     });
     let mut refused = BTreeMap::new();
     for result in results {

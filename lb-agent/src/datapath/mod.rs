@@ -32,6 +32,7 @@ pub mod xdp;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::thread::ScopedJoinHandle;
 
 use crate::sys::bpf;
 
@@ -71,6 +72,12 @@ pub enum Error {
 
 /// Result of this module's calls.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a thread came to.
+fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    let outcome = thread.join();
+    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
 
 impl Error {
     pub(crate) fn io(attempt: impl Into<String>, source: io::Error) -> Self {

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::thread::{self, ScopedJoinHandle};
+use std::thread;
 
 use lb_ebpf::abi::device::{Device, Mac};
 use lb_ebpf::abi::endpoint::{Endpoint, EndpointState};
@@ -22,7 +22,7 @@ use super::object::{Definition, Definitions};
 use super::pins::Pins;
 use super::segments::Segments;
 use super::shards::{FlowShards, FlowTable};
-use super::{Error, Result};
+use super::{Error, Result, joined};
 use crate::sys::bpf::{Counters, Map, MapKind, Outer, Table, WriteMode, pin};
 use crate::sys::clock;
 
@@ -221,12 +221,6 @@ impl Opener<'_> {
     fn segments<V: lb_ebpf::abi::Record>(&self, name: &str) -> Result<Segments<V>> {
         Segments::open(self.outer(name)?, Arc::clone(self.definitions))
     }
-}
-
-/// What a thread came to.
-pub(super) fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
-    let outcome = thread.join();
-    outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 impl Definition {

@@ -54,15 +54,11 @@ impl Ledger {
         self.owe(service.clone(), owed);
         if !opens {
             // It did not come to them.
-            self.failed(Some(service), unwritten, plan.retire);
-            return TakenBack {
-                owes: true,
-                ..TakenBack::default()
-            };
+            removals.clear();
         }
         // Backwards: nobody is led to an address whose frontends are gone.
         removals.reverse();
-        if unwritten.iter().any(leads) {
+        if !opens || unwritten.iter().any(leads) {
             self.failed(Some(service), unwritten, plan.retire);
             return TakenBack {
                 writes: removals,

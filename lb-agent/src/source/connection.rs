@@ -15,7 +15,7 @@ use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::{Client, Config};
 use tower::BoxError;
-use tower::util::{MapErr, MapRequest, MapRequestLayer};
+use tower::util::{MapErr, MapRequest};
 
 /// A connection attempt, TLS included, takes no longer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,18 +29,9 @@ const PROBES: u32 = 2;
 const READ_TIMEOUT: Duration = Duration::from_secs(90);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A client for what the configuration names.
-pub(super) fn client(mut config: Config) -> kube::Result<Client> {
-    if config.proxy_url.is_some() {
-        config.connect_timeout = Some(CONNECT_TIMEOUT);
-        config.read_timeout = Some(READ_TIMEOUT);
-        config.write_timeout = Some(WRITE_TIMEOUT);
-        config.reset_reader_on_write = true;
-        config.default_retry = false;
-        return Ok(ClientBuilder::try_from(config)?
-            .with_layer(&MapRequestLayer::new(most_recent))
-            .build());
-    }
+/// A client for what the configuration names. It asks no proxy: that of the environment (HTTPS_PROXY) is about the world
+/// outside.
+pub(super) fn client(config: Config) -> kube::Result<Client> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);

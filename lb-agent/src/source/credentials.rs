@@ -43,11 +43,9 @@ impl Credentials {
             .into_iter()
             .map(|file| (file.clone(), age(&file)))
             .collect();
-        let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
             .with_context(|| format!("kubeconfig {file} is not usable"))?;
-        // From the environment (HTTPS_PROXY), which is about the world outside.
-        config.proxy_url = None;
         let client = connection::client(config).context("cannot set up the API client")?;
         *self.read.lock().unwrap_or_else(PoisonError::into_inner) = stamps;
         Ok(client)
