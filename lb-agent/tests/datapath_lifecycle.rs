@@ -147,7 +147,7 @@ fn cleanup_leaves_no_trace_and_works_twice() {
 fn cleanup_names_what_it_could_not_remove() {
     scratch::run("stuck", |bpffs| {
         drop(open(bpffs, None));
-        let stranger = bpffs.join("beeline/v2/stranger");
+        let stranger = bpffs.join("beeline/v3/stranger");
         std::fs::create_dir(&stranger).expect("made");
         let report = cleanup(bpffs);
         assert!(!report.is_complete());
@@ -155,7 +155,7 @@ fn cleanup_names_what_it_could_not_remove() {
             report
                 .failures
                 .iter()
-                .any(|failure| failure.contains("beeline/v2")),
+                .any(|failure| failure.contains("beeline/v3")),
             "{report}"
         );
         std::fs::remove_dir(&stranger).expect("removed");

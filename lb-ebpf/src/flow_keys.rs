@@ -5,6 +5,17 @@
 use crate::abi::family::Family;
 use crate::abi::flow::{Flow, FlowKey, MASQUERADE, MASQUERADED};
 
+/// Whether a reply's entry names the flow under `key`.
+#[inline(always)]
+pub fn names<F: Family>(entry: &FlowKey<F>, key: &FlowKey<F>) -> bool {
+    entry.source == key.source
+        && entry.destination == key.destination
+        && entry.source_port == key.source_port
+        && entry.destination_port == key.destination_port
+        && entry.protocol == key.protocol
+        && entry.scope == key.scope
+}
+
 /// Writes the key that a flow's replies have where they are translated back.
 #[inline(always)]
 pub fn write_reply_key<F: Family>(out: &mut FlowKey<F>, flow: &Flow<F>, key: &FlowKey<F>) {
@@ -19,7 +30,7 @@ pub fn write_reply_key<F: Family>(out: &mut FlowKey<F>, flow: &Flow<F>, key: &Fl
     out.destination_port = flow.new_source_port;
     out.protocol = key.protocol;
     out.scope = key.scope;
-    out.zero = 0;
+    out.noted = 0;
 }
 
 /// Writes the key of a masqueraded flow's replies as they come in, addressed to this node.
@@ -31,7 +42,7 @@ pub fn write_returning_key<F: Family>(out: &mut FlowKey<F>, flow: &Flow<F>, key:
     out.destination_port = flow.new_source_port;
     out.protocol = key.protocol;
     out.scope = MASQUERADED;
-    out.zero = 0;
+    out.noted = 0;
 }
 
 #[cfg(test)]
@@ -55,7 +66,7 @@ mod tests {
             destination_port: destination.1,
             protocol: 17,
             scope,
-            zero: 0,
+            noted: 0,
         }
     }
 

@@ -11,5 +11,6 @@ pub mod abi;
 pub mod checksum;
 pub mod clock;
 pub mod flow_keys;
+pub mod noted;
 pub mod tcp_state;
 pub mod volatile;

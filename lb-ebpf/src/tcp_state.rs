@@ -75,6 +75,13 @@ pub const fn is_sign_of_life(state: u8, protocol: u8, flags: u8) -> bool {
     protocol != TCP || flags & RST == 0 || !has_ended(state)
 }
 
+/// Whether an answer with these flags can change nothing but the time of a flow that is [`ESTABLISHED`], or that only its
+/// client has closed or reset since: neither opens nor ends a connection.
+#[inline(always)]
+pub const fn is_of_no_account(protocol: u8, flags: u8) -> bool {
+    protocol != TCP || flags & (FIN | SYN | RST) == 0
+}
+
 /// Seconds between a UDP conversation's first and last packet from which netfilter takes it for a lasting one: more
 /// than two, counted in whole seconds.
 const LASTING: u32 = 3;

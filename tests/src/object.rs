@@ -25,6 +25,7 @@ use std::panic;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 use std::{env, fs};
 
 use anyhow::{Context as _, Result};
@@ -353,7 +354,8 @@ impl Node {
         })
     }
 
-    /// Whether the host routes packets. Where it does not, route lookups fail and every packet is the stack's.
+    /// Whether the host routes packets. Where it does not, route lookups fail and every packet is the stack's, but for ways
+    /// that are known since before: see [`let_a_tick_pass`].
     pub fn route_packets(&self, routed: bool) {
         set_forwarding(routed).expect("written");
     }
@@ -369,6 +371,7 @@ impl Node {
                 .put(&index, &record, WriteMode::Any)
                 .expect("written");
         }
+        let_a_tick_pass();
     }
 
     /// Leaves the programs no address to masquerade with.
@@ -402,6 +405,21 @@ impl Node {
         self.flows.halves().expect("the flow tables")
     }
 
+    /// Reply entries that say that an answer was noted in their flow's record a moment ago.
+    pub fn marked(&self) -> usize {
+        self.flows.marked().expect("the flow tables")
+    }
+
+    /// Makes the marks in reply entries those of eight seconds ago.
+    pub fn let_marks_lapse(&self) {
+        self.flows.let_marks_lapse().expect("written");
+    }
+
+    /// Takes the records of all flows away, and leaves the entries that lead to them.
+    pub fn lose_records(&self) {
+        self.flows.lose_records().expect("written");
+    }
+
     /// Datagrams whose fragments are remembered.
     pub fn fragmented(&self) -> usize {
         self.flows.fragmented().expect("the table of fragments")
@@ -422,6 +440,11 @@ impl Node {
     pub fn let_affinity_rest(&self, seconds: u32) {
         self.flows.rest_affinity(seconds).expect("written");
     }
+}
+
+/// Waits for a tick of the coarse clock: so long the programs may take the way that they took just before.
+pub fn let_a_tick_pass() {
+    thread::sleep(Duration::from_millis(11));
 }
 
 /// Loads the agent's object, or the one that is to be tried.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use lb_ebpf::abi::flow::{ANSWERED, MASQUERADE};
 use lb_ebpf::abi::settings::STACK_FORWARDS;
 use lb_tests::object::{
-    Net, Node, Outcome, POOL, Received, in_both_families, tcp_service, udp_service,
+    Net, Node, Outcome, POOL, Received, in_both_families, let_a_tick_pass, tcp_service, udp_service,
 };
 use lb_tests::packet::{Body, Packet, tcp, udp};
 
@@ -168,6 +168,7 @@ fn the_two_ways_are_one_flow() {
         let request = udp(net.outside, net.vip);
         let masked = open(node, net, &request);
         node.route_packets(false);
+        let_a_tick_pass();
         let client = SocketAddr::new(net.outside.ip(), masked.port());
         let between = request.clone().from(client).to(net.endpoint);
         node.comes_in(&request).becomes(&between);

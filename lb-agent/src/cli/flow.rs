@@ -397,7 +397,7 @@ mod tests {
             destination_port: 80,
             protocol: lb_ebpf::abi::TCP,
             scope: POD,
-            zero: 0,
+            noted: 0,
         };
         let flow = Flow {
             new_source: Ipv4Addr::new(192, 168, 0, 1).into(),

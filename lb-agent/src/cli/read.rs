@@ -332,7 +332,7 @@ mod tests {
     #[test]
     fn a_node_without_tables_gets_advice() {
         let error = tables(Path::new("/nonexistent")).unwrap_err();
-        assert_eq!(error.what, "no Beeline tables at /nonexistent/beeline/v2");
+        assert_eq!(error.what, "no Beeline tables at /nonexistent/beeline/v3");
         assert!(error.next.contains("beeline agent"));
     }
 }

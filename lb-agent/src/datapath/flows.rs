@@ -7,7 +7,7 @@ use std::time::Duration;
 use lb_ebpf::abi::family::Family;
 use lb_ebpf::abi::flow::{Flow, FlowKey, MASQUERADE, key_check};
 use lb_ebpf::abi::{FLOW_SHARDS, Record, table};
-use lb_ebpf::flow_keys::{write_reply_key, write_returning_key};
+use lb_ebpf::flow_keys::{names, write_reply_key, write_returning_key};
 
 use super::Result;
 use super::pins::Pins;
@@ -113,7 +113,7 @@ where
     fn release(&self, reply: &FlowKey<F>, key: &FlowKey<F>) -> Result<()> {
         for slot in slots(reply) {
             if let Some(Some(shard)) = self.replies.get(slot)
-                && shard.get(reply)?.as_ref() == Some(key)
+                && shard.get(reply)?.is_some_and(|entry| names(&entry, key))
             {
                 shard.delete(reply)?;
             }

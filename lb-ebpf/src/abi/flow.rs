@@ -18,8 +18,8 @@ pub struct FlowKey<F: Family> {
     pub protocol: u8,
     /// [`POD`] or [`OUTSIDE`]: an entry is used only on the side where it was made.
     pub scope: u8,
-    /// Zero.
-    pub zero: u16,
+    /// Zero in keys. In an entry of replies, where a key is the value: [`crate::noted::mark`].
+    pub noted: u16,
 }
 
 /// Scope: met on a pod-facing device.
@@ -54,7 +54,8 @@ pub struct Flow<F: Family> {
     pub endpoint: u32,
     /// Endpoint generation at selection; a UDP flow whose endpoint moved on picks anew.
     pub endpoint_generation: u32,
-    /// Last packet in either direction, seconds; written at most once a second.
+    /// Last packet in either direction, seconds; written at most once a second, and for answers in an established TCP
+    /// connection once in eight ([`crate::noted`]).
     pub last_seen: u32,
     /// First packet, seconds.
     pub created: u32,

@@ -21,8 +21,8 @@ pub mod socket;
 pub mod source_range;
 pub mod target;
 
-/// Number in the pin directory's name (`…/beeline/v2`).
-pub const ABI_VERSION: u32 = 2;
+/// Number in the pin directory's name (`…/beeline/v3`).
+pub const ABI_VERSION: u32 = 3;
 
 /// IP protocol numbers that a frontend may carry.
 pub const TCP: u8 = 6;

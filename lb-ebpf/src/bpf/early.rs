@@ -132,7 +132,7 @@ fn known_flow<F: Hop>(packet: Xdp<0>) -> i32 {
     work.network = network;
     work.transport = transport;
     work.uses = uses;
-    if returns(settings, uses, transport.destination_port) && find_answered(work) {
+    if returns(settings, uses, transport.destination_port) && find_answered(work, settings) {
         let other = work.forward.scope != OUTSIDE;
         if other || work.flow.flags & (LOCAL_ENDPOINT | OWN_CLIENT) != 0 {
             return NEXT;

@@ -10,7 +10,7 @@ use lb_ebpf::tcp_state::Speaker;
 
 use crate::answer::Answer;
 use crate::fast::{Hop, was_sent};
-use crate::flow::{end, key, reply_entry};
+use crate::flow::{end, reply_entry};
 use crate::header::{ACK, FIN, IPV4, IPV6, Part, RST, SYN, Wire, packet_at, transport};
 use crate::icmp_error::{self, Quoted};
 use crate::lookup::{address_use, now, settings};
@@ -28,6 +28,8 @@ const OWN_PACKET: i32 = 200;
 const MESSAGE: i32 = 201;
 /// The flow it seems to belong to is to make way.
 const STEP_ASIDE: i32 = 202;
+/// It may be one of a masqueraded flow that leaves.
+const MASK: i32 = 203;
 
 /// Entry point. `LINK` is the length of the device's link-layer header.
 #[inline(always)]
@@ -46,6 +48,9 @@ fn run<F: Answer + Claim + Hop + Quoted + ServiceCidrs, const SCOPE: u8, const L
     let action = answer::<F, SCOPE, LINK>(skb);
     if SCOPE == OUTSIDE && action == OWN_PACKET {
         return own::leaves::<F, { own::OWN }>(skb);
+    }
+    if action == MASK {
+        return mask::<F>(skb);
     }
     if action == STEP_ASIDE {
         if let Some(work) = F::work() {
@@ -128,24 +133,32 @@ fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8, const LIN
     if !pooled && target::at::<F>(&network.source).flows == 0 {
         return no_answer;
     }
-    let reply = key(&network, &transport, SCOPE);
-    let entry = reply_entry(&reply);
-    if entry.is_none() && !pooled {
-        return no_answer;
-    }
     let Some(work) = F::work() else { return NEXT };
     work.network = network;
     work.transport = transport;
-    work.reply = reply;
-    let place = match entry {
-        Some(entry) => work.follow(entry),
-        None => None,
+    // There and not on the stack, which is scarce.
+    work.set_key(SCOPE);
+    work.reply = work.key;
+    let no_reply = if own {
+        OWN_PACKET
+    } else if pooled {
+        MASK
+    } else {
+        NEXT
     };
-    let Some(place) = place else {
-        if own {
-            return OWN_PACKET;
-        }
-        return masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT);
+    let Some(entry) = reply_entry(&work.reply) else {
+        return no_reply;
+    };
+    let now = now();
+    if work.recalls(&entry, now) {
+        return if rewrite_answer(&skb, work) {
+            NEXT
+        } else {
+            DROP
+        };
+    }
+    let Some(place) = work.follow(entry) else {
+        return no_reply;
     };
     if work.flow.flags & HAIRPIN != 0 {
         // Those answers come to ingress; this packet only looks like one. What a node answers itself does not.
@@ -169,16 +182,26 @@ fn answer<F: Claim + Rewrite + Quoted + ServiceCidrs, const SCOPE: u8, const LIN
         // directly, which we have not seen. Its answers are its own.
         return STEP_ASIDE;
     }
-    place.touch(
+    let (_, state) = place.touch(
         &work.flow,
         network.protocol,
         transport.flags,
         Speaker::Endpoint,
-        now(),
+        now,
     );
+    entry.mark(work, settings, state, now);
     if rewrite_answer(&skb, work) {
         NEXT
     } else {
         DROP
     }
+}
+
+/// Puts this node's address into a packet of a masqueraded flow, if it is one.
+#[inline(never)]
+fn mask<F: Rewrite>(skb: Skb) -> i32 {
+    let (Some(work), Some(settings)) = (F::work(), settings()) else {
+        return NEXT;
+    };
+    masquerade::mask_source(&skb, settings, work).unwrap_or(NEXT)
 }

@@ -10,48 +10,64 @@ use lb_ebpf::abi::flow::{OUTSIDE, OWN_CLIENT};
 use lb_ebpf::abi::settings::STACK_FORWARDS;
 
 use crate::DROP;
+use crate::beaten_way::{keep, recall};
 use crate::forward::Route;
 use crate::header::{Network, Part, Wire};
 use crate::lookup::settings;
-use crate::packet::Packet;
+use crate::packet::{FOUND, Packet};
 use crate::rewrite::{Rewrite, rewrite_and_hop};
 use crate::skb::Skb;
-use crate::work::{Way, Work};
+use crate::work::Work;
 
 /// The packet takes the stack's way.
 pub(crate) const NO: i32 = i32::MIN;
 
 /// Finds the way towards `destination`, and the manner of leaving; 0 if the packet is one for the stack.
+///
+/// [`recall`] works on the same [`crate::work::Way`], which the compiler cannot see: no reference to it outlives the call.
 #[inline(always)]
-fn way_out<F: Hop, P: Packet>(
-    skb: &P,
-    work: &Work<F>,
-    destination: F::Addr,
-    way: &mut Way<F>,
-) -> i32 {
+fn way_out<F: Hop, P: Packet>(skb: &P, work: &Work<F>, destination: &F::Addr) -> i32 {
+    // A packet without a hop left is for the stack, which tells its sender.
+    if work.network.hops <= 1 {
+        return 0;
+    }
+    // As the stack would ask: for a packet whose source is not replaced yet. What the node itself sends has none before
+    // there is a route; its loopback address would find no way out.
+    let Some(way) = F::way() else { return 0 };
+    way.asked.source = if work.flow.flags & OWN_CLIENT != 0 {
+        F::UNSPECIFIED
+    } else {
+        F::read(&work.network.source)
+    };
+    way.asked.destination = F::read(destination);
+    way.asked.device = skb.device();
+    way.asked.length = skb.datagram(&work.network);
+    way.asked.early = (!P::PASSES_EGRESS).into();
+    let manner = recall::<F>();
+    if manner != 0 {
+        return manner;
+    }
+    let Some(way) = F::way() else { return 0 };
     let route = &mut way.route;
     // SAFETY: all fields may be zero.
     *route = unsafe { zeroed() };
-    // As the stack would ask: for a packet whose source is not replaced yet. What the node itself sends has none before
-    // there is a route; its loopback address would find no way out.
-    let source = if work.flow.flags & OWN_CLIENT != 0 {
-        F::UNSPECIFIED
-    } else {
-        work.network.source
-    };
-    F::fill(route, source, destination);
+    F::fill(
+        route,
+        F::read(&way.asked.source),
+        F::read(&way.asked.destination),
+    );
     route.ifindex = skb.device();
     // So that the lookup minds the route's own MTU. A packet of more than this fits no device but as many small ones.
-    route.__bindgen_anon_1.tot_len = skb.datagram(&work.network).min(u32::from(u16::MAX)) as u16;
+    route.__bindgen_anon_1.tot_len = way.asked.length.min(u32::from(u16::MAX)) as u16;
     let answer = skb.route(route, 0);
     let manner = skb.way(answer, route);
-    let (network, _) = P::headers(&work.network);
-    // A packet without a hop left is for the stack, which tells its sender.
-    if manner != 0 && work.network.hops > 1 && skb.fits(answer, route, network) {
-        manner
-    } else {
-        0
+    if manner == 0 || !skb.fits(answer, route, P::headers(&work.network).0) {
+        return 0;
     }
+    if answer == FOUND {
+        return keep::<F>(manner);
+    }
+    manner
 }
 
 /// Sends a client's packet to its endpoint, or says [`NO`] with the packet untouched.
@@ -86,17 +102,18 @@ fn translate<F: Hop, P: Packet>(
     source: (&F::Addr, u16),
     destination: (&F::Addr, u16),
 ) -> i32 {
-    let (Some(way), Some(settings)) = (F::way(), settings()) else {
+    let Some(settings) = settings() else {
         return NO;
     };
     // What the node sends itself has passed its stack.
     if settings.flags & STACK_FORWARDS != 0 && work.flow.flags & OWN_CLIENT == 0 {
         return NO;
     }
-    let manner = way_out(&skb, work, F::read(destination.0), way);
+    let manner = way_out(&skb, work, destination.0);
     if manner == 0 {
         return NO;
     }
+    let Some(way) = F::way() else { return NO };
     let done = rewrite_and_hop(&skb, work, source, destination);
     if !done || !skb.give_link_header(P::headers(&work.network).0) {
         return DROP;

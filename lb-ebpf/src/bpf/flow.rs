@@ -3,20 +3,20 @@
 //! The record lives under the forward key; the reply key leads to the forward key. A reply entry without its
 //! record is no flow. See `docs/maps.md` for life and size.
 
-use core::ptr::{copy_nonoverlapping, read_volatile, write_volatile};
+use core::ptr::{NonNull, copy_nonoverlapping, read_volatile, write_volatile};
 use lb_ebpf::abi::family::{Family, V4, V6};
 use lb_ebpf::abi::flow::{
-    ANSWERED, DIRECT, ESTABLISHED, Flow, FlowKey, MASQUERADE, MASQUERADED, NEW, OWN_ADDRESS,
-    key_check,
+    ANSWERED, DIRECT, ESTABLISHED, Flow, FlowKey, MASQUERADE, MASQUERADED, NEW, OWN_ADDRESS, RESET,
+    RESET_DENIED, key_check,
 };
 use lb_ebpf::abi::settings::Settings;
 use lb_ebpf::abi::{TCP, UDP, counter};
-use lb_ebpf::flow_keys::{write_reply_key, write_returning_key};
+use lb_ebpf::flow_keys::{names, write_reply_key, write_returning_key};
 use lb_ebpf::tcp_state::{Speaker, is_clean_syn, is_sign_of_life, next, timeout};
 
-use crate::header::{Network, Transport};
 use crate::lookup::{endpoint_serves, still_means};
 use crate::maps::Tables;
+use crate::recall::{Entry, forget_answers};
 use crate::report::count;
 use crate::shard::{self, slot};
 use crate::work::Work;
@@ -43,22 +43,10 @@ pub(crate) fn answers<F: Tables>(reply: &FlowKey<F>, flow: &Flow<F>, key: &FlowK
 
 /// The entry under a reply's key.
 #[inline(always)]
-pub(crate) fn reply_entry<F: Tables>(reply: &FlowKey<F>) -> Option<*const FlowKey<F>> {
-    shard::find(F::replies(), slot(key_check(reply)), reply).map(<*mut FlowKey<F>>::cast_const)
-}
-
-/// The key of a packet met in `scope`.
-#[inline(always)]
-pub(crate) fn key<F: Tables>(network: &Network<F>, transport: &Transport, scope: u8) -> FlowKey<F> {
-    FlowKey {
-        source: network.source,
-        destination: network.destination,
-        source_port: transport.source_port,
-        destination_port: transport.destination_port,
-        protocol: network.protocol,
-        scope,
-        zero: 0,
-    }
+pub(crate) fn reply_entry<F: Tables>(reply: &FlowKey<F>) -> Option<Entry<F>> {
+    let check = key_check(reply);
+    let at = shard::find(F::replies(), slot(check), reply)?;
+    NonNull::new(at).map(|at| Entry { at, check })
 }
 
 /// Writes `key` as the other side's packets have it.
@@ -71,7 +59,7 @@ pub(crate) fn write_turned<F: Tables>(out: &mut FlowKey<F>, key: &FlowKey<F>) {
     out.destination_port = key.source_port;
     out.protocol = key.protocol;
     out.scope = key.scope;
-    out.zero = 0;
+    out.noted = 0;
 }
 
 /// Removes an entry of the reply table if it names `key`.
@@ -80,34 +68,38 @@ pub(crate) fn release<F: Tables>(reply: &FlowKey<F>, key: &FlowKey<F>) {
     let slot = slot(key_check(reply));
     if let Some(entry) = shard::find(F::replies(), slot, reply) {
         // SAFETY: an element of the table; if it changed hands just now the comparison fails.
-        if unsafe { *entry == *key } {
+        if names(unsafe { &*entry }, key) {
             shard::remove(F::replies(), slot, reply);
         }
     }
 }
 
-/// Whether the flow's reply entries are there. `reply` is overwritten.
+/// Whether the flow's reply entries are there; they lose their marks then. `reply` is overwritten.
 #[inline(never)]
 fn leads_back<F: Tables>(key: &FlowKey<F>, flow: &Flow<F>, reply: &mut FlowKey<F>) -> bool {
     write_reply_key(reply, flow, key);
-    if !names(reply, key) {
+    if !is_led_to(reply, key) {
         return false;
     }
     if flow.flags & MASQUERADE == 0 {
         return true;
     }
     write_returning_key(reply, flow, key);
-    names(reply, key)
+    is_led_to(reply, key)
 }
 
-/// Whether the entry under `reply` names `key`.
+/// Whether the entry under `reply` names `key`; it loses its mark then.
 #[inline(always)]
-fn names<F: Tables>(reply: &FlowKey<F>, key: &FlowKey<F>) -> bool {
-    match reply_entry(reply) {
-        // SAFETY: an element of the table; one that changes hands just now fails the comparison.
-        Some(entry) => unsafe { *entry == *key },
-        None => false,
+fn is_led_to<F: Tables>(reply: &FlowKey<F>, key: &FlowKey<F>) -> bool {
+    let Some(entry) = reply_entry(reply) else {
+        return false;
+    };
+    // SAFETY: an element of the table; one that changes hands just now fails the comparison.
+    let named = names(unsafe { entry.at.as_ref() }, key);
+    if named {
+        entry.clear();
     }
+    named
 }
 
 /// Removes the reply entries of a flow. `reply` is overwritten.
@@ -174,7 +166,8 @@ impl<F: Tables> Place<F> {
     }
 
     /// Notes a packet: its time, at most once a second, and what its flags say. `flow` is the copy. The state is read once
-    /// more: another CPU may have seen the connection end meanwhile, and a flow that ended must not live on.
+    /// more: another CPU may have seen the connection end meanwhile, and a flow that ended must not live on. Gives the state
+    /// before and after.
     #[inline(always)]
     pub(crate) fn touch(
         &self,
@@ -183,7 +176,7 @@ impl<F: Tables> Place<F> {
         flags: u8,
         speaker: Speaker,
         now: u32,
-    ) {
+    ) -> (u8, u8) {
         // SAFETY: the element may have been reused for another flow; then that one lives a little longer or
         // shorter, which its own next packet puts right.
         unsafe {
@@ -195,6 +188,7 @@ impl<F: Tables> Place<F> {
             if flow.last_seen != now && is_sign_of_life(flow.state, protocol, flags) {
                 write_volatile(&raw mut (*self.0).last_seen, now);
             }
+            (former, state)
         }
     }
 }
@@ -317,7 +311,7 @@ impl<F: Tables> Work<F> {
         self.key.destination_port = self.transport.destination_port;
         self.key.protocol = self.network.protocol;
         self.key.scope = scope;
-        self.key.zero = 0;
+        self.key.noted = 0;
     }
 
     /// Whether the packet at hand, under `key`, is its client's next one in a flow that stands; then `flow` is the
@@ -331,7 +325,11 @@ impl<F: Tables> Work<F> {
             return false;
         };
         if lives(&self.flow, settings, protocol, flags, now) && !self.has_moved(now) {
-            place.touch(&self.flow, protocol, flags, Speaker::Client, now);
+            let states = place.touch(&self.flow, protocol, flags, Speaker::Client, now);
+            // What the endpoint sends next says whether the connection stands.
+            if states.0 != states.1 && matches!(states.1, RESET | RESET_DENIED) {
+                forget_answers::<F>();
+            }
             return true;
         }
         if protocol == UDP {
@@ -371,9 +369,10 @@ impl<F: Tables> Work<F> {
 
     /// The flow that the entry under `reply` leads to.
     #[inline(always)]
-    pub(crate) fn follow(&mut self, entry: *const FlowKey<F>) -> Option<Place<F>> {
+    pub(crate) fn follow(&mut self, entry: Entry<F>) -> Option<Place<F>> {
         // SAFETY: an element of the table; whether the copy is whole shows in the record it leads to.
-        unsafe { copy_nonoverlapping(entry, &raw mut self.forward, 1) };
+        unsafe { copy_nonoverlapping(entry.at.as_ptr(), &raw mut self.forward, 1) };
+        self.forward.noted = 0;
         let place = find(&self.forward, &mut self.flow)?;
         answers(&self.reply, &self.flow, &self.forward).then_some(place)
     }

@@ -370,7 +370,7 @@ fn reversed<F: Quoted>(key: &mut FlowKey<F>, quote: &Quote<F>, scope: u8) {
     key.destination_port = quote.source_port;
     key.protocol = quote.network.protocol;
     key.scope = scope;
-    key.zero = 0;
+    key.noted = 0;
 }
 
 /// Replaces address and port of one end of the quoted packet. Its transport checksum stays as it is: receivers

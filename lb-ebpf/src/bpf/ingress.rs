@@ -143,7 +143,7 @@ fn known_flow<F: Answer + Hop + ServiceCidrs, const SCOPE: u8, const LINK: u32>(
     };
     work.transport = transport;
     if returns(settings, uses, transport.destination_port) {
-        let action = masquerade::answered::<F, SCOPE>(skb, work);
+        let action = masquerade::answered::<F, SCOPE>(skb, settings, work);
         if action != masquerade::NOT_OURS {
             return action;
         }

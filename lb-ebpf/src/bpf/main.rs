@@ -10,6 +10,7 @@
 
 mod answer;
 mod atomic;
+mod beaten_way;
 mod direct;
 mod door;
 mod early;
@@ -29,6 +30,7 @@ mod opening;
 mod outbound;
 mod own;
 mod packet;
+mod recall;
 mod report;
 mod rewrite;
 mod select;

@@ -29,6 +29,7 @@ use lb_ebpf::abi::source_range::{SourceRange, SourceRangePrefix};
 use lb_ebpf::abi::target::{TARGETS as TARGET_SLOTS, Target};
 use lb_ebpf::abi::{FLOW_SHARDS, SEGMENT_RECORDS, SEGMENTS};
 
+use crate::beaten_way::{BeatenWay, WAYS};
 use crate::work::{Way, Work};
 
 /// `BPF_F_NO_PREALLOC`: elements are allocated as they come, so an empty table costs its buckets only.
@@ -165,6 +166,10 @@ static WORK6: PerCpuArray<Work<V6>, 1> = PerCpuArray::new();
 static WAY4: PerCpuArray<Way<V4>, 1> = PerCpuArray::new();
 #[btf_map(name = "way6")]
 static WAY6: PerCpuArray<Way<V6>, 1> = PerCpuArray::new();
+#[btf_map(name = "beaten_ways4")]
+static BEATEN_WAYS4: PerCpuArray<BeatenWay<V4>, WAYS> = PerCpuArray::new();
+#[btf_map(name = "beaten_ways6")]
+static BEATEN_WAYS6: PerCpuArray<BeatenWay<V6>, WAYS> = PerCpuArray::new();
 
 /// The tables of a family.
 pub(crate) trait Tables: Family {
@@ -179,10 +184,12 @@ pub(crate) trait Tables: Family {
     fn work() -> Option<&'static mut Work<Self>>;
     /// Its way out.
     fn way() -> Option<&'static mut Way<Self>>;
+    /// One of the routes that were looked up last.
+    fn beaten_ways(place: u32) -> Option<&'static mut BeatenWay<Self>>;
 }
 
 macro_rules! tables {
-    ($family:ty, $frontends:ident, $addresses:ident, $filter:ident, $endpoints:ident, $flows:ident, $replies:ident, $newcomers:ident, $work:ident, $way:ident) => {
+    ($family:ty, $frontends:ident, $addresses:ident, $filter:ident, $endpoints:ident, $flows:ident, $replies:ident, $newcomers:ident, $work:ident, $way:ident, $ways:ident) => {
         impl Tables for $family {
             #[inline(always)]
             fn frontends() -> &'static Growing<FrontendKey<Self>, Frontend> {
@@ -222,6 +229,11 @@ macro_rules! tables {
                 // SAFETY: as above.
                 $way.get_ptr_mut(0).map(|way| unsafe { &mut *way })
             }
+            #[inline(always)]
+            fn beaten_ways(place: u32) -> Option<&'static mut BeatenWay<Self>> {
+                // SAFETY: as above.
+                $ways.get_ptr_mut(place).map(|way| unsafe { &mut *way })
+            }
         }
     };
 }
@@ -236,7 +248,8 @@ tables!(
     REPLIES4,
     NEWCOMERS4,
     WORK4,
-    WAY4
+    WAY4,
+    BEATEN_WAYS4
 );
 tables!(
     V6,
@@ -248,5 +261,6 @@ tables!(
     REPLIES6,
     NEWCOMERS6,
     WORK6,
-    WAY6
+    WAY6,
+    BEATEN_WAYS6
 );

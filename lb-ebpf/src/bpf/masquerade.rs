@@ -18,7 +18,7 @@ use lb_ebpf::abi::settings::{MASQUERADE_ALL, SNAT_LOCAL, Settings};
 use lb_ebpf::tcp_state::Speaker;
 
 use crate::fast::{self, Hop};
-use crate::flow::write_turned;
+use crate::flow::{reply_entry, write_turned};
 use crate::forward::Route;
 use crate::lookup::now;
 use crate::maps::{DEVICES, Tables};
@@ -82,29 +82,43 @@ pub(crate) fn returns(settings: &Settings, uses: u32, destination_port: u16) -> 
 /// No verdict: the packet is no answer to a masqueraded flow.
 pub(crate) const NOT_OURS: i32 = i32::MIN;
 
-/// Finds the masqueraded flow that the packet at hand answers, and notes the answer there; false if there is none.
+/// Finds the masqueraded flow that the packet at hand answers, and notes the answer there; false if there is none. Of the
+/// record only the flags are sure to be at hand then.
 #[inline(always)]
-pub(crate) fn find_answered<F: Tables>(work: &mut Work<F>) -> bool {
+pub(crate) fn find_answered<F: Tables>(work: &mut Work<F>, settings: &Settings) -> bool {
     work.set_key(MASQUERADED);
     work.reply = work.key;
-    let Some(place) = work.find_reply() else {
+    let Some(entry) = reply_entry(&work.reply) else {
         return false;
     };
-    place.touch(
+    let now = now();
+    if work.recalls(&entry, now) {
+        work.flow.flags = MASQUERADE;
+        return true;
+    }
+    let Some(place) = work.follow(entry) else {
+        return false;
+    };
+    let (_, state) = place.touch(
         &work.flow,
         work.key.protocol,
         work.transport.flags,
         Speaker::Endpoint,
-        now(),
+        now,
     );
+    entry.mark(work, settings, state, now);
     true
 }
 
 /// Gives an answer to a masqueraded flow its client's address back; the host then routes it there, or it goes the
 /// fast way.
 #[inline(always)]
-pub(crate) fn answered<F: Hop, const SCOPE: u8>(skb: Skb, work: &mut Work<F>) -> i32 {
-    if !find_answered(work) {
+pub(crate) fn answered<F: Hop, const SCOPE: u8>(
+    skb: Skb,
+    settings: &Settings,
+    work: &mut Work<F>,
+) -> i32 {
+    if !find_answered(work, settings) {
         return NOT_OURS;
     }
     if work.flow.flags & OWN_CLIENT != 0 {

@@ -21,6 +21,7 @@ use lb_ebpf::volatile::read;
 use crate::flow::{answers, find, has_expired, has_pooled_port, release, release_replies};
 use crate::lookup::{now, settings};
 use crate::maps::Tables;
+use crate::recall::set_mark;
 use crate::report::count;
 use crate::shard::{self, slot};
 use crate::work::Work;
@@ -193,8 +194,7 @@ fn claim_one<F: Tables>(now: u32) -> Opening {
 }
 
 impl<F: Claim> Work<F> {
-    /// Opens a flow for the packet's key towards the chosen endpoint. On [`Opening::Done`], `flow` is the record in force: ours, or that of another CPU that
-    /// opened the same flow first.
+    /// Opens a flow towards the chosen endpoint. On [`Opening::Done`], `flow` is the record in force, ours or another CPU's.
     #[inline(always)]
     pub(crate) fn open(&mut self, now: u32) -> Opening {
         self.fill(now);
@@ -458,7 +458,9 @@ impl<F: Tables> Work<F> {
         };
         // SAFETY: an element of the table; a torn copy leads to no record or to one that does not fit.
         unsafe { copy_nonoverlapping(entry, &raw mut self.forward, 1) };
+        self.forward.noted = 0;
         if self.forward == self.key {
+            set_mark(entry, 0);
             return Opening::Done;
         }
         if find(&self.forward, &mut self.other).is_some()

@@ -9,6 +9,7 @@ use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::Family;
 use lb_ebpf::abi::flow::{Flow, FlowKey, Newcomer};
 
+use crate::beaten_way::{Question, WAYS};
 use crate::header::{Network, Transport};
 
 /// Working memory of one packet.
@@ -66,6 +67,10 @@ pub(crate) struct NextHop {
 pub(crate) struct Way<F: Family> {
     pub(crate) route: FibLookup,
     pub(crate) hop: NextHop,
+    /// What the fast way asks for.
+    pub(crate) asked: Question<F>,
+    /// Hash of what was asked last in each place of the ways that are kept: here, as most questions need no more of them.
+    pub(crate) last: [u32; WAYS],
     /// The last packet that went past the host's stack, as it left: egress of its device meets it next. A scope of 0
     /// says that there is none.
     pub(crate) sent: FlowKey<F>,

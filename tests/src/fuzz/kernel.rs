@@ -270,6 +270,9 @@ impl Kernel {
             older(map, at, seconds)?;
             older(map, at + 4, seconds)?;
         }
+        for map in self.shards[2..].iter().flatten() {
+            unmarked(map)?;
+        }
         let [affinity, fragments, outbound] = &self.timed;
         older(affinity, 32, seconds)?;
         older(fragments, 4, seconds)?;
@@ -452,6 +455,18 @@ fn older(map: &Map, at: usize, seconds: u32) -> Result<()> {
         let field: [u8; 4] = value[at..at + 4].try_into()?;
         let then = u32::from_ne_bytes(field).saturating_sub(seconds);
         value[at..at + 4].copy_from_slice(&then.to_ne_bytes());
+        map.update(&key, &value, WriteMode::Any)?;
+    }
+    Ok(())
+}
+
+/// Takes the marks of answers, which are of this moment, from reply entries.
+fn unmarked(map: &Map) -> Result<()> {
+    let mut entries = Vec::new();
+    map.for_each(|key, value| entries.push((key.to_vec(), value.to_vec())))?;
+    for (key, mut value) in entries {
+        let at = value.len() - 2;
+        value[at..].fill(0);
         map.update(&key, &value, WriteMode::Any)?;
     }
     Ok(())

@@ -8,10 +8,11 @@ use lb_agent::sys::bpf::{Map, Outer, Table, WriteMode};
 use lb_agent::sys::clock;
 use lb_ebpf::abi::affinity::{Affinity, AffinityKey, CLUSTER, netns_client};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::flow::{Flow, FlowKey};
+use lb_ebpf::abi::flow::{Flow, FlowKey, key_check};
 use lb_ebpf::abi::fragment::{Fragment, FragmentKey};
 use lb_ebpf::abi::outbound::{Outbound, OutboundKey};
 use lb_ebpf::abi::{FLOW_SHARDS, Record, table};
+use lb_ebpf::noted::mark;
 
 /// A flow as a test wants to see it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,6 +84,21 @@ impl FlowTables {
         Ok((flows, entries(&self.replies4)? + entries(&self.replies6)?))
     }
 
+    pub(super) fn marked(&self) -> Result<usize> {
+        Ok(marked(&self.replies4)? + marked(&self.replies6)?)
+    }
+
+    /// Makes the marks those of eight seconds ago.
+    pub(super) fn let_marks_lapse(&self) -> Result<()> {
+        lapse(&self.replies4)?;
+        lapse(&self.replies6)
+    }
+
+    pub(super) fn lose_records(&self) -> Result<()> {
+        clear(&self.flows4)?;
+        clear(&self.flows6)
+    }
+
     pub(super) fn fragmented(&self) -> Result<usize> {
         Ok(self.fragments.entries()?.len())
     }
@@ -100,7 +116,9 @@ impl FlowTables {
     pub(super) fn rest(&self, seconds: u32) -> Result<()> {
         let second = ago(seconds);
         age(&self.flows4, second)?;
-        age(&self.flows6, second)
+        age(&self.flows6, second)?;
+        unmark(&self.replies4)?;
+        unmark(&self.replies6)
     }
 
     /// Enters as many strangers as there is room for.
@@ -170,6 +188,17 @@ where
     counts.sum()
 }
 
+fn marked<F: Family>(shards: &Shards<F, FlowKey<F>>) -> Result<usize>
+where
+    FlowKey<F>: Record,
+{
+    let counts = shards.iter().map(|shard| {
+        let entries = shard.entries()?;
+        Ok(entries.iter().filter(|(_, entry)| entry.noted != 0).count())
+    });
+    counts.sum()
+}
+
 fn age<F: Family>(shards: &Shards<F, Flow<F>>, second: u32) -> Result<()>
 where
     FlowKey<F>: Record,
@@ -185,6 +214,32 @@ where
                 ..flow
             };
             shard.put(&key, &flow, WriteMode::Any)?;
+        }
+    }
+    Ok(())
+}
+
+fn lapse<F: Family>(shards: &Shards<F, FlowKey<F>>) -> Result<()>
+where
+    FlowKey<F>: Record,
+{
+    for shard in shards {
+        for (key, entry) in shard.entries()? {
+            let noted = mark(key_check(&key), &entry, ago(8));
+            shard.put(&key, &FlowKey { noted, ..entry }, WriteMode::Any)?;
+        }
+    }
+    Ok(())
+}
+
+/// What answers left in their entries goes with the time, too.
+fn unmark<F: Family>(shards: &Shards<F, FlowKey<F>>) -> Result<()>
+where
+    FlowKey<F>: Record,
+{
+    for shard in shards {
+        for (key, entry) in shard.entries()? {
+            shard.put(&key, &FlowKey { noted: 0, ..entry }, WriteMode::Any)?;
         }
     }
     Ok(())
