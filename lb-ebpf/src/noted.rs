@@ -73,6 +73,13 @@ mod tests {
     }
 
     #[test]
+    fn connections_that_may_soon_expire_have_none() {
+        assert!(!bears_marks(TCP, 511));
+        assert!(bears_marks(TCP, 512));
+        assert!(bears_marks(UDP, 1));
+    }
+
+    #[test]
     fn that_of_a_datagram_lasts_as_long_as_the_second() {
         let forward = FlowKey {
             protocol: UDP,

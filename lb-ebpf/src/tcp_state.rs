@@ -75,8 +75,8 @@ pub const fn is_sign_of_life(state: u8, protocol: u8, flags: u8) -> bool {
     protocol != TCP || flags & RST == 0 || !has_ended(state)
 }
 
-/// Whether an answer with these flags can change nothing but the time of a flow that is [`ESTABLISHED`], or that only its
-/// client has closed or reset since: neither opens nor ends a connection.
+/// Whether an answer with these flags can change nothing but the time of a flow that is [`ESTABLISHED`], or that either side
+/// has closed since: neither opens nor ends a connection.
 #[inline(always)]
 pub const fn is_of_no_account(protocol: u8, flags: u8) -> bool {
     protocol != TCP || flags & (FIN | SYN | RST) == 0

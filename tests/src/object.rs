@@ -15,6 +15,7 @@ mod net;
 mod run;
 mod service;
 mod space;
+mod tick;
 mod timing;
 mod wires;
 
@@ -25,7 +26,6 @@ use std::panic;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 use std::{env, fs};
 
 use anyhow::{Context as _, Result};
@@ -49,6 +49,7 @@ pub use live::Live;
 pub use net::Net;
 pub use run::{Early, Entry, Outcome, Received};
 pub use service::{Described, tcp_service, udp_service};
+pub use tick::{coarse_clock, let_a_tick_pass};
 pub use timing::{Met, Stream, Timed, Times};
 
 use flows::FlowTables;
@@ -440,11 +441,6 @@ impl Node {
     pub fn let_affinity_rest(&self, seconds: u32) {
         self.flows.rest_affinity(seconds).expect("written");
     }
-}
-
-/// Waits for a tick of the coarse clock: so long the programs may take the way that they took just before.
-pub fn let_a_tick_pass() {
-    thread::sleep(Duration::from_millis(11));
 }
 
 /// Loads the agent's object, or the one that is to be tried.

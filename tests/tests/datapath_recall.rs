@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use lb_agent::sys::clock;
 use lb_ebpf::abi::counter;
-use lb_ebpf::abi::flow::{ENDPOINT_CLOSED, ESTABLISHED, NEW, RESET, RESET_DENIED};
+use lb_ebpf::abi::flow::{CLIENT_CLOSED, ENDPOINT_CLOSED, ESTABLISHED, NEW, RESET, RESET_DENIED};
+use lb_ebpf::abi::settings::SNAT_LOCAL;
 use lb_tests::object::{Net, Node, in_both_families, tcp_service, udp_service};
 use lb_tests::packet::{Frame as _, tcp, udp};
 
-/// A mark lasts until the next second that eight divides, and no test is to pass over that.
+/// A mark lasts until the next second that eight divides, and no test is to pass over that. The programs' clock is a tick
+/// behind this one.
 fn early_in_eight_seconds() {
-    while clock::seconds() % 8 > 4 {
+    while !(1..=4).contains(&(clock::seconds() % 8)) {
         sleep(Duration::from_millis(100));
     }
 }
@@ -98,8 +100,10 @@ fn a_datagram_does_so_for_the_rest_of_a_second() {
         assert_eq!(node.marked(), 1);
         // The second may be over.
         let recalled = (0..20).any(|_| {
-            node.pod_sends(&request);
-            node.pod_gets(&answer);
+            for _ in 0..2 {
+                node.pod_sends(&request);
+                node.pod_gets(&answer);
+            }
             node.lose_records();
             node.pod_gets(&answer).bytes == back.frame()
         });
@@ -190,6 +194,72 @@ fn a_new_connection_has_nothing_of_its_predecessor_s() {
         let direct = tcp(net.endpoint, net.client).carrying(b"direct");
         node.pod_gets(&direct).is_untouched();
         assert_eq!(node.count_of(counter::FLOW_STEPPED_ASIDE), 1);
+    });
+}
+
+#[test]
+fn a_new_connection_after_one_that_the_client_closed_has_nothing_of_it_either() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        connect(node, net);
+        node.pod_sends(&tcp(net.client, net.service).fin());
+        assert_eq!((node.flows()[0].state, node.marked()), (CLIENT_CLOSED, 1));
+        let syn = tcp(net.client, net.service).syn();
+        node.pod_sends(&syn).becomes(&syn.clone().to(net.endpoint));
+        assert_eq!((node.flows()[0].state, node.marked()), (NEW, 0));
+    });
+}
+
+#[test]
+fn a_flow_with_a_short_timeout_is_never_marked() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        node.set(|settings| settings.timeout_tcp = 511);
+        node.pod_sends(&tcp(net.client, net.service).syn());
+        node.pod_gets(&tcp(net.endpoint, net.client).syn_ack());
+        node.pod_sends(&tcp(net.client, net.service));
+        answers(node, net);
+        assert_eq!((node.flows()[0].state, node.marked()), (ESTABLISHED, 0));
+        node.set(|settings| settings.timeout_tcp = 512);
+        answers(node, net);
+        assert_eq!(node.marked(), 1);
+    });
+}
+
+/// What becomes of them depends on more than their key.
+#[test]
+fn answers_to_this_node_are_always_looked_up() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        let own = SocketAddr::new(net.node, 40_000);
+        let port = node.sends(&tcp(own, net.service).syn()).ports().0;
+        let masked = SocketAddr::new(net.node, port);
+        node.comes_in(&tcp(net.endpoint, masked).syn_ack());
+        node.sends(&tcp(own, net.service));
+        let data = tcp(net.endpoint, masked).carrying(b"data");
+        let first = node.comes_in(&data);
+        assert_eq!(node.comes_in(&data).bytes, first.bytes);
+        assert_eq!((node.flows()[0].state, node.marked()), (ESTABLISHED, 0));
+    });
+}
+
+#[test]
+fn answers_that_a_masqueraded_client_gets_from_this_node_are_always_looked_up() {
+    in_both_families(|node, net| {
+        node.set(|settings| settings.flags |= SNAT_LOCAL);
+        let web = tcp_service("web", net.family).node_port(net.node_port.port());
+        node.serve(web.local_endpoint(net.local_endpoint));
+        let port = node
+            .comes_in(&tcp(net.outside, net.node_port).syn())
+            .ports()
+            .0;
+        let masked = SocketAddr::new(net.node, port);
+        node.pod_sends(&tcp(net.local_endpoint, masked).syn_ack());
+        node.comes_in(&tcp(net.outside, net.node_port));
+        let data = tcp(net.local_endpoint, masked).carrying(b"data");
+        let first = node.pod_sends(&data);
+        assert_eq!(node.pod_sends(&data).bytes, first.bytes);
+        assert_eq!((node.flows()[0].state, node.marked()), (ESTABLISHED, 0));
     });
 }
 

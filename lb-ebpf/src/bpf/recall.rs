@@ -6,7 +6,8 @@
 //! mark away: a reset, which they may deny, and a new connection under the old one's record.
 //!
 //! Answers to a pod itself, to this node, and of flows that are masqueraded towards an endpoint of this node or only change
-//! a port always look, as they need to know which of these they are.
+//! a port always look, as they need to know which of these they are. Of a masqueraded flow's entries only the one of what
+//! comes in is marked.
 
 use core::ptr::{NonNull, copy_nonoverlapping, write_volatile};
 use lb_ebpf::abi::family::{Family, V4, V6};
