@@ -10,12 +10,12 @@ use lb_ebpf::abi::flow::{OUTSIDE, OWN_CLIENT};
 use lb_ebpf::abi::settings::STACK_FORWARDS;
 
 use crate::DROP;
-use crate::beaten_way::{keep, recall};
 use crate::forward::Route;
 use crate::header::{Network, Part, Wire};
 use crate::lookup::settings;
 use crate::packet::{FOUND, Packet};
 use crate::rewrite::{Rewrite, rewrite_and_hop};
+use crate::route_cache::{keep, recall};
 use crate::skb::Skb;
 use crate::work::Work;
 

@@ -4,7 +4,7 @@
 //! record is no flow. See `docs/maps.md` for life and size.
 
 use core::ptr::{NonNull, copy_nonoverlapping, read_volatile, write_volatile};
-use lb_ebpf::abi::family::{Family, V4, V6};
+use lb_ebpf::abi::family::{V4, V6};
 use lb_ebpf::abi::flow::{
     ANSWERED, DIRECT, ESTABLISHED, Flow, FlowKey, MASQUERADE, MASQUERADED, NEW, OWN_ADDRESS, RESET,
     RESET_DENIED, key_check,
@@ -352,7 +352,7 @@ impl<F: Tables> Work<F> {
         if key.protocol != UDP || flow.last_seen == now || flow.flags & DIRECT != 0 {
             return false;
         }
-        let moved = if size_of::<F::Addr>() == size_of::<<V4 as Family>::Addr>() {
+        let moved = if F::VERSION == 4 {
             has_moved4()
         } else {
             has_moved6()

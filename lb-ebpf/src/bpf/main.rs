@@ -10,7 +10,6 @@
 
 mod answer;
 mod atomic;
-mod beaten_way;
 mod direct;
 mod door;
 mod early;
@@ -33,6 +32,7 @@ mod packet;
 mod recall;
 mod report;
 mod rewrite;
+mod route_cache;
 mod select;
 mod service_cidr;
 mod shard;

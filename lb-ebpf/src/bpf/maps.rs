@@ -29,7 +29,7 @@ use lb_ebpf::abi::source_range::{SourceRange, SourceRangePrefix};
 use lb_ebpf::abi::target::{TARGETS as TARGET_SLOTS, Target};
 use lb_ebpf::abi::{FLOW_SHARDS, SEGMENT_RECORDS, SEGMENTS};
 
-use crate::beaten_way::{BeatenWay, WAYS};
+use crate::route_cache::{CachedRoute, WAYS};
 use crate::work::{Way, Work};
 
 /// `BPF_F_NO_PREALLOC`: elements are allocated as they come, so an empty table costs its buckets only.
@@ -166,10 +166,10 @@ static WORK6: PerCpuArray<Work<V6>, 1> = PerCpuArray::new();
 static WAY4: PerCpuArray<Way<V4>, 1> = PerCpuArray::new();
 #[btf_map(name = "way6")]
 static WAY6: PerCpuArray<Way<V6>, 1> = PerCpuArray::new();
-#[btf_map(name = "beaten_ways4")]
-static BEATEN_WAYS4: PerCpuArray<BeatenWay<V4>, WAYS> = PerCpuArray::new();
-#[btf_map(name = "beaten_ways6")]
-static BEATEN_WAYS6: PerCpuArray<BeatenWay<V6>, WAYS> = PerCpuArray::new();
+#[btf_map(name = "route_cache4")]
+static ROUTE_CACHE4: PerCpuArray<CachedRoute<V4>, WAYS> = PerCpuArray::new();
+#[btf_map(name = "route_cache6")]
+static ROUTE_CACHE6: PerCpuArray<CachedRoute<V6>, WAYS> = PerCpuArray::new();
 
 /// The tables of a family.
 pub(crate) trait Tables: Family {
@@ -185,7 +185,7 @@ pub(crate) trait Tables: Family {
     /// Its way out.
     fn way() -> Option<&'static mut Way<Self>>;
     /// One of the routes that were looked up last.
-    fn beaten_ways(place: u32) -> Option<&'static mut BeatenWay<Self>>;
+    fn route_cache(place: u32) -> Option<&'static mut CachedRoute<Self>>;
 }
 
 macro_rules! tables {
@@ -230,7 +230,7 @@ macro_rules! tables {
                 $way.get_ptr_mut(0).map(|way| unsafe { &mut *way })
             }
             #[inline(always)]
-            fn beaten_ways(place: u32) -> Option<&'static mut BeatenWay<Self>> {
+            fn route_cache(place: u32) -> Option<&'static mut CachedRoute<Self>> {
                 // SAFETY: as above.
                 $ways.get_ptr_mut(place).map(|way| unsafe { &mut *way })
             }
@@ -249,7 +249,7 @@ tables!(
     NEWCOMERS4,
     WORK4,
     WAY4,
-    BEATEN_WAYS4
+    ROUTE_CACHE4
 );
 tables!(
     V6,
@@ -262,5 +262,5 @@ tables!(
     NEWCOMERS6,
     WORK6,
     WAY6,
-    BEATEN_WAYS6
+    ROUTE_CACHE6
 );

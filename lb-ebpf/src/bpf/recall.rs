@@ -118,7 +118,7 @@ pub(crate) extern "C" fn forget_answers6() -> u32 {
 /// Calls the family's.
 #[inline(always)]
 pub(crate) fn forget_answers<F: Tables>() {
-    if size_of::<F::Addr>() == size_of::<<V4 as Family>::Addr>() {
+    if F::VERSION == 4 {
         forget_answers4();
     } else {
         forget_answers6();

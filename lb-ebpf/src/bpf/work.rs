@@ -9,8 +9,8 @@ use lb_ebpf::abi::endpoint::Endpoint;
 use lb_ebpf::abi::family::Family;
 use lb_ebpf::abi::flow::{Flow, FlowKey, Newcomer};
 
-use crate::beaten_way::{Question, WAYS};
 use crate::header::{Network, Transport};
+use crate::route_cache::{Question, WAYS};
 
 /// Working memory of one packet.
 #[repr(C)]

@@ -90,8 +90,8 @@ impl FlowTables {
 
     /// Makes the marks those of eight seconds ago.
     pub(super) fn let_marks_lapse(&self) -> Result<()> {
-        lapse(&self.replies4)?;
-        lapse(&self.replies6)
+        remark(&self.replies4, lapsed)?;
+        remark(&self.replies6, lapsed)
     }
 
     pub(super) fn lose_records(&self) -> Result<()> {
@@ -117,8 +117,9 @@ impl FlowTables {
         let second = ago(seconds);
         age(&self.flows4, second)?;
         age(&self.flows6, second)?;
-        unmark(&self.replies4)?;
-        unmark(&self.replies6)
+        // What answers left in their entries goes with the time, too.
+        remark(&self.replies4, |_, _| 0)?;
+        remark(&self.replies6, |_, _| 0)
     }
 
     /// Enters as many strangers as there is room for.
@@ -219,30 +220,26 @@ where
     Ok(())
 }
 
-fn lapse<F: Family>(shards: &Shards<F, FlowKey<F>>) -> Result<()>
+/// Gives every reply entry the mark that `of` says.
+fn remark<F: Family>(
+    shards: &Shards<F, FlowKey<F>>,
+    of: impl Fn(&FlowKey<F>, &FlowKey<F>) -> u16,
+) -> Result<()>
 where
     FlowKey<F>: Record,
 {
     for shard in shards {
         for (key, entry) in shard.entries()? {
-            let noted = mark(key_check(&key), &entry, ago(8));
+            let noted = of(&key, &entry);
             shard.put(&key, &FlowKey { noted, ..entry }, WriteMode::Any)?;
         }
     }
     Ok(())
 }
 
-/// What answers left in their entries goes with the time, too.
-fn unmark<F: Family>(shards: &Shards<F, FlowKey<F>>) -> Result<()>
-where
-    FlowKey<F>: Record,
-{
-    for shard in shards {
-        for (key, entry) in shard.entries()? {
-            shard.put(&key, &FlowKey { noted: 0, ..entry }, WriteMode::Any)?;
-        }
-    }
-    Ok(())
+/// The mark that an entry had eight seconds ago.
+fn lapsed<F: Family>(key: &FlowKey<F>, entry: &FlowKey<F>) -> u16 {
+    mark(key_check(key), entry, ago(8))
 }
 
 fn see<F: Family>(shards: &Shards<F, Flow<F>>) -> Result<Vec<SeenFlow>>

@@ -37,7 +37,7 @@ pub(crate) struct Question<F: Family> {
 
 /// A route, and what was asked for it.
 #[repr(C)]
-pub(crate) struct BeatenWay<F: Family> {
+pub(crate) struct CachedRoute<F: Family> {
     question: Question<F>,
     /// How packets leave, as [`crate::packet::Packet::way`] told.
     manner: i32,
@@ -50,20 +50,20 @@ pub(crate) struct BeatenWay<F: Family> {
 /// called.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn known_way4() -> i32 {
+pub(crate) extern "C" fn cached_route4() -> i32 {
     V4::way().map_or(0, known)
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn known_way6() -> i32 {
+pub(crate) extern "C" fn cached_route6() -> i32 {
     V6::way().map_or(0, known)
 }
 
 /// Does what [`note`] does, and gives the manner back.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn note_way4(manner: i32) -> i32 {
+pub(crate) extern "C" fn cache_route4(manner: i32) -> i32 {
     if let Some(way) = V4::way() {
         note(way, manner);
     }
@@ -72,37 +72,31 @@ pub(crate) extern "C" fn note_way4(manner: i32) -> i32 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn note_way6(manner: i32) -> i32 {
+pub(crate) extern "C" fn cache_route6(manner: i32) -> i32 {
     if let Some(way) = V6::way() {
         note(way, manner);
     }
     manner
 }
 
-/// Whether a family is IPv4.
-#[inline(always)]
-const fn is_v4<F: Family>() -> bool {
-    size_of::<F::Addr>() == size_of::<<V4 as Family>::Addr>()
-}
-
 /// The manner in which the packet at hand leaves, if the route that its [`Way`] asks for is known, which is written there;
 /// else 0.
 #[inline(always)]
 pub(crate) fn recall<F: Tables>() -> i32 {
-    if is_v4::<F>() {
-        known_way4()
+    if F::VERSION == 4 {
+        cached_route4()
     } else {
-        known_way6()
+        cached_route6()
     }
 }
 
 /// Keeps the route of the packet at hand that was just looked up after [`recall`] knew none. Gives its manner back.
 #[inline(always)]
 pub(crate) fn keep<F: Tables>(manner: i32) -> i32 {
-    if is_v4::<F>() {
-        note_way4(manner)
+    if F::VERSION == 4 {
+        cache_route4(manner)
     } else {
-        note_way6(manner)
+        cache_route6(manner)
     }
 }
 
@@ -118,7 +112,7 @@ fn known<F: Tables>(way: &mut Way<F>) -> i32 {
     if way.last[place as usize % WAYS] != asked.hash {
         return 0;
     }
-    let Some(kept) = F::beaten_ways(place) else {
+    let Some(kept) = F::route_cache(place) else {
         return 0;
     };
     // SAFETY: the helper has no preconditions.
@@ -147,7 +141,7 @@ fn note<F: Tables>(way: &mut Way<F>, manner: i32) {
         *last = hash;
         return;
     }
-    let Some(kept) = F::beaten_ways(place) else {
+    let Some(kept) = F::route_cache(place) else {
         return;
     };
     copy(&mut kept.question, &way.asked);

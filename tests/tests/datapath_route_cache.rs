@@ -88,7 +88,7 @@ fn a_packet_larger_than_those_before_asks_for_itself() {
 }
 
 #[test]
-fn a_packet_at_the_end_of_its_life_is_the_stacks_on_a_known_way_too() {
+fn a_packet_at_the_end_of_its_life_is_the_stacks_on_a_cached_route_too() {
     in_both_families(|node, net| {
         serve(node, net);
         let masked = be_busy(node, net);
