@@ -32,6 +32,7 @@ use crate::node::Node;
 use crate::pod::Pod;
 use crate::process::{Place, output};
 use crate::scope::Scope;
+use crate::surroundings::Surroundings;
 use crate::traffic::Peer;
 
 /// What a cluster shall look like.
@@ -40,11 +41,12 @@ pub struct Builder {
     nodes: u8,
     pods: u8,
     layout: Layout,
-    wire: Wire,
+    mtu: u32,
+    offload: Option<bool>,
     socket_lb: SocketLb,
     agents: bool,
     agent_arguments: Vec<String>,
-    guards: Guards,
+    guards: Option<Guards>,
 }
 
 impl Builder {
@@ -74,19 +76,19 @@ impl Builder {
 
     /// The largest packet on every link.
     pub fn mtu(mut self, mtu: u32) -> Self {
-        self.wire.mtu = mtu;
+        self.mtu = mtu;
         self
     }
 
-    /// `false`: every sender computes checksums and segments itself.
+    /// `false`: every sender computes checksums and segments itself. If nothing is said, as the run's surroundings are.
     pub fn tx_offload(mut self, on: bool) -> Self {
-        self.wire.offload = on;
+        self.offload = Some(on);
         self
     }
 
-    /// What the nodes check about packets besides.
+    /// What the nodes check about packets besides. If nothing is said, as the run's surroundings are.
     pub fn guards(mut self, guards: Guards) -> Self {
-        self.guards = guards;
+        self.guards = Some(guards);
         self
     }
 
@@ -135,14 +137,12 @@ impl Cluster {
             nodes: 2,
             pods: 2,
             layout: Layout::Bridge,
-            wire: Wire {
-                mtu: 1500,
-                offload: true,
-            },
+            mtu: 1500,
+            offload: None,
             socket_lb: SocketLb::All,
             agents: true,
             agent_arguments: Vec::new(),
-            guards: Guards::default(),
+            guards: None,
         }
     }
 
@@ -260,6 +260,12 @@ impl Cluster {
     }
 
     fn wire(&mut self, plan: &Builder) -> Result<()> {
+        let surroundings = Surroundings::of_this_run()?;
+        let guards = plan.guards.unwrap_or(surroundings.guards);
+        let wire = Wire {
+            mtu: plan.mtu,
+            offload: plan.offload.unwrap_or(surroundings.offload),
+        };
         let routers: Vec<_> = self
             .nodes
             .iter()
@@ -286,7 +292,7 @@ impl Cluster {
             .iter()
             .try_for_each(|namespace| link::prepare(namespace, false))?;
         for node in &self.nodes {
-            plan.guards.set(node.namespace())?;
+            guards.set(node.namespace())?;
         }
 
         let mut stations: Vec<_> = self
@@ -301,7 +307,7 @@ impl Cluster {
             namespace: &self.outside,
             host: CLIENT,
         });
-        link::lan(&self.lan, &stations, plan.wire)?;
+        link::lan(&self.lan, &stations, wire)?;
 
         cgroup::create(&self.scope.cgroup()?, &["outside"])?;
         let numbers: Vec<_> = self.nodes.iter().map(Node::number).collect();
@@ -323,15 +329,9 @@ impl Cluster {
                     index: pod.index(),
                 })
                 .collect();
-            link::pods(
-                node.namespace(),
-                node.number(),
-                plan.layout,
-                &sockets,
-                plan.wire,
-            )?;
+            link::pods(node.namespace(), node.number(), plan.layout, &sockets, wire)?;
         }
-        if plan.wire.offload {
+        if wire.offload {
             Ok(())
         } else {
             self.disable_offload()

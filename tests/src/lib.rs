@@ -39,6 +39,7 @@ pub mod process;
 pub mod raw_socket;
 pub mod scenario;
 pub mod scope;
+mod surroundings;
 pub mod table;
 pub mod traffic;
 pub mod tun;

@@ -15,6 +15,7 @@ mod net;
 mod run;
 mod service;
 mod space;
+mod tagger;
 mod tick;
 mod timing;
 mod wires;
@@ -49,6 +50,7 @@ pub use live::Live;
 pub use net::Net;
 pub use run::{Early, Entry, Outcome, Received};
 pub use service::{Described, tcp_service, udp_service};
+pub use tagger::Tagger;
 pub use tick::{coarse_clock, let_a_tick_pass};
 pub use timing::{Met, Stream, Timed, Times};
 

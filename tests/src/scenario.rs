@@ -12,6 +12,7 @@ use crate::agent::{Agent, SocketLb};
 use crate::cluster::{Builder, Cluster};
 use crate::link::Layout;
 use crate::manifests::{Condition, EndpointSlice, Service};
+use crate::peer::protocol::Direction;
 use crate::pod::Pod;
 use crate::traffic::{Flood, Peer};
 use crate::wait::eventually;
@@ -240,6 +241,22 @@ pub fn check_even(counts: &[u64]) -> Result<()> {
         !uneven,
         "{counts:?} is no even spread: expected about {share:.0} ± {deviation:.0} each"
     );
+    Ok(())
+}
+
+/// Moves 8 MiB each way, whole and no slower than this in MiB/s: one that handles offloads wrong, or shows a firewall half
+/// of a connection, carries a fraction of what any path here does.
+pub fn check_transfers(client: &Peer, dialled: SocketAddr, slow: f64) -> Result<()> {
+    for direction in [Direction::Push, Direction::Pull] {
+        let moved = client
+            .bulk(dialled, direction, 8)
+            .with_context(|| format!("{} {direction:?} {dialled}", client.name()))?;
+        ensure!(
+            moved.intact && moved.mebibytes_per_second > slow,
+            "{} {direction:?} {dialled}: {moved:?}",
+            client.name()
+        );
+    }
     Ok(())
 }
 

@@ -15,8 +15,7 @@ use lb_tests::cluster::Cluster;
 use lb_tests::guards::Guards;
 use lb_tests::link::Layout;
 use lb_tests::manifests::Service;
-use lb_tests::peer::protocol::Direction;
-use lb_tests::scenario::{PORT, Web};
+use lb_tests::scenario::{PORT, Web, check_transfers};
 use lb_tests::table::{Outcome, Table};
 use lb_tests::traffic::Peer;
 
@@ -158,7 +157,7 @@ fn walk(layout: Layout, offload: bool, guards: Guards) -> Result<()> {
                 (&client, at.vip(number)),
                 (&node, at.node_port(number)),
             ] {
-                transfers(client, dialled)?;
+                check_transfers(client, dialled, SLOW)?;
             }
             datagrams_in_fragments(&pod, at.cluster_ip(number))?;
             datagrams_in_fragments(&client, at.vip(number))?;
@@ -173,21 +172,6 @@ fn inner(cluster: &Cluster, layout: Layout, family: Family) -> IpAddr {
         Layout::Bridge => address::pod_gateway(family, 1),
         Layout::PointToPoint => cluster.node(1).address(family),
     }
-}
-
-fn transfers(client: &Peer, dialled: SocketAddr) -> Result<()> {
-    for direction in [Direction::Push, Direction::Pull] {
-        let moved = client
-            .bulk(dialled, direction, 8)
-            .with_context(|| format!("{} {direction:?} {dialled}", client.name()))?;
-        ensure!(moved.intact, "{dialled}: {moved:?}");
-        ensure!(
-            moved.mebibytes_per_second > SLOW,
-            "{} {direction:?} {dialled}: {moved:?}",
-            client.name()
-        );
-    }
-    Ok(())
 }
 
 fn datagrams_in_fragments(client: &Peer, dialled: SocketAddr) -> Result<()> {

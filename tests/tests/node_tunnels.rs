@@ -14,8 +14,7 @@ use lb_tests::in_both_layouts;
 use lb_tests::link::Layout;
 use lb_tests::manifests::Service;
 use lb_tests::overlay::{Overlay, inside};
-use lb_tests::peer::protocol::Direction;
-use lb_tests::scenario::{PORT, SOON, Web};
+use lb_tests::scenario::{PORT, SOON, Web, check_transfers};
 use lb_tests::table::{Outcome, Table};
 use lb_tests::traffic::Peer;
 use lb_tests::tun::Tunnel;
@@ -36,20 +35,6 @@ fn service(number: u8) -> Service {
 
 fn vip(family: Family, number: u8) -> SocketAddr {
     SocketAddr::new(address::load_balancer(family, number), PORT)
-}
-
-fn transfers(client: &Peer, dialled: SocketAddr) -> Result<()> {
-    for direction in [Direction::Push, Direction::Pull] {
-        let moved = client
-            .bulk(dialled, direction, 4)
-            .with_context(|| format!("{direction:?} {dialled}"))?;
-        ensure!(moved.intact, "{dialled}: {moved:?}");
-        ensure!(
-            moved.mebibytes_per_second > SLOW,
-            "{direction:?} {dialled}: {moved:?}"
-        );
-    }
-    Ok(())
 }
 
 /// In IPv6 nobody on the way may cut a datagram: the first ones only teach their sender the size.
@@ -96,7 +81,7 @@ fn through(overlay: Overlay, layout: Layout) -> Result<()> {
     }
     table.finish()?;
     for family in FAMILIES {
-        transfers(&client, vip(family, 1))?;
+        check_transfers(&client, vip(family, 1), SLOW)?;
         large_datagram(&client, vip(family, 1))?;
     }
     Ok(())
@@ -173,7 +158,7 @@ in_both_layouts! {
         table.finish()?;
         for family in FAMILIES {
             for number in [5, 6] {
-                transfers(&client, vip(family, number))?;
+                check_transfers(&client, vip(family, number), SLOW)?;
                 large_datagram(&client, vip(family, number))?;
             }
         }

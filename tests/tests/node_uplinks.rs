@@ -11,8 +11,7 @@ use lb_tests::cluster::Cluster;
 use lb_tests::in_both_layouts;
 use lb_tests::link::Layout;
 use lb_tests::manifests::Service;
-use lb_tests::peer::protocol::Direction;
-use lb_tests::scenario::{PORT, SOON, Web};
+use lb_tests::scenario::{PORT, SOON, Web, check_transfers};
 use lb_tests::table::{Outcome, Table};
 use lb_tests::traffic::Peer;
 use lb_tests::wait::eventually;
@@ -106,19 +105,6 @@ fn large_datagram(client: &Peer, dialled: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-fn transfers(client: &Peer, dialled: SocketAddr) -> Result<()> {
-    for direction in [Direction::Push, Direction::Pull] {
-        let moved = client
-            .bulk(dialled, direction, 8)
-            .with_context(|| format!("{direction:?} {dialled}"))?;
-        ensure!(
-            moved.intact && moved.mebibytes_per_second > 10.0,
-            "{dialled}: {moved:?}"
-        );
-    }
-    Ok(())
-}
-
 in_both_layouts! {
     /// Requests come in by a wire that was not there when the agent started, answers leave by another. The wire
     /// goes, and comes again as another device of the same name.
@@ -144,7 +130,7 @@ in_both_layouts! {
         rows(&mut table);
         for family in FAMILIES {
             for number in [1, 2] {
-                transfers(&client, vip(family, number))?;
+                check_transfers(&client, vip(family, number), 10.0)?;
                 large_datagram(&client, vip(family, number))?;
             }
         }
@@ -188,7 +174,7 @@ in_both_layouts! {
         table.finish()?;
         for family in FAMILIES {
             for number in [1, 2] {
-                transfers(&client, vip(family, number))?;
+                check_transfers(&client, vip(family, number), 10.0)?;
                 large_datagram(&client, vip(family, number))?;
             }
         }

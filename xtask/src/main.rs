@@ -57,6 +57,10 @@ enum Command {
     Test {
         /// Run only the tests whose names contain this, and leave out the checks.
         filter: Option<String>,
+        /// Instead, run the live tests of the packet path among hosts of other kinds: without offload, with and without
+        /// the firewall on bridges, with strict checks of sources and of invalid packets. An hour.
+        #[arg(long)]
+        surroundings: bool,
     },
     /// Send random packets through the loaded programs and compare with an independent oracle. Needs root.
     Fuzz(fuzz::Options),
@@ -78,7 +82,16 @@ fn main() -> ExitCode {
         Command::Cluster(cluster) => cluster::run(&cluster).map(|()| true),
         Command::E2e(options) => e2e::run(&options),
         Command::Bench(bench) => bench::run(&bench).map(|()| true),
-        Command::Test { filter } => test::run(filter.as_deref()),
+        Command::Test {
+            filter,
+            surroundings,
+        } => {
+            if surroundings {
+                test::run_in_surroundings(filter.as_deref())
+            } else {
+                test::run(filter.as_deref())
+            }
+        }
         Command::Fuzz(options) => fuzz::run(options).map(|()| true),
         Command::Vm(options) => vm::run(&options),
         Command::Oracle(options) => oracle::run(&options).map(|()| true),

@@ -63,7 +63,7 @@ pub(crate) fn run(filter: Option<&str>) -> Result<bool> {
             stage("oracle", &mut || oracle::campaign(&few));
         }
         stage("tests", &mut || {
-            outcome = runner::run(cargo_test(filter))?;
+            outcome = runner::run(cargo_test(&["--workspace"], filter))?;
             ensure!(outcome.success, "{} failed", outcome.failures.len());
             Ok(())
         });
@@ -71,15 +71,56 @@ pub(crate) fn run(filter: Option<&str>) -> Result<bool> {
     Ok(report(&stages, &outcome))
 }
 
+/// Kinds of hosts, in words of `tests/src/surroundings.rs`.
+const SURROUNDINGS: &[&str] = &[
+    "no-offload,no-bridge-firewall",
+    "bridge-firewall",
+    "strict,no-bridge-firewall",
+    "no-offload,bridge-firewall,strict",
+];
+
+/// Runs the tests that have clusters of network namespaces once more for each kind of hosts.
+pub(crate) fn run_in_surroundings(filter: Option<&str>) -> Result<bool> {
+    ensure!(
+        setup::is_root(),
+        "the tests make network namespaces and load programs, so they need root: {}",
+        demo::as_root("test --surroundings")
+    );
+    setup::run(Need::ALL)?;
+    build_ebpf::build()?;
+    build::agent(&[])?;
+    let (mut outcome, mut stages) = (Outcome::default(), Vec::new());
+    for &surroundings in SURROUNDINGS {
+        say(format_args!("hosts: {surroundings}"));
+        let start = Instant::now();
+        let mut command = cargo_test(&["--package=lb-tests", "--test=node_*"], filter);
+        command.env("BEELINE_TEST_SURROUNDINGS", surroundings);
+        let run = runner::run(command)?;
+        let named = |text: String| format!("{surroundings}: {text}");
+        let compiled = run.success || !run.failures.is_empty();
+        let failure = (!compiled).then(|| format!("{surroundings}: no test ran"));
+        stages.push(Stage {
+            name: surroundings,
+            time: start.elapsed(),
+            failure,
+        });
+        outcome.reports.extend(run.reports);
+        outcome.failures.extend(run.failures.into_iter().map(named));
+    }
+    Ok(report(&stages, &outcome))
+}
+
 /// Tests at a time, for every two processors: those with namespaces wait half of their time.
 const AT_A_TIME: usize = 3;
 
-fn cargo_test(filter: Option<&str>) -> Command {
+fn cargo_test(which: &[&str], filter: Option<&str>) -> Command {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = (processors * AT_A_TIME).div_ceil(2);
     let mut command = crate::cargo();
     command
-        .args(["test", "--workspace", "--no-fail-fast"])
+        .arg("test")
+        .args(which)
+        .arg("--no-fail-fast")
         .args(filter);
     command
         .env("BEELINE", crate::target().join("release/beeline"))
