@@ -25,6 +25,9 @@ pub(super) fn settings(rules: &Rules) -> Settings {
     if rules.snat_local {
         flags |= settings::SNAT_LOCAL;
     }
+    if rules.pods_by_address {
+        flags |= settings::PODS_BY_ADDRESS;
+    }
     Settings {
         host_netns: 1,
         flags,

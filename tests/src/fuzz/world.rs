@@ -80,6 +80,7 @@ fn rules(random: &mut Random) -> Rules {
     let mut rules = Rules {
         masquerade_all: random.once_in(6),
         snat_local: random.once_in(4),
+        pods_by_address: random.once_in(3),
         ports: (20_000, 20_000 + random.pick(&[63, 255, 4095])),
         ..Rules::default()
     };

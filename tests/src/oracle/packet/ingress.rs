@@ -1,9 +1,11 @@
 //! What comes in from a pod or the world: new conversations are given an endpoint, known ones keep theirs.
 
+use std::net::IpAddr;
+
 use lb_ebpf::abi::counter;
 
 use super::flows::{Flow, FlowKey, Remembered, Side, Speaker, is_clean_syn};
-use super::tables::{Endpoint, Frontend, Kind, Service, Use};
+use super::tables::{Endpoint, Frontend, Kind, Prefix, Service, Use};
 use super::wire::{Frame, Tuple, UDP};
 use super::{DROP, Judgement, Met, NEXT, OPENED, Oracle, REDIRECT, answer};
 
@@ -126,7 +128,7 @@ impl Oracle {
         if !service.has_any() {
             return self.judge_refusal(met);
         }
-        let (local, sender) = self.policy(side, service, frontend.kind);
+        let (local, sender) = self.policy((side, tuple.source), service, frontend.kind);
         let set = service.set(local);
         if set.is_empty() {
             self.count(counter::PACKET_DROPPED);
@@ -147,9 +149,21 @@ impl Oracle {
         vanished
     }
 
+    /// Whether the client is a local pod (E6-E9); nobody knows without a detector (E10).
+    fn is_local_pod(&self, (side, client): (Side, IpAddr)) -> Option<bool> {
+        let rules = &self.tables.settings;
+        if !rules.pods_by_address {
+            return Some(side == Side::Pod);
+        }
+        let of_family = |prefix: &&Prefix| prefix.address.is_ipv4() == client.is_ipv4();
+        let mut prefixes = rules.pod_cidrs.iter().filter(of_family).peekable();
+        prefixes.peek()?;
+        Some(prefixes.any(|prefix| prefix.holds(client)))
+    }
+
     /// Which set, and who is seen (§1.E.1, D13-D16).
-    fn policy(&self, side: Side, service: &Service, kind: Kind) -> (bool, Sender) {
-        let pod = side == Side::Pod;
+    fn policy(&self, client: (Side, IpAddr), service: &Service, kind: Kind) -> (bool, Sender) {
+        let local_pod = self.is_local_pod(client);
         let all = self.tables.settings.masquerade_all;
         let local = service.is_local(kind);
         let sender = |masquerade| {
@@ -160,14 +174,10 @@ impl Oracle {
             }
         };
         match (kind, local) {
-            (Kind::ClusterIp, _) => (
-                local,
-                // A device's role tells pods of this node, so there always is a detector.
-                sender(all || !pod),
-            ),
+            (Kind::ClusterIp, _) => (local, sender(all || local_pod == Some(false))),
             (_, false) => (false, Sender::Node),
             // A pod of another node meets this node's policy as any stranger does (G11).
-            (_, true) if pod => (false, Sender::Client),
+            (_, true) if local_pod == Some(true) => (false, Sender::Client),
             (_, true) => (true, Sender::Client),
         }
     }
@@ -285,7 +295,7 @@ impl Oracle {
         sender: Sender,
         hairpin: bool,
         tuple: Tuple,
-    ) -> Option<Option<std::net::IpAddr>> {
+    ) -> Option<Option<IpAddr>> {
         let itself = chosen.address == tuple.source;
         // A client that is its own endpoint elsewhere must meet another address, too (D12).
         let wanted = sender == Sender::Node || itself;

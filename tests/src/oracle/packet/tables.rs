@@ -31,6 +31,9 @@ pub struct Rules {
     /// Masquerade also towards endpoints of this node.
     pub snat_local: bool,
     pub service_cidrs: Vec<Prefix>,
+    /// Local pods are who has an address of `pod_cidrs`, and not who sends by a pod's device.
+    #[serde(default)]
+    pub pods_by_address: bool,
     pub pod_cidrs: Vec<Prefix>,
     /// First and last port for masqueraded flows.
     pub ports: (u16, u16),
