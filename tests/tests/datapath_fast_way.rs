@@ -52,10 +52,15 @@ fn answer(request: &Packet, net: &Net, to: SocketAddr) -> Packet {
 }
 
 fn there_and_back(node: &Node, net: &Net) {
+    there_and_back_with(node, net, |packet| packet);
+}
+
+/// The same with something in the packets.
+fn there_and_back_with(node: &Node, net: &Net, with: impl Fn(Packet) -> Packet) {
     for dialled in [net.node_port, net.vip, net.service] {
-        for request in requests(dialled, net) {
+        for request in requests(dialled, net).map(&with) {
             let masked = open(node, net, &request);
-            let answer = answer(&request, net, masked);
+            let answer = with(answer(&request, net, masked));
             let left = answer.clone().from(dialled).to(net.outside).ttl(63);
             node.comes_in(&answer).is_sent_out_as(&left);
         }
@@ -83,6 +88,25 @@ fn they_stay_summed_up_if_the_device_did_so() {
         serve(node, net);
         node.receives_frames(Received::Summed);
         there_and_back(node, net);
+    });
+}
+
+#[test]
+fn they_may_have_further_headers() {
+    in_both_families(|node, net| {
+        serve(node, net);
+        if net.is_v4() {
+            for words in 1..=10 {
+                there_and_back_with(node, net, |packet| packet.options(&vec![1; words * 4]));
+            }
+        } else {
+            there_and_back_with(node, net, Packet::hop_by_hop);
+            there_and_back_with(node, net, Packet::destination_options);
+            there_and_back_with(node, net, Packet::routing);
+            there_and_back_with(node, net, |packet| {
+                packet.hop_by_hop().routing().destination_options()
+            });
+        }
     });
 }
 

@@ -67,17 +67,33 @@ pub fn difference(expected: &[u8], found: &[u8]) -> Option<String> {
     Some(text)
 }
 
-/// Source and destination port of a TCP or UDP frame, whole or a first fragment, without tags, options and
-/// further extension headers.
+/// Source and destination port of a TCP or UDP frame, whole or a first fragment, without tags.
 pub fn ports(frame: &[u8]) -> (u16, u16) {
     let at = match frame.get(12..14) {
-        Some([0x08, 0x00]) => 14 + 20,
-        Some([0x86, 0xdd]) if frame.get(20) == Some(&44) => 14 + 40 + 8,
-        Some([0x86, 0xdd]) => 14 + 40,
+        Some([0x08, 0x00]) => 14 + usize::from(frame[14] & 15) * 4,
+        Some([0x86, 0xdd]) => {
+            let (mut next, mut at) = (frame[20], 14 + 40);
+            while let Some(length) = extension_length(next, &frame[at..]) {
+                next = frame[at];
+                at += length;
+            }
+            at
+        }
         _ => panic!("no plain IP frame: {:#?}", describe(frame)),
     };
     let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
     (port(at), port(at + 2))
+}
+
+/// Bytes of an IPv6 extension header; `None` for what is none.
+fn extension_length(kind: u8, header: &[u8]) -> Option<usize> {
+    let units = usize::from(*header.get(1)?);
+    match kind {
+        44 => Some(8),
+        51 => Some((units + 2) * 4),
+        0 | 43 | 60 => Some((units + 1) * 8),
+        _ => None,
+    }
 }
 
 fn mac(bytes: &[u8]) -> String {
@@ -142,12 +158,7 @@ fn network6(packet: &[u8], indent: &str, lines: &mut Vec<String>) {
         packet[6]
     ));
     let (mut next, mut body, mut first) = (packet[6], &packet[40..], true);
-    while matches!(next, 0 | 43 | 44 | 51 | 60) && body.len() >= 8 {
-        let length = match next {
-            44 => 8,
-            51 => (usize::from(body[1]) + 2) * 4,
-            _ => (usize::from(body[1]) + 1) * 8,
-        };
+    while let Some(length) = extension_length(next, body).filter(|_| body.len() >= 8) {
         let mut line = format!("{indent}extension header {next}, {length} bytes");
         if next == 44 {
             let offset = u16::from_be_bytes([body[2], body[3]]);
