@@ -3,12 +3,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use lb_agent::snapshot::Family;
 use lb_tests::address::{self, FAMILIES};
 use lb_tests::cluster::Cluster;
 use lb_tests::link::Layout;
 use lb_tests::manifests::{Condition, EndpointSlice, NodeObject, Service, ServiceCidr};
+use lb_tests::pod::Pod;
 use lb_tests::scenario::{PORT, TARGET, Web};
 use lb_tests::table::{Outcome, Protocol, Table};
 use lb_tests::traffic::Peer;
@@ -227,42 +228,49 @@ in_both_layouts! {
         Ok(())
     }
 
-    /// §5.8, Local then Cluster, and the health-check port beside it (§1.I).
+    /// §5.8, external policy Local, and the health-check port beside it (§1.I).
     /// Spec §5.8. Upstream: "should fallback to local terminating endpoints when there are no ready endpoints with
     /// externalTrafficPolicy=Local".
     fn terminating_endpoints_serve_where_no_others_are(layout: Layout) {
         use Condition::{Ended, Ready, Terminating};
 
         let cluster = Cluster::builder().layout(layout).pods_per_node(3).build()?;
-        cluster.route_services_to(1)?;
         let (a, b, c, far) = (cluster.pod(1, 1), cluster.pod(1, 2), cluster.pod(1, 3), cluster.pod(2, 1));
         let web = Web::start_as(&cluster, balanced().external_local().health_check_port(32_500), &[a, b, c, far])?;
-        let client = cluster.client()?;
-        let pod = cluster.pod(2, 2).peer()?;
-        let mut table = Table::new();
-        for (row, endpoints, inner, outer, healthy) in [
-            ("ready and ending", vec![(a, Ready), (b, Terminating), (c, Ended), (far, Ready)], vec![a, far], Some(vec![a]), true),
-            ("local ones end", vec![(a, Terminating), (b, Terminating), (c, Ended), (far, Ready)], vec![far], Some(vec![a, b]), false),
-            ("remote one ends", vec![(far, Terminating)], vec![far], Some(vec![]), false),
-            ("all ended", vec![(a, Ended), (far, Ended)], vec![], None, false),
-            ("none", vec![], vec![], None, false),
-        ] {
-            web.set_conditions(&endpoints)?;
-            for family in FAMILIES {
-                let seen = |pods: Vec<&lb_tests::pod::Pod>, address| Outcome::answered(pods.iter().map(|pod| (pod.name(), address)));
-                let outer = match &outer {
-                    None => Outcome::Refused,
-                    Some(pods) if pods.is_empty() => Outcome::Silent,
-                    Some(pods) => seen(pods.clone(), cluster.client_address(family)),
-                };
-                table.soon(format!("{row}: external → VIP"), &client, vip(family), &outer);
-                let inner = if inner.is_empty() { Outcome::Refused } else { seen(inner.clone(), cluster.pod(2, 2).address(family)) };
-                table.soon(format!("{row}: pod → ClusterIP"), &pod, at(address::service(family, 1), PORT), &inner);
-            }
+        let rows = [
+            ("ready and ending", vec![(a, Ready), (b, Ready), (c, Terminating), (far, Ready)], vec![a, b, far], Some(vec![a, b])),
+            ("one ready", vec![(a, Ready), (b, Terminating), (c, Ended), (far, Ready)], vec![a, far], Some(vec![a])),
+            ("local ones end", vec![(a, Terminating), (b, Terminating), (c, Ended), (far, Ready)], vec![far], Some(vec![a, b])),
+            ("remote one ends", vec![(far, Terminating)], vec![far], Some(vec![])),
+            ("all ended, one told twice", vec![(a, Ended), (a, Ended), (far, Ended)], vec![], None),
+            ("none", vec![], vec![], None),
+        ];
+        terminating(&cluster, &web, &rows, |row, endpoints| {
+            let healthy = endpoints.iter().any(|&(pod, condition)| pod.node() == 1 && condition == Ready);
             let answer = cluster.node(1).health_check(32_500)?;
-            assert_eq!(answer.starts_with("HTTP/1.1 200"), healthy, "{row}: {answer}");
-        }
-        table.finish()
+            ensure!(answer.starts_with("HTTP/1.1 200") == healthy, "{row}: {answer}");
+            Ok(())
+        })
+    }
+
+    /// §5.8, external policy Cluster.
+    /// Spec §5.8. Upstream: "should fallback to terminating endpoints when there are no ready endpoints with
+    /// externallTrafficPolicy=Cluster".
+    fn terminating_endpoints_serve_anywhere_with_policy_cluster(layout: Layout) {
+        use Condition::{Ended, Ready, Terminating};
+
+        let cluster = Cluster::builder().layout(layout).pods_per_node(3).build()?;
+        let (a, b) = (cluster.pod(1, 1), cluster.pod(1, 2));
+        let (far, further) = (cluster.pod(2, 1), cluster.pod(2, 3));
+        let web = Web::start_as(&cluster, balanced(), &[a, b, far, further])?;
+        let rows = [
+            ("ready and ending", vec![(a, Ready), (b, Terminating), (far, Ended), (further, Ready)], vec![a, further], Some(vec![a, further])),
+            ("all end", vec![(a, Terminating), (b, Terminating), (far, Ended), (further, Terminating)], vec![a, b, further], Some(vec![a, b, further])),
+            ("remote one ends", vec![(far, Terminating)], vec![far], Some(vec![far])),
+            ("all ended, one told twice", vec![(a, Ended), (a, Ended), (far, Ended)], vec![], None),
+            ("none", vec![], vec![], None),
+        ];
+        terminating(&cluster, &web, &rows, |_, _| Ok(()))
     }
 
     /// B16, and §8: endpoints on a host's own network. On the node that translates the client is kept.
@@ -297,6 +305,61 @@ in_both_layouts! {
         }
         table.finish()
     }
+}
+
+/// A row of §5.8: its name, the endpoints, who answers a pod at the ClusterIP, and who an outside client at the VIP (nobody
+/// refuses where none are told).
+type Row<'a> = (
+    &'static str,
+    Vec<(&'a Pod, Condition)>,
+    Vec<&'a Pod>,
+    Option<Vec<&'a Pod>>,
+);
+
+/// Walks the rows, each followed by a further look at it.
+fn terminating(
+    cluster: &Cluster,
+    web: &Web<'_>,
+    rows: &[Row<'_>],
+    look: impl Fn(&str, &[(&Pod, Condition)]) -> Result<()>,
+) -> Result<()> {
+    cluster.route_services_to(1)?;
+    let (client, pod) = (cluster.client()?, cluster.pod(2, 2).peer()?);
+    let mut table = Table::new();
+    for (row, endpoints, inner, outer) in rows {
+        web.set_conditions(endpoints)?;
+        for family in FAMILIES {
+            let (own, node) = (
+                cluster.client_address(family),
+                cluster.node(1).address(family),
+            );
+            let seen = |pod: &Pod| if pod.node() == 1 { own } else { node };
+            let outer = match outer {
+                None => Outcome::Refused,
+                Some(pods) if pods.is_empty() => Outcome::Silent,
+                Some(pods) => Outcome::answered(pods.iter().map(|pod| (pod.name(), seen(pod)))),
+            };
+            table.soon(
+                format!("{row}: external → VIP"),
+                &client,
+                vip(family),
+                &outer,
+            );
+            let inside = cluster.pod(2, 2).address(family);
+            let inner = match inner.as_slice() {
+                [] => Outcome::Refused,
+                pods => Outcome::answered(pods.iter().map(|pod| (pod.name(), inside))),
+            };
+            table.soon(
+                format!("{row}: pod → ClusterIP"),
+                &pod,
+                at(address::service(family, 1), PORT),
+                &inner,
+            );
+        }
+        look(row, endpoints)?;
+    }
+    table.finish()
 }
 
 in_every_case! {
