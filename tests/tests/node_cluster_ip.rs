@@ -132,11 +132,21 @@ in_every_case! {
 
     /// Spec D1, §5.7. Upstream: "should respect internalTrafficPolicy=Local Pod to Pod".
     fn a_local_only_service_uses_local_endpoints_only(case: Case) {
-        let cluster = case.cluster().build()?;
-        let pods = [cluster.pod(1, 2), cluster.pod(2, 1)];
+        let cluster = case.cluster().pods_per_node(3).build()?;
+        let pods = [cluster.pod(1, 2), cluster.pod(1, 3), cluster.pod(2, 1)];
         let web = Web::start_as(&cluster, Service::cluster_ip("near", 11).internal_local(), &pods)?;
-        web.wait_for(&cluster.pod(1, 1).peer()?, &[pods[0]])?;
-        web.wait_for(&cluster.pod(2, 2).peer()?, &[pods[1]])
+        let clients = [cluster.pod(1, 1).peer()?, cluster.pod(2, 2).peer()?];
+        web.wait_for(&clients[0], &pods[..2])?;
+        web.wait_for(&clients[1], &pods[2..])?;
+        web.set_endpoints(&[])?;
+        for (client, family) in clients.iter().zip(FAMILIES) {
+            let vip = web.vip(family)?;
+            eventually("nobody is left", SOON, || {
+                let refused = kind(client.connect(vip).map(drop)) == Some(FailureKind::Refused);
+                Ok(refused.then_some(()))
+            })?;
+        }
+        Ok(())
     }
 
     /// Spec D1, D3. Upstream: "should respect internalTrafficPolicy=Local Pod (hostNetwork: true) to Pod".

@@ -49,7 +49,9 @@ in_both_layouts! {
         // The outside client is in; its second address, pods and node 2 are out; node 1 is in.
         let allowed = ["172.31.0.100/32", " 172.31.0.11/32", "fd31::100/128", "fd31::11/128"];
         let service = allowed.iter().fold(balanced(), |service, range| service.source_range(range));
-        let _web = Web::start_as(&cluster, service.clone(), &[near])?;
+        let second_vip = |family| at(address::load_balancer(family, 2), PORT);
+        let service = FAMILIES.into_iter().fold(service, |service, family| service.load_balancer(second_vip(family).ip()));
+        let _web = Web::start_as(&cluster, service, &[near])?;
         let (client, pod, node, other) =
             (cluster.client()?, cluster.pod(1, 1).peer()?, cluster.node(1).peer()?, cluster.node(2).peer()?);
         let mut table = Table::new();
@@ -57,6 +59,7 @@ in_both_layouts! {
             let seen = |address| Outcome::answered([(near.name(), address)]);
             let own = cluster.client_address(family);
             table.soon("external → VIP", &client, vip(family), &seen(own));
+            table.row("external → second VIP", &client, second_vip(family), &seen(own));
             table.row("external → node:nodePort", &client, at(cluster.node(1).address(family), NODE_PORT), &seen(own));
             table.row("pod → ClusterIP", &pod, at(address::service(family, 1), PORT), &seen(cluster.pod(1, 1).address(family)));
             table.row_over(Protocol::Tcp, "pod → VIP", &pod, vip(family), &Outcome::Silent);
@@ -73,6 +76,7 @@ in_both_layouts! {
         for family in FAMILIES {
             let second = second_client(&cluster, family);
             table.row("blocked external → VIP", &client, vip(family), &Outcome::Silent);
+            table.row("blocked external → second VIP", &client, second_vip(family), &Outcome::Silent);
             table.row("blocked external → node:nodePort", &client, at(cluster.node(1).address(family), NODE_PORT),
                 &Outcome::answered([(near.name(), second)]));
         }
