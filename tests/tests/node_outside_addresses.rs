@@ -10,6 +10,7 @@ use lb_tests::cluster::Cluster;
 use lb_tests::link::Layout;
 use lb_tests::manifests::{Condition, EndpointSlice, NodeObject, Service, ServiceCidr};
 use lb_tests::pod::Pod;
+use lb_tests::process::output;
 use lb_tests::scenario::{PORT, TARGET, Web};
 use lb_tests::table::{Outcome, Protocol, Table};
 use lb_tests::traffic::Peer;
@@ -275,6 +276,44 @@ in_both_layouts! {
             ("none", vec![], vec![], None),
         ];
         terminating(&cluster, &web, &rows, |_, _| Ok(()))
+    }
+
+    /// Spec D19, D20: what listens on the node at a NodePort hears nothing of who dials it, and nobody has a service's address.
+    fn a_process_of_the_host_at_a_node_port_is_passed_over(layout: Layout) {
+        let cluster = Cluster::builder().layout(layout).build()?;
+        cluster.route_services_to(1)?;
+        let near = cluster.pod(1, 2);
+        let host = cluster.node(1).peer()?;
+        host.serve(&[NODE_PORT], &[NODE_PORT])?;
+        let client = cluster.client()?;
+        let to = |family| at(cluster.node(1).address(family), NODE_PORT);
+        let mut table = Table::new();
+        for family in FAMILIES {
+            let own = cluster.client_address(family);
+            table.row("external → node, before", &client, to(family), &Outcome::answered([("node1", own)]));
+        }
+        let web = Web::start_as(&cluster, balanced(), &[near])?;
+        for family in FAMILIES {
+            let own = cluster.client_address(family);
+            let inner = match layout {
+                Layout::Bridge => address::pod_gateway(family, 1),
+                Layout::PointToPoint => cluster.node(1).address(family),
+            };
+            table.soon("external → NodePort", &client, to(family), &Outcome::answered([(near.name(), own)]));
+            table.row("node → NodePort", &host, to(family), &Outcome::answered([(near.name(), inner)]));
+        }
+        let addresses = output(cluster.node(1).place()?.command("ip")?.arg("address"))?;
+        for family in FAMILIES {
+            for service in [address::service(family, 1), vip(family).ip()] {
+                ensure!(!addresses.contains(&format!(" {service}/")), "{addresses}");
+            }
+        }
+        cluster.withdraw(web.service())?;
+        for family in FAMILIES {
+            let own = cluster.client_address(family);
+            table.soon("external → node, after", &client, to(family), &Outcome::answered([("node1", own)]));
+        }
+        table.finish()
     }
 
     /// B16, and §8: endpoints on a host's own network. On the node that translates the client is kept.
