@@ -37,6 +37,19 @@ table inet guard {
 ";
 
 impl Guards {
+    /// Strict checks, and bridges as they are.
+    pub fn strict() -> Self {
+        Self {
+            strict: true,
+            ..Self::default()
+        }
+    }
+
+    /// No check at all, whatever the run's surroundings are.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
     /// Sets the checks up, before the host has devices.
     pub(crate) fn set(self, namespace: &Namespace) -> Result<()> {
         if let Some(on) = self.bridge_firewall {

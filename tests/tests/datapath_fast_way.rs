@@ -168,6 +168,33 @@ fn a_packet_larger_than_the_route_takes_is_the_stacks() {
     });
 }
 
+/// Spec E17: a host that tracks connections puts fragments together, so it gets all of a packet or none.
+#[test]
+fn fragments_that_might_not_fit_are_the_stacks_together() {
+    in_both_families(|node, net| {
+        let narrow: SocketAddr = if net.is_v4() {
+            "10.4.0.7:8080"
+        } else {
+            "[fd04::7]:8080"
+        }
+        .parse()
+        .expect("an address");
+        let web = udp_service("web", net.family).load_balancer(net.vip);
+        node.serve(web.endpoint(narrow));
+        for size in [1400, 104] {
+            let request = udp(net.outside, net.vip).carrying(&[1; 1500]);
+            let pieces = request.fragments(size);
+            let outcome = node.comes_in(&pieces[0]);
+            let client = SocketAddr::new(net.outside.ip(), outcome.ports().0);
+            let left = request.from(client).to(narrow).fragments(size);
+            outcome.becomes(&left[0]);
+            for (piece, left) in pieces.iter().zip(&left).skip(1) {
+                node.comes_in(piece).becomes(left);
+            }
+        }
+    });
+}
+
 /// `--forwarding=stack`
 #[test]
 fn where_the_stack_is_to_forward_nothing_passes_it_by() {

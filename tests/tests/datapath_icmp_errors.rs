@@ -1,5 +1,7 @@
 //! ICMP errors about translated packets quote the packet their receiver knows.
 
+use std::net::SocketAddr;
+
 use lb_ebpf::abi::counter;
 use lb_tests::object::{
     Net, Node, Received, in_both_families, on_a_node, tcp_service, udp_service,
@@ -244,5 +246,58 @@ fn an_error_about_a_later_fragment_is_left_alone() {
             .fragments(56);
         node.pod_gets(&time_exceeded(net.router, &pieces[1]))
             .is_untouched();
+    });
+}
+
+/// Spec E16: the stack has met no packet of a flow on the fast way, and may call errors about them invalid.
+#[test]
+fn errors_about_flows_of_the_fast_way_go_straight_on() {
+    in_both_families(|node, net| {
+        for service in [
+            tcp_service("web", net.family),
+            udp_service("web", net.family),
+        ] {
+            node.serve(service.load_balancer(net.vip).endpoint(net.endpoint));
+        }
+        for request in [tcp(net.outside, net.vip).syn(), udp(net.outside, net.vip)] {
+            let masked = SocketAddr::new(net.node, node.comes_in(&request).ports().0);
+            let arrived = request.clone().from(masked).to(net.endpoint);
+            let answer = arrived.clone().from(net.endpoint).to(masked);
+            let returned = answer.clone().from(net.vip).to(net.outside);
+            for error in errors(net) {
+                // From a router, and from the endpoint or client itself, who is the service or this node to the other.
+                let known = request.clone().with_checksum_of(&arrived);
+                for (from, seen) in [(net.router, net.router), (net.endpoint.ip(), net.vip.ip())] {
+                    node.comes_in(&error(from, &arrived))
+                        .is_sent_out_as(&error(seen, &known).ttl(63));
+                }
+                let known = answer.clone().with_checksum_of(&returned);
+                for from in [net.router, net.outside.ip()] {
+                    node.comes_in(&error(from, &returned))
+                        .is_sent_out_as(&error(net.node, &known).ttl(63));
+                }
+            }
+        }
+        assert_eq!(node.count_of(counter::ICMP_TRANSLATED), 32);
+    });
+}
+
+/// As all of the fast way's packets.
+#[test]
+fn errors_at_the_end_of_their_life_are_the_stacks() {
+    in_both_families(|node, net| {
+        let web = udp_service("web", net.family).load_balancer(net.vip);
+        node.serve(web.endpoint(net.endpoint));
+        let request = udp(net.outside, net.vip);
+        let masked = SocketAddr::new(net.node, node.comes_in(&request).ports().0);
+        let arrived = request.clone().from(masked).to(net.endpoint);
+        // Egress does the rest.
+        let client = SocketAddr::new(net.outside.ip(), masked.port());
+        let known = request
+            .from(client)
+            .to(net.endpoint)
+            .with_checksum_of(&arrived);
+        node.comes_in(&time_exceeded(net.router, &arrived).ttl(1))
+            .becomes(&time_exceeded(net.router, &known).ttl(1));
     });
 }

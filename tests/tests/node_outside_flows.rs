@@ -8,6 +8,7 @@ use lb_agent::snapshot::Family;
 use lb_tests::address::{self, FAMILIES};
 use lb_tests::capture::Capture;
 use lb_tests::cluster::Cluster;
+use lb_tests::guards::Guards;
 use lb_tests::in_both_layouts;
 use lb_tests::link::Layout;
 use lb_tests::manifests::Service;
@@ -38,6 +39,35 @@ fn served(client: &Peer, number: u8) -> Result<()> {
             Ok((client.ask_tcp(to).is_ok() && client.ask_udp(to).is_ok()).then_some(()))
         })
     })
+}
+
+/// Pods behind links of smaller packets, on this node and the other.
+fn discover_a_smaller_path(cluster: &Cluster, layout: Layout) -> Result<()> {
+    let (near, far) = (cluster.pod(1, 1), cluster.pod(2, 1));
+    cluster.route_services_to(1)?;
+    let _near = Web::start_as(cluster, balanced(1), &[near])?;
+    let _far = Web::start_as(cluster, balanced(2), &[far])?;
+    let client = cluster.client()?;
+    for pod in [near, far] {
+        for family in FAMILIES {
+            let host = if family == Family::V4 { 32 } else { 128 };
+            let own = pod.address(family);
+            let device = match layout {
+                Layout::Bridge => "cni0".into(),
+                Layout::PointToPoint => format!("veth{}", pod.index()),
+            };
+            let route = format!("route replace {own}/{host} dev {device} mtu lock 1300");
+            cluster.node(pod.node()).namespace().ip(&[route])?;
+        }
+    }
+    for number in [1, 2] {
+        served(&client, number)?;
+        for family in FAMILIES {
+            let moved = client.bulk(vip(family, number), Direction::Push, 4)?;
+            assert!(moved.intact, "{moved:?}");
+        }
+    }
+    Ok(())
 }
 
 in_both_layouts! {
@@ -102,30 +132,8 @@ in_both_layouts! {
     /// node sends the error.
     /// Spec E16.
     fn a_smaller_path_is_discovered_through_a_vip(layout: Layout) {
-        let cluster = Cluster::builder().layout(layout).build()?;
-        let (near, far) = (cluster.pod(1, 1), cluster.pod(2, 1));
-        cluster.route_services_to(1)?;
-        let _near = Web::start_as(&cluster, balanced(1), &[near])?;
-        let _far = Web::start_as(&cluster, balanced(2), &[far])?;
-        let client = cluster.client()?;
-        for pod in [near, far] {
-            for family in FAMILIES {
-                let host = if family == Family::V4 { 32 } else { 128 };
-                let own = pod.address(family);
-                let device = match layout {
-                    Layout::Bridge => "cni0".into(),
-                    Layout::PointToPoint => format!("veth{}", pod.index()),
-                };
-                let route = format!("route replace {own}/{host} dev {device} mtu lock 1300");
-                cluster.node(pod.node()).namespace().ip(&[route])?;
-            }
-        }
-        for number in [1, 2] {
-            served(&client, number)?;
-            for family in FAMILIES {
-                let moved = client.bulk(vip(family, number), Direction::Push, 4)?;
-                assert!(moved.intact, "{moved:?}");
-            }
+        for guards in [Guards::default(), Guards::strict()] {
+            discover_a_smaller_path(&Cluster::builder().layout(layout).guards(guards).build()?, layout)?;
         }
         Ok(())
     }

@@ -216,12 +216,5 @@ fn point_to_point_without_offload() -> Result<()> {
 
 #[test]
 fn point_to_point_strict() -> Result<()> {
-    walk(
-        Layout::PointToPoint,
-        true,
-        Guards {
-            strict: true,
-            ..Guards::default()
-        },
-    )
+    walk(Layout::PointToPoint, true, Guards::strict())
 }

@@ -54,7 +54,12 @@ fn large_datagram(client: &Peer, dialled: SocketAddr) -> Result<()> {
 
 /// Outside client, pod and node reach an endpoint that lies behind a tunnel with smaller packets.
 fn through(overlay: Overlay, layout: Layout) -> Result<()> {
-    let cluster = Cluster::builder().layout(layout).build()?;
+    let mut builder = Cluster::builder().layout(layout);
+    if overlay == Overlay::VxlanByRoute {
+        // The other node gets packets from an address that the tunnel does not lead to, see docs/differences.md.
+        builder = builder.guards(Guards::none());
+    }
+    let cluster = builder.build()?;
     cluster.route_services_to(1)?;
     let _laid = overlay.lay(&cluster)?;
     let far = cluster.pod(2, 1);

@@ -12,7 +12,9 @@ use lb_ebpf::abi::settings::STACK_FORWARDS;
 use crate::DROP;
 use crate::forward::Route;
 use crate::header::{Network, Part, Wire};
+use crate::icmp_error::Quoted;
 use crate::lookup::settings;
+use crate::maps::DEVICES;
 use crate::packet::{FOUND, Packet};
 use crate::rewrite::{Rewrite, rewrite_and_hop};
 use crate::route_cache::{keep, recall};
@@ -42,6 +44,14 @@ fn way_out<F: Hop, P: Packet>(skb: &P, work: &Work<F>, destination: &F::Addr) ->
     way.asked.destination = F::read(destination);
     way.asked.device = skb.device();
     way.asked.length = skb.datagram(&work.network);
+    if work.network.part != Part::Whole {
+        // A host that tracks connections puts fragments together: it must get all or none. So all count for as long as the
+        // longest that may have come in here.
+        let mtu = device_mtu(skb.device());
+        if mtu > way.asked.length {
+            way.asked.length = mtu;
+        }
+    }
     way.asked.early = (!P::PASSES_EGRESS).into();
     let manner = recall::<F>();
     if manner != 0 {
@@ -70,6 +80,16 @@ fn way_out<F: Hop, P: Packet>(skb: &P, work: &Work<F>, destination: &F::Addr) ->
     manner
 }
 
+/// MTU of a device; 0 if that is none of ours. Out of line for the callers' stacks.
+#[inline(never)]
+fn device_mtu(device: u32) -> u32 {
+    match DEVICES.get_ptr(device) {
+        // SAFETY: an element of the table.
+        Some(device) => unsafe { (*device).mtu },
+        None => 0,
+    }
+}
+
 /// Sends a client's packet to its endpoint, or says [`NO`] with the packet untouched.
 #[inline(never)]
 pub(crate) fn to_endpoint<F: Hop>(skb: impl Packet, work: &Work<F>) -> i32 {
@@ -92,6 +112,25 @@ pub(crate) fn to_client<F: Hop>(skb: impl Packet, work: &Work<F>) -> i32 {
         (&asked.destination, asked.destination_port),
         (&asked.source, asked.source_port),
     )
+}
+
+/// The manner in which an ICMP message can go straight to `destination`; 0 if it is one for the stack.
+#[inline(never)]
+pub(crate) fn way_of_message<F: Hop>(skb: Skb, work: &Work<F>, destination: &F::Addr) -> i32 {
+    way_out(&skb, work, destination)
+}
+
+/// Takes a hop off an ICMP message that is translated already, and sends it.
+#[inline(never)]
+pub(crate) fn carry<F: Hop + Quoted>(skb: Skb, work: &Work<F>, manner: i32) -> i32 {
+    let Some(way) = F::way() else { return DROP };
+    let network = &work.network;
+    if !F::take_hop(&skb, network) || !skb.give_link_header(network.offset) {
+        return DROP;
+    }
+    // On egress there is nothing to tell it by, and nothing that anybody would do to it.
+    way.sent.scope = 0;
+    skb.leave(way, manner)
 }
 
 /// Gives a packet these ends and a hop, and sends it.

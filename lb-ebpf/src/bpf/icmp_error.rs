@@ -11,7 +11,7 @@ use crate::flow::{find, write_turned};
 use crate::header::{ICMPV6, Network, Part};
 use crate::packet::{PSEUDO, Packet as _};
 use crate::report::count;
-use crate::rewrite::{Checksum, End, Rewrite};
+use crate::rewrite::{Checksum, End, Rewrite, hop_word};
 use crate::skb::Skb;
 use crate::work::Work;
 use crate::{DROP, NEXT};
@@ -42,6 +42,8 @@ pub(crate) trait Quoted: Rewrite {
         new: Self::Addr,
         checksum: u32,
     ) -> bool;
+    /// Takes a hop off the message's time to live.
+    fn take_hop(skb: &Skb, network: &Network<Self>) -> bool;
     /// Replaces the outer source.
     fn outer(skb: &Skb, network: &Network<Self>, end: End, new: Self::Addr, checksum: u32) -> bool;
 }
@@ -68,6 +70,14 @@ impl Quoted for V4 {
     ) -> bool {
         // The quoted header's own checksum takes up the change, so the message's stays right.
         V4::address(skb, quote, end, old, new, Checksum::NONE)
+    }
+
+    #[inline(always)]
+    fn take_hop(skb: &Skb, network: &Network<V4>) -> bool {
+        let left = network.hops.wrapping_sub(1);
+        let word = |hops| hop_word(hops, network.protocol);
+        skb.replace_l3(network.offset + 10, word(network.hops), word(left))
+            && skb.store(network.offset + 8, &(left as u8))
     }
 
     #[inline(always)]
@@ -107,6 +117,12 @@ impl Quoted for V6 {
     }
 
     #[inline(always)]
+    fn take_hop(skb: &Skb, network: &Network<V6>) -> bool {
+        // No checksum makes up for this change.
+        skb.store_summed(network.offset + 7, &(network.hops.wrapping_sub(1) as u8))
+    }
+
+    #[inline(always)]
     fn outer(
         skb: &Skb,
         network: &Network<V6>,
@@ -134,17 +150,17 @@ impl Quoted for V6 {
 }
 
 /// The packet an error is about, and where it is quoted.
-struct Quote<F: Family> {
-    network: Network<F>,
+pub(crate) struct Quote<F: Family> {
+    pub(crate) network: Network<F>,
     source_port: u16,
     destination_port: u16,
     /// Offset of the message's checksum.
-    checksum: u32,
+    pub(crate) checksum: u32,
 }
 
 /// Reads the quote of an ICMP message, if it has one of a TCP or UDP packet.
 #[inline(always)]
-fn quote<F: Quoted>(skb: &Skb, network: &Network<F>) -> Option<(Message, Quote<F>)> {
+pub(crate) fn quote<F: Quoted>(skb: &Skb, network: &Network<F>) -> Option<(Message, Quote<F>)> {
     if network.part != Part::Whole {
         return None;
     }
@@ -363,7 +379,7 @@ pub(crate) fn about_answer<F: Quoted>(skb: Skb, work: &mut Work<F>) -> i32 {
 
 /// The key of the quoted packet's opposite direction.
 #[inline(always)]
-fn reversed<F: Quoted>(key: &mut FlowKey<F>, quote: &Quote<F>, scope: u8) {
+pub(crate) fn reversed<F: Quoted>(key: &mut FlowKey<F>, quote: &Quote<F>, scope: u8) {
     key.source = quote.network.destination;
     key.destination = quote.network.source;
     key.source_port = quote.destination_port;
@@ -376,7 +392,7 @@ fn reversed<F: Quoted>(key: &mut FlowKey<F>, quote: &Quote<F>, scope: u8) {
 /// Replaces address and port of one end of the quoted packet. Its transport checksum stays as it is: receivers
 /// cannot check it, as the quote is cut short.
 #[inline(always)]
-fn quoted_end<F: Quoted>(
+pub(crate) fn quoted_end<F: Quoted>(
     skb: &Skb,
     quote: &Quote<F>,
     end: End,

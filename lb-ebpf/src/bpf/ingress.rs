@@ -19,7 +19,6 @@ use crate::door;
 use crate::fast::{self, Hop};
 use crate::forward::{back, to_endpoint};
 use crate::header::{IPV4, IPV6, Network, packet_at, transport};
-use crate::icmp_error;
 use crate::lookup::{address_use, dialled_frontend, now, settings};
 use crate::maps::{TOMBSTONES, Tables};
 use crate::masquerade::{self, Origin, returns};
@@ -35,6 +34,7 @@ use crate::source_range::admitted;
 use crate::target;
 use crate::work::Work;
 use crate::{DROP, NEXT};
+use crate::{icmp_error, icmp_forward};
 
 /// Steps that a function asks its caller to take, so that their stacks do not add up. Far from any action's
 /// number.
@@ -336,11 +336,17 @@ fn has_tombstone<F: Tables>(work: &Work<F>) -> bool {
 
 /// Not TCP or UDP.
 #[inline(always)]
-fn other_protocol<F: Answer + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
+fn other_protocol<F: Answer + Hop + ServiceCidrs, const SCOPE: u8>(skb: Skb) -> i32 {
     let Some(work) = F::work() else {
         return NEXT;
     };
     if work.network.protocol == F::ICMP {
+        if SCOPE == OUTSIDE {
+            let action = icmp_forward::forward::<F>(skb);
+            if action != fast::NO {
+                return action;
+            }
+        }
         let action = icmp_error::from_client::<F, SCOPE>(skb, work);
         if action != icmp_error::NOT_OURS {
             return action;

@@ -20,6 +20,7 @@ mod flow;
 mod forward;
 mod header;
 mod icmp_error;
+mod icmp_forward;
 mod ingress;
 mod lookup;
 mod maps;

@@ -128,7 +128,7 @@ const TAIL: u32 = 8;
 
 /// Time to live and protocol, as one half-word in memory order.
 #[inline(always)]
-fn hop_word(hops: u32, protocol: u8) -> u32 {
+pub(crate) fn hop_word(hops: u32, protocol: u8) -> u32 {
     u32::from(u16::from_ne_bytes([hops as u8, protocol]))
 }
 
