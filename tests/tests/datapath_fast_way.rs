@@ -144,17 +144,21 @@ fn a_packet_larger_than_the_way_out_is_the_stacks() {
     });
 }
 
+/// An endpoint behind a route that takes 1300 bytes.
+fn narrow(net: &Net) -> SocketAddr {
+    let address = if net.is_v4() {
+        "10.4.0.7:8080"
+    } else {
+        "[fd04::7]:8080"
+    };
+    address.parse().expect("an address")
+}
+
 /// Spec E16: a route may take less than its device.
 #[test]
 fn a_packet_larger_than_the_route_takes_is_the_stacks() {
     in_both_families(|node, net| {
-        let narrow: SocketAddr = if net.is_v4() {
-            "10.4.0.7:8080"
-        } else {
-            "[fd04::7]:8080"
-        }
-        .parse()
-        .expect("an address");
+        let narrow = narrow(net);
         let web = udp_service("web", net.family).load_balancer(net.vip);
         node.serve(web.endpoint(narrow));
         let largest = 1300 - 8 - if net.is_v4() { 20 } else { 40 };
@@ -172,13 +176,7 @@ fn a_packet_larger_than_the_route_takes_is_the_stacks() {
 #[test]
 fn fragments_that_might_not_fit_are_the_stacks_together() {
     in_both_families(|node, net| {
-        let narrow: SocketAddr = if net.is_v4() {
-            "10.4.0.7:8080"
-        } else {
-            "[fd04::7]:8080"
-        }
-        .parse()
-        .expect("an address");
+        let narrow = narrow(net);
         let web = udp_service("web", net.family).load_balancer(net.vip);
         node.serve(web.endpoint(narrow));
         for size in [1400, 104] {
