@@ -174,21 +174,27 @@ fn a_packet_larger_than_the_route_takes_is_the_stacks() {
 
 /// Spec E17: a host that tracks connections puts fragments together, so it gets all of a packet or none.
 #[test]
-fn fragments_that_might_not_fit_are_the_stacks_together() {
+fn fragments_whose_first_does_not_fit_are_the_stacks_together() {
     in_both_families(|node, net| {
         let narrow = narrow(net);
         let web = udp_service("web", net.family).load_balancer(net.vip);
         node.serve(web.endpoint(narrow));
-        for size in [1400, 104] {
-            let request = udp(net.outside, net.vip).carrying(&[1; 1500]);
-            let pieces = request.fragments(size);
-            let outcome = node.comes_in(&pieces[0]);
-            let client = SocketAddr::new(net.outside.ip(), outcome.ports().0);
-            let left = request.from(client).to(narrow).fragments(size);
-            outcome.becomes(&left[0]);
-            for (piece, left) in pieces.iter().zip(&left).skip(1) {
-                node.comes_in(piece).becomes(left);
-            }
+        let request = udp(net.outside, net.vip).carrying(&[1; 1500]);
+        let pieces = request.fragments(1400);
+        let outcome = node.comes_in(&pieces[0]);
+        let client = SocketAddr::new(net.outside.ip(), outcome.ports().0);
+        let left = request.clone().from(client).to(narrow).fragments(1400);
+        outcome.becomes(&left[0]);
+        for (piece, left) in pieces.iter().zip(&left).skip(1) {
+            node.comes_in(piece).becomes(left);
+        }
+        // Of the next datagram all fit.
+        let mut request = request;
+        request.identification += 1;
+        let masked = SocketAddr::new(net.node, client.port());
+        let left = request.clone().from(masked).to(narrow).ttl(63);
+        for (piece, left) in request.fragments(104).iter().zip(left.fragments(104)) {
+            node.comes_in(piece).is_sent_out_as(&left);
         }
     });
 }

@@ -1,8 +1,8 @@
 //! The fast way: a packet of a masqueraded flow goes straight to the next hop, past the host's stack.
 //!
 //! Only where nothing is left for the stack to do: there is a route that an ordinary device serves, the packet
-//! fits it, and its TTL allows a hop. Everything else (fragmentation, ICMP errors, tunnels that want metadata)
-//! takes the stack's way, with the same flow. So does all where the operator says so (`--forwarding=stack`), as netfilter's
+//! fits it, and its TTL allows a hop. Everything else (fragmentation, ICMP errors of our own, tunnels that want metadata)
+//! takes the stack's way, with the same flow, and fragments together. So does all where the operator says so (`--forwarding=stack`), as netfilter's
 //! forward hook and IPsec policies see nothing of what goes here.
 
 use core::mem::zeroed;
@@ -11,10 +11,9 @@ use lb_ebpf::abi::settings::STACK_FORWARDS;
 
 use crate::DROP;
 use crate::forward::Route;
-use crate::header::{Network, Part, Wire};
+use crate::header::{Network, Part, Wire, lead_to_stack};
 use crate::icmp_error::Quoted;
 use crate::lookup::settings;
-use crate::maps::DEVICES;
 use crate::packet::{FOUND, Packet};
 use crate::rewrite::{Rewrite, rewrite_and_hop};
 use crate::route_cache::{keep, recall};
@@ -33,6 +32,9 @@ fn way_out<F: Hop, P: Packet>(skb: &P, work: &Work<F>, destination: &F::Addr) ->
     if work.network.hops <= 1 {
         return 0;
     }
+    if work.network.part == Part::Later && work.transport.stacks != 0 {
+        return 0;
+    }
     // As the stack would ask: for a packet whose source is not replaced yet. What the node itself sends has none before
     // there is a route; its loopback address would find no way out.
     let Some(way) = F::way() else { return 0 };
@@ -44,14 +46,6 @@ fn way_out<F: Hop, P: Packet>(skb: &P, work: &Work<F>, destination: &F::Addr) ->
     way.asked.destination = F::read(destination);
     way.asked.device = skb.device();
     way.asked.length = skb.datagram(&work.network);
-    if work.network.part != Part::Whole {
-        // A host that tracks connections puts fragments together: it must get all or none. So all count for as long as the
-        // longest that may have come in here.
-        let mtu = device_mtu(skb.device());
-        if mtu > way.asked.length {
-            way.asked.length = mtu;
-        }
-    }
     way.asked.early = (!P::PASSES_EGRESS).into();
     let manner = recall::<F>();
     if manner != 0 {
@@ -78,16 +72,6 @@ fn way_out<F: Hop, P: Packet>(skb: &P, work: &Work<F>, destination: &F::Addr) ->
         return keep::<F>(manner);
     }
     manner
-}
-
-/// MTU of a device; 0 if that is none of ours. Out of line for the callers' stacks.
-#[inline(never)]
-fn device_mtu(device: u32) -> u32 {
-    match DEVICES.get_ptr(device) {
-        // SAFETY: an element of the table.
-        Some(device) => unsafe { (*device).mtu },
-        None => 0,
-    }
 }
 
 /// Sends a client's packet to its endpoint, or says [`NO`] with the packet untouched.
@@ -150,6 +134,9 @@ fn translate<F: Hop, P: Packet>(
     }
     let manner = way_out(&skb, work, destination.0);
     if manner == 0 {
+        if work.network.part == Part::First {
+            lead_to_stack(&work.network, OUTSIDE);
+        }
         return NO;
     }
     let Some(way) = F::way() else { return NO };

@@ -2,7 +2,7 @@
 
 use lb_ebpf::abi::address::{Address4, Address6};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::fragment::{Fragment, FragmentKey};
+use lb_ebpf::abi::fragment::{Fragment, FragmentKey, STACKS};
 use lb_ebpf::abi::{TCP, UDP, counter};
 
 use crate::lookup::now;
@@ -125,9 +125,8 @@ pub(crate) struct Transport {
     pub(crate) present: bool,
     /// Where in the header its checksum is; 0 without a header.
     pub(crate) checksum: u8,
-    /// Zero: what would be padding.
-    #[expect(dead_code, reason = "it only fills what would be padding")]
-    pub(crate) zero: u8,
+    /// Of a later fragment: 1 if the first one went to the stack.
+    pub(crate) stacks: u8,
 }
 
 /// Where a header's checksum is.
@@ -335,7 +334,7 @@ pub(crate) fn whole_transport<F: Wire, P: Packet>(
                 flags: header.flags,
                 present: true,
                 checksum: TCP_CHECKSUM,
-                zero: 0,
+                stacks: 0,
             })
         }
         UDP => {
@@ -357,7 +356,7 @@ pub(crate) fn whole_transport<F: Wire, P: Packet>(
                 flags: 0,
                 present: true,
                 checksum: UDP_CHECKSUM,
-                zero: 0,
+                stacks: 0,
             })
         }
         _ => None,
@@ -406,23 +405,34 @@ fn later_fragment<F: Wire>(network: &Network<F>, scope: u8) -> Option<Transport>
         flags: 0,
         present: false,
         checksum: 0,
-        zero: 0,
+        stacks: (ports >> 33) as u8 & 1,
     })
 }
 
 /// Tells that ports are known.
 const KNOWN: u64 = 1 << 32;
 
-/// Source and destination port of a later fragment's packet as one number, with [`KNOWN`]; else 0. Out of line for the
+/// Source and destination port of a later fragment's packet as one number, with [`KNOWN`] and behind that a bit for
+/// [`STACKS`]; else 0. Out of line for the
 /// callers' stacks.
 #[inline(never)]
 fn known_ports<F: Wire>(network: &Network<F>, scope: u8) -> u64 {
     let Some(known) = FRAGMENTS.get_ptr(fragment_key(network, scope)) else {
         return 0;
     };
-    // SAFETY: an element of the table; both ports are read in one go.
-    let ports = unsafe { core::ptr::read_volatile(known) };
-    KNOWN | u64::from(ports.source_port) << 16 | u64::from(ports.destination_port)
+    // SAFETY: an element of the table, read in one go.
+    let known = unsafe { core::ptr::read_volatile(known) };
+    let stacks = u64::from(known.seen & STACKS) << 2;
+    KNOWN | stacks | u64::from(known.source_port) << 16 | u64::from(known.destination_port)
+}
+
+/// Makes the later fragments of this first one follow it to the stack. Out of line for the callers' stacks.
+#[inline(never)]
+pub(crate) fn lead_to_stack<F: Wire>(network: &Network<F>, scope: u8) {
+    if let Some(known) = FRAGMENTS.get_ptr_mut(fragment_key(network, scope)) {
+        // SAFETY: an element of the table; reused this instant, it takes another packet's fragments the longer way.
+        unsafe { (*known).seen |= STACKS };
+    }
 }
 
 /// Offset of the network header of a packet with a link-layer header.

@@ -319,7 +319,9 @@ unsafe extern "C" fn fragment(
 ) -> i64 {
     // SAFETY: the kernel calls this with an element of `fragments`, and with our walk.
     unsafe {
-        let age = (*walk).now.saturating_sub((*value).seen);
+        let age = (*walk)
+            .now
+            .saturating_sub((*value).seen & !fragment::STACKS);
         if age <= fragment::LIFETIME {
             return GO_ON;
         }
