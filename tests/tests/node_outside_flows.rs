@@ -152,11 +152,15 @@ in_both_layouts! {
                 served(&client, number)?;
                 for family in FAMILIES {
                     for direction in [Direction::Push, Direction::Pull] {
-                        let direct = client.bulk(pod.socket(family, TARGET), direction, 32)?;
-                        let through = client.bulk(vip(family, number), direction, 32)?;
-                        assert!(through.intact && through.server == pod.name(), "{through:?}");
-                        assert!(through.mebibytes_per_second * 4.0 > direct.mebibytes_per_second,
-                            "{family:?} {direction:?} to {}, offload {offload}: {through:?}, directly {direct:?}", pod.name());
+                        // A way that spoils offloads or checksums is slow every time, a machine that is busy not.
+                        let fast_enough = || -> Result<Option<()>> {
+                            let direct = client.bulk(pod.socket(family, TARGET), direction, 32)?;
+                            let through = client.bulk(vip(family, number), direction, 32)?;
+                            assert!(through.intact && through.server == pod.name(), "{through:?}");
+                            Ok((through.mebibytes_per_second * 4.0 > direct.mebibytes_per_second).then_some(()))
+                        };
+                        let what = format!("{family:?} {direction:?} to {}, offload {offload}, has a quarter of the direct pace", pod.name());
+                        eventually(&what, Duration::from_secs(20), fast_enough)?;
                     }
                 }
             }
