@@ -45,11 +45,6 @@ impl Guards {
         }
     }
 
-    /// No check at all, whatever the run's surroundings are.
-    pub fn none() -> Self {
-        Self::default()
-    }
-
     /// Sets the checks up, before the host has devices.
     pub(crate) fn set(self, namespace: &Namespace) -> Result<()> {
         if let Some(on) = self.bridge_firewall {

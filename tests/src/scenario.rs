@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use lb_agent::snapshot::Family;
 
-use crate::address::FAMILIES;
+use crate::address::{self, FAMILIES};
 use crate::agent::{Agent, SocketLb};
 use crate::cluster::{Builder, Cluster};
 use crate::link::Layout;
@@ -24,6 +24,19 @@ pub const TARGET: u16 = 8080;
 
 /// How long an edited manifest may take to show.
 pub const SOON: Duration = Duration::from_secs(5);
+
+/// A service with a load-balancer address in each family. `number` tells several apart.
+pub fn balanced(number: u8) -> Service {
+    let service = Service::cluster_ip(&format!("s{number}"), number);
+    FAMILIES.into_iter().fold(service, |service, family| {
+        service.load_balancer(address::load_balancer(family, number))
+    })
+}
+
+/// Where it is dialled from outside.
+pub fn vip(family: Family, number: u8) -> SocketAddr {
+    SocketAddr::new(address::load_balancer(family, number), PORT)
+}
 
 /// A way by which traffic is translated, and a network it happens in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

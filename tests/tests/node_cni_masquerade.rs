@@ -13,7 +13,7 @@ use lb_tests::link::Layout;
 use lb_tests::manifests::Service;
 use lb_tests::node::Node;
 use lb_tests::process::output;
-use lb_tests::scenario::{PORT, TARGET, Web, check_transfers};
+use lb_tests::scenario::{PORT, TARGET, Web, balanced, check_transfers, vip};
 use lb_tests::table::{Outcome, Table};
 use lb_tests::traffic::Peer;
 
@@ -37,15 +37,7 @@ table ip6 cni {
 const SLOW: f64 = 10.0;
 
 fn service(number: u8) -> Service {
-    let service =
-        Service::cluster_ip(&format!("s{number}"), number).node_port(30_000 + u16::from(number));
-    FAMILIES.into_iter().fold(service, |service, family| {
-        service.load_balancer(address::load_balancer(family, number))
-    })
-}
-
-fn vip(family: Family, number: u8) -> SocketAddr {
-    SocketAddr::new(address::load_balancer(family, number), PORT)
+    balanced(number).node_port(30_000 + u16::from(number))
 }
 
 fn node_port(node: &Node, family: Family, number: u8) -> SocketAddr {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lb_agent::snapshot::Family;
-use lb_tests::address::{self, FAMILIES};
+use lb_tests::address::FAMILIES;
 use lb_tests::capture::Capture;
 use lb_tests::cluster::Cluster;
 use lb_tests::guards::Guards;
@@ -13,22 +13,14 @@ use lb_tests::in_both_layouts;
 use lb_tests::link::Layout;
 use lb_tests::manifests::Service;
 use lb_tests::peer::protocol::{Direction, Pattern};
-use lb_tests::scenario::{PORT, SOON, TARGET, Web, outlive_agents};
+use lb_tests::scenario::{SOON, TARGET, Web, balanced, outlive_agents, vip};
 use lb_tests::traffic::Peer;
 use lb_tests::wait::eventually;
 
 const NODE_PORT: u16 = 30_001;
 
-fn balanced(number: u8) -> Service {
-    let service =
-        Service::cluster_ip(&format!("s{number}"), number).node_port(30_000 + u16::from(number));
-    FAMILIES.into_iter().fold(service, |service, family| {
-        service.load_balancer(address::load_balancer(family, number))
-    })
-}
-
-fn vip(family: Family, number: u8) -> SocketAddr {
-    SocketAddr::new(address::load_balancer(family, number), PORT)
+fn service(number: u8) -> Service {
+    balanced(number).node_port(30_000 + u16::from(number))
 }
 
 /// Waits until the VIP is served.
@@ -45,8 +37,8 @@ fn served(client: &Peer, number: u8) -> Result<()> {
 fn discover_a_smaller_path(cluster: &Cluster, layout: Layout) -> Result<()> {
     let (near, far) = (cluster.pod(1, 1), cluster.pod(2, 1));
     cluster.route_services_to(1)?;
-    let _near = Web::start_as(cluster, balanced(1), &[near])?;
-    let _far = Web::start_as(cluster, balanced(2), &[far])?;
+    let _near = Web::start_as(cluster, service(1), &[near])?;
+    let _far = Web::start_as(cluster, service(2), &[far])?;
     let client = cluster.client()?;
     for pod in [near, far] {
         for family in FAMILIES {
@@ -76,8 +68,8 @@ in_both_layouts! {
         let cluster = Cluster::builder().layout(layout).build()?;
         for pod in [cluster.pod(1, 1), cluster.pod(2, 1)] {
             cluster.route_services_to(1)?;
-            let _one = Web::start_as(&cluster, balanced(1), &[pod])?;
-            let _two = Web::beside(&cluster, balanced(2), &[pod])?;
+            let _one = Web::start_as(&cluster, service(1), &[pod])?;
+            let _two = Web::beside(&cluster, service(2), &[pod])?;
             let client = cluster.client()?;
             eventually("the endpoint is the one wanted", SOON, || {
                 let found = FAMILIES.iter().all(|&family| [1, 2].into_iter().all(|number| {
@@ -111,8 +103,8 @@ in_both_layouts! {
         let cluster = Cluster::builder().layout(layout).build()?;
         cluster.route_services_to(1)?;
         let (near, far) = (cluster.pod(1, 1), cluster.pod(2, 1));
-        let _near = Web::start_as(&cluster, balanced(1), &[near])?;
-        let _far = Web::start_as(&cluster, balanced(2), &[far])?;
+        let _near = Web::start_as(&cluster, service(1), &[near])?;
+        let _far = Web::start_as(&cluster, service(2), &[far])?;
         let client = cluster.client()?;
         let text = "x".repeat(1_900);
         for number in [1, 2] {
@@ -145,8 +137,8 @@ in_both_layouts! {
             let cluster = Cluster::builder().layout(layout).tx_offload(offload).build()?;
             cluster.route_services_to(1)?;
             let (near, far) = (cluster.pod(1, 1), cluster.pod(2, 1));
-            let _near = Web::start_as(&cluster, balanced(1), &[near])?;
-            let _far = Web::start_as(&cluster, balanced(2), &[far])?;
+            let _near = Web::start_as(&cluster, service(1), &[near])?;
+            let _far = Web::start_as(&cluster, service(2), &[far])?;
             let client = cluster.client()?;
             for (number, pod) in [(1, near), (2, far)] {
                 served(&client, number)?;
@@ -173,7 +165,7 @@ in_both_layouts! {
     fn flows_outlive_the_agent(layout: Layout) {
         let cluster = Cluster::builder().layout(layout).build()?;
         cluster.route_services_to(1)?;
-        let _web = Web::start_as(&cluster, balanced(1), &[cluster.pod(1, 1), cluster.pod(2, 1)])?;
+        let _web = Web::start_as(&cluster, service(1), &[cluster.pod(1, 1), cluster.pod(2, 1)])?;
         let client = cluster.client()?;
         served(&client, 1)?;
         let mut floods = Vec::new();
@@ -196,7 +188,7 @@ in_both_layouts! {
         let cluster = Cluster::builder().layout(layout).build()?;
         cluster.route_services_to(1)?;
         let (near, far) = (cluster.pod(1, 1), cluster.pod(2, 1));
-        let _web = Web::start_as(&cluster, balanced(1), &[near, far])?;
+        let _web = Web::start_as(&cluster, service(1), &[near, far])?;
         let client = cluster.client()?;
         served(&client, 1)?;
         let outside = Capture::start(cluster.outside(), "eth0")?;

@@ -12,9 +12,8 @@ use lb_tests::cluster::Cluster;
 use lb_tests::guards::Guards;
 use lb_tests::in_both_layouts;
 use lb_tests::link::Layout;
-use lb_tests::manifests::Service;
 use lb_tests::overlay::{Overlay, inside};
-use lb_tests::scenario::{PORT, SOON, Web, check_transfers};
+use lb_tests::scenario::{PORT, SOON, Web, balanced, check_transfers, vip};
 use lb_tests::table::{Outcome, Table};
 use lb_tests::traffic::Peer;
 use lb_tests::tun::Tunnel;
@@ -25,17 +24,6 @@ const PATIENCE: Duration = Duration::from_millis(700);
 
 /// MiB/s that any tunnel here carries many times over; a path whose packets are lost for their size carries none.
 const SLOW: f64 = 2.0;
-
-fn service(number: u8) -> Service {
-    let service = Service::cluster_ip(&format!("s{number}"), number);
-    FAMILIES.into_iter().fold(service, |service, family| {
-        service.load_balancer(address::load_balancer(family, number))
-    })
-}
-
-fn vip(family: Family, number: u8) -> SocketAddr {
-    SocketAddr::new(address::load_balancer(family, number), PORT)
-}
 
 /// In IPv6 nobody on the way may cut a datagram: the first ones only teach their sender the size.
 fn large_datagram(client: &Peer, dialled: SocketAddr) -> Result<()> {
@@ -57,13 +45,13 @@ fn through(overlay: Overlay, layout: Layout) -> Result<()> {
     let mut builder = Cluster::builder().layout(layout);
     if overlay == Overlay::VxlanByRoute {
         // The other node gets packets from an address that the tunnel does not lead to, see docs/differences.md.
-        builder = builder.guards(Guards::none());
+        builder = builder.guards(Guards::default());
     }
     let cluster = builder.build()?;
     cluster.route_services_to(1)?;
     let _laid = overlay.lay(&cluster)?;
     let far = cluster.pod(2, 1);
-    let _web = Web::start_as(&cluster, service(1), &[far])?;
+    let _web = Web::start_as(&cluster, balanced(1), &[far])?;
     let (client, pod, node) = (
         cluster.client()?,
         cluster.pod(1, 1).peer()?,
@@ -113,7 +101,7 @@ in_both_layouts! {
         let cluster = Cluster::builder().layout(layout).guards(strict).socket_lb(SocketLb::Off).build()?;
         let _laid = Overlay::Vxlan.lay(&cluster)?;
         let far = cluster.pod(2, 1);
-        let _web = Web::start_as(&cluster, service(1), &[far])?;
+        let _web = Web::start_as(&cluster, balanced(1), &[far])?;
         let node = cluster.node(1).peer()?;
         let mut table = Table::new();
         for family in FAMILIES {
@@ -143,12 +131,12 @@ in_both_layouts! {
         cluster.node(1).wait_attached("tunnel")?;
         let pods = [cluster.pod(1, 2), cluster.pod(2, 1)];
         let _webs = (
-            Web::start_as(&cluster, service(1), &pods)?,
-            Web::beside(&cluster, service(2).external_local(), &pods)?,
-            Web::beside(&cluster, service(3), &[])?,
-            Web::beside(&cluster, service(4).external_local(), &[pods[1]])?,
-            Web::beside(&cluster, service(5), &[pods[0]])?,
-            Web::beside(&cluster, service(6), &[pods[1]])?,
+            Web::start_as(&cluster, balanced(1), &pods)?,
+            Web::beside(&cluster, balanced(2).external_local(), &pods)?,
+            Web::beside(&cluster, balanced(3), &[])?,
+            Web::beside(&cluster, balanced(4).external_local(), &[pods[1]])?,
+            Web::beside(&cluster, balanced(5), &[pods[0]])?,
+            Web::beside(&cluster, balanced(6), &[pods[1]])?,
         );
         let client = cluster.client()?;
         let mut table = Table::new();

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use lb_agent::snapshot::Family;
-use lb_tests::address::{self, FAMILIES};
+use lb_tests::address::FAMILIES;
 use lb_tests::cluster::Cluster;
 use lb_tests::guards::Guards;
 use lb_tests::in_both_layouts;
 use lb_tests::link::Layout;
-use lb_tests::manifests::Service;
-use lb_tests::scenario::{PORT, SOON, Web, check_transfers};
+use lb_tests::scenario::{SOON, Web, balanced, check_transfers, vip};
 use lb_tests::table::{Outcome, Table};
 use lb_tests::traffic::Peer;
 use lb_tests::wait::eventually;
@@ -27,17 +26,6 @@ const PODS: [&str; 4] = [
 
 /// How long a datagram's answer may take.
 const PATIENCE: Duration = Duration::from_millis(700);
-
-fn service(number: u8) -> Service {
-    let service = Service::cluster_ip(&format!("s{number}"), number);
-    FAMILIES.into_iter().fold(service, |service, family| {
-        service.load_balancer(address::load_balancer(family, number))
-    })
-}
-
-fn vip(family: Family, number: u8) -> SocketAddr {
-    SocketAddr::new(address::load_balancer(family, number), PORT)
-}
 
 /// The second wire between the client and node 1: the node is 11, the client 100.
 fn second(family: Family, host: u8) -> IpAddr {
@@ -127,8 +115,8 @@ fn differ_in_the_size_of_packets(cluster: &Cluster, layout: Layout) -> Result<()
             .namespace()
             .ip(&[format!("route add {own}/{length} via {via} dev eth1")])?;
     }
-    let _near = Web::start_as(cluster, service(1), &[near])?;
-    let _far = Web::start_as(cluster, service(2), &[far])?;
+    let _near = Web::start_as(cluster, balanced(1), &[near])?;
+    let _far = Web::start_as(cluster, balanced(2), &[far])?;
     let client = cluster.client()?;
     let mut table = Table::new();
     for family in FAMILIES {
@@ -161,11 +149,11 @@ in_both_layouts! {
     /// goes, and comes again as another device of the same name.
     fn requests_and_answers_take_different_ways(layout: Layout) {
         // Strict checks of sources forbid this kind of network.
-        let cluster = Cluster::builder().layout(layout).guards(Guards::none()).agent_arguments(&PODS).build()?;
+        let cluster = Cluster::builder().layout(layout).guards(Guards::default()).agent_arguments(&PODS).build()?;
         let (near, far) = (cluster.pod(1, 1), cluster.pod(2, 1));
-        let _near = Web::start_as(&cluster, service(1), &[near])?;
-        let _far = Web::start_as(&cluster, service(2), &[far])?;
-        let _local = Web::beside(&cluster, service(3).external_local(), &[near])?;
+        let _near = Web::start_as(&cluster, balanced(1), &[near])?;
+        let _far = Web::start_as(&cluster, balanced(2), &[far])?;
+        let _local = Web::beside(&cluster, balanced(3).external_local(), &[near])?;
         let client = cluster.client()?;
         let rows = |table: &mut Table| {
             for family in FAMILIES {
@@ -197,7 +185,7 @@ in_both_layouts! {
     /// Clients behind a wire of small packets, endpoints with large ones.
     fn sides_differ_in_the_size_of_packets(layout: Layout) {
         // Hosts that track connections put fragments together.
-        for guards in [Guards::none(), Guards::strict()] {
+        for guards in [Guards::default(), Guards::strict()] {
             let cluster = Cluster::builder().layout(layout).guards(guards).agent_arguments(&PODS).build()?;
             differ_in_the_size_of_packets(&cluster, layout)?;
         }

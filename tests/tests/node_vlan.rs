@@ -1,16 +1,13 @@
 //! Tagged frames on an uplink. The kernel takes a frame's tag out before the programs meet it, which fixtures cannot do.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
-use lb_agent::snapshot::Family;
-use lb_tests::address::{self, FAMILIES};
+use lb_tests::address::FAMILIES;
 use lb_tests::cluster::Cluster;
 use lb_tests::in_both_layouts;
-use lb_tests::manifests::Service;
 use lb_tests::object::Tagger;
-use lb_tests::scenario::{PORT, Web, check_transfers};
+use lb_tests::scenario::{SOON, Web, balanced, check_transfers, vip};
 use lb_tests::table::{Outcome, Table};
 
 /// The highest priority of a class of traffic, and no VLAN.
@@ -21,17 +18,6 @@ const ELSEWHERE: u16 = 100;
 /// MiB/s that any path here carries many times over.
 const SLOW: f64 = 10.0;
 
-fn service(number: u8) -> Service {
-    let service = Service::cluster_ip(&format!("s{number}"), number);
-    FAMILIES.into_iter().fold(service, |service, family| {
-        service.load_balancer(address::load_balancer(family, number))
-    })
-}
-
-fn vip(family: Family, number: u8) -> SocketAddr {
-    SocketAddr::new(address::load_balancer(family, number), PORT)
-}
-
 in_both_layouts! {
     /// VLAN 0 is none: the tag tells a priority, and the frame is the untagged device's (IEEE 802.1Q, 9.6).
     fn a_tag_that_is_a_priority_makes_no_difference(layout: Layout) {
@@ -39,9 +25,9 @@ in_both_layouts! {
         cluster.route_services_to(1)?;
         let (near, far) = (cluster.pod(1, 1), cluster.pod(2, 1));
         let _webs = (
-            Web::start_as(&cluster, service(1), &[near])?,
-            Web::start_as(&cluster, service(2), &[far])?,
-            Web::beside(&cluster, service(3), &[])?,
+            Web::start_as(&cluster, balanced(1), &[near])?,
+            Web::start_as(&cluster, balanced(2), &[far])?,
+            Web::beside(&cluster, balanced(3), &[])?,
         );
         let _tagger = Tagger::attach(cluster.outside(), "eth0", PRIORITY)?;
         let client = cluster.client()?;
@@ -68,20 +54,26 @@ in_both_layouts! {
         let cluster = Cluster::builder().layout(layout).build()?;
         cluster.route_services_to(1)?;
         let far = cluster.pod(2, 1);
-        let _web = Web::start_as(&cluster, service(2), &[far])?;
+        let _web = Web::start_as(&cluster, balanced(2), &[far])?;
         let client = cluster.client()?;
         let mut table = Table::new();
         for family in FAMILIES {
             let masked = Outcome::answered([(far.name(), cluster.node(1).address(family))]);
             table.soon("external → VIP", &client, vip(family, 2), &masked);
         }
-        let sockets = FAMILIES.map(|family| (client.udp(vip(family, 2)), vip(family, 2)));
-        let tagger = Tagger::attach(cluster.outside(), "eth0", ELSEWHERE)?;
-        for (socket, to) in &sockets {
-            let socket = socket.as_ref().map_err(|failed| anyhow::anyhow!("{failed}"))?;
-            let answer = socket.ask_for(Some(*to), "tagged", Duration::from_millis(300));
-            ensure!(answer.is_err(), "a frame of another VLAN was answered: {answer:?}");
+        let mut sockets = Vec::new();
+        for family in FAMILIES {
+            sockets.push((client.udp(vip(family, 2))?, vip(family, 2)));
         }
+        let ask = |text: &str, patience| -> Vec<_> {
+            sockets.iter().map(|(socket, to)| socket.ask_for(Some(*to), text, patience)).collect()
+        };
+        let known = ask("without a tag", SOON);
+        ensure!(known.iter().all(Result::is_ok), "{known:?}");
+        let tagger = Tagger::attach(cluster.outside(), "eth0", ELSEWHERE)?;
+        // Also not in a flow that stands.
+        let answers = ask("tagged", Duration::from_millis(300));
+        ensure!(answers.iter().all(Result::is_err), "a frame of another VLAN was answered: {answers:?}");
         for family in FAMILIES {
             table.row("external → VIP, of a VLAN", &client, vip(family, 2), &Outcome::Silent);
         }

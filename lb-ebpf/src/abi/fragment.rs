@@ -28,13 +28,13 @@ pub struct Fragment {
     pub source_port: u16,
     /// Destination port, host order.
     pub destination_port: u16,
-    /// When the first fragment passed, seconds. With [`STACKS`] if that took the stack's way.
+    /// When the first fragment passed, seconds. With [`STACK_WAY`] if that took the stack's way.
     pub seen: u32,
 }
 
 /// The first fragment went to the host's stack, so the others follow: a host that tracks connections puts fragments together
 /// and must get all of them or none. A bit of [`Fragment::seen`].
-pub const STACKS: u32 = 1 << 31;
+pub const STACK_WAY: u32 = 1 << 31;
 
 /// Seconds a fragment record lives, as long as netfilter and the stack keep fragments (`ipfrag_time`).
 pub const LIFETIME: u32 = 30;

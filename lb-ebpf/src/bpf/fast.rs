@@ -2,8 +2,8 @@
 //!
 //! Only where nothing is left for the stack to do: there is a route that an ordinary device serves, the packet
 //! fits it, and its TTL allows a hop. Everything else (fragmentation, ICMP errors of our own, tunnels that want metadata)
-//! takes the stack's way, with the same flow, and fragments together. So does all where the operator says so (`--forwarding=stack`), as netfilter's
-//! forward hook and IPsec policies see nothing of what goes here.
+//! takes the stack's way, with the same flow, and fragments together. So does all where the operator says so
+//! (`--forwarding=stack`), as netfilter's forward hook and IPsec policies see nothing of what goes here.
 
 use core::mem::zeroed;
 use lb_ebpf::abi::flow::{OUTSIDE, OWN_CLIENT};
@@ -32,7 +32,7 @@ fn way_out<F: Hop, P: Packet>(skb: &P, work: &Work<F>, destination: &F::Addr) ->
     if work.network.hops <= 1 {
         return 0;
     }
-    if work.network.part == Part::Later && work.transport.stacks != 0 {
+    if work.network.part == Part::Later && work.transport.stack_way != 0 {
         return 0;
     }
     // As the stack would ask: for a packet whose source is not replaced yet. What the node itself sends has none before

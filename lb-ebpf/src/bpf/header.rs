@@ -2,7 +2,7 @@
 
 use lb_ebpf::abi::address::{Address4, Address6};
 use lb_ebpf::abi::family::{Family, V4, V6};
-use lb_ebpf::abi::fragment::{Fragment, FragmentKey, STACKS};
+use lb_ebpf::abi::fragment::{Fragment, FragmentKey, STACK_WAY};
 use lb_ebpf::abi::{TCP, UDP, counter};
 
 use crate::lookup::now;
@@ -126,7 +126,7 @@ pub(crate) struct Transport {
     /// Where in the header its checksum is; 0 without a header.
     pub(crate) checksum: u8,
     /// Of a later fragment: 1 if the first one went to the stack.
-    pub(crate) stacks: u8,
+    pub(crate) stack_way: u8,
 }
 
 /// Where a header's checksum is.
@@ -334,7 +334,7 @@ pub(crate) fn whole_transport<F: Wire, P: Packet>(
                 flags: header.flags,
                 present: true,
                 checksum: TCP_CHECKSUM,
-                stacks: 0,
+                stack_way: 0,
             })
         }
         UDP => {
@@ -356,7 +356,7 @@ pub(crate) fn whole_transport<F: Wire, P: Packet>(
                 flags: 0,
                 present: true,
                 checksum: UDP_CHECKSUM,
-                stacks: 0,
+                stack_way: 0,
             })
         }
         _ => None,
@@ -405,7 +405,7 @@ fn later_fragment<F: Wire>(network: &Network<F>, scope: u8) -> Option<Transport>
         flags: 0,
         present: false,
         checksum: 0,
-        stacks: (ports >> 33) as u8 & 1,
+        stack_way: (ports >> 33) as u8 & 1,
     })
 }
 
@@ -413,8 +413,7 @@ fn later_fragment<F: Wire>(network: &Network<F>, scope: u8) -> Option<Transport>
 const KNOWN: u64 = 1 << 32;
 
 /// Source and destination port of a later fragment's packet as one number, with [`KNOWN`] and behind that a bit for
-/// [`STACKS`]; else 0. Out of line for the
-/// callers' stacks.
+/// [`STACK_WAY`]; else 0. Out of line for the callers' stacks.
 #[inline(never)]
 fn known_ports<F: Wire>(network: &Network<F>, scope: u8) -> u64 {
     let Some(known) = FRAGMENTS.get_ptr(fragment_key(network, scope)) else {
@@ -422,8 +421,8 @@ fn known_ports<F: Wire>(network: &Network<F>, scope: u8) -> u64 {
     };
     // SAFETY: an element of the table, read in one go.
     let known = unsafe { core::ptr::read_volatile(known) };
-    let stacks = u64::from(known.seen & STACKS) << 2;
-    KNOWN | stacks | u64::from(known.source_port) << 16 | u64::from(known.destination_port)
+    let stack_way = u64::from(known.seen & STACK_WAY) << 2;
+    KNOWN | stack_way | u64::from(known.source_port) << 16 | u64::from(known.destination_port)
 }
 
 /// Makes the later fragments of this first one follow it to the stack. Out of line for the callers' stacks.
@@ -431,7 +430,7 @@ fn known_ports<F: Wire>(network: &Network<F>, scope: u8) -> u64 {
 pub(crate) fn lead_to_stack<F: Wire>(network: &Network<F>, scope: u8) {
     if let Some(known) = FRAGMENTS.get_ptr_mut(fragment_key(network, scope)) {
         // SAFETY: an element of the table; reused this instant, it takes another packet's fragments the longer way.
-        unsafe { (*known).seen |= STACKS };
+        unsafe { (*known).seen |= STACK_WAY };
     }
 }
 

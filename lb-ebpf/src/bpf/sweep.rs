@@ -321,7 +321,7 @@ unsafe extern "C" fn fragment(
     unsafe {
         let age = (*walk)
             .now
-            .saturating_sub((*value).seen & !fragment::STACKS);
+            .saturating_sub((*value).seen & !fragment::STACK_WAY);
         if age <= fragment::LIFETIME {
             return GO_ON;
         }
